@@ -1,0 +1,364 @@
+"""The archive: one SQLite file that holds each case once, and exact search over it.
+
+SQLite is the truth. The matrix that a search scans is derived from it, held in memory, and read anew when the
+archive has changed, in this process or in another.
+"""
+
+import contextlib
+import json
+import sqlite3
+import threading
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from .cases import AttributeValue, Case
+from .descriptor import Layout, Vector, block_weights, cosines, weigh
+from .errors import ArchiveError, InputError
+
+SCHEMA = 1
+_APPLICATION_ID = 0x534B4E52  # "SKNR"
+_CREATE = f"""
+CREATE TABLE meta (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
+CREATE TABLE cases (
+    id INTEGER PRIMARY KEY,
+    case_id TEXT NOT NULL UNIQUE,
+    diagnosis TEXT NOT NULL,
+    "group" TEXT NOT NULL,
+    confirmed_by TEXT NOT NULL,
+    attributes TEXT NOT NULL,
+    image_ref TEXT NOT NULL,
+    image_sha256 TEXT NOT NULL,
+    descriptor BLOB NOT NULL
+);
+PRAGMA application_id = {_APPLICATION_ID};
+PRAGMA user_version = {SCHEMA};
+"""
+_COLUMNS = ("case_id", "diagnosis", "group", "confirmed_by", "attributes", "image_ref", "image_sha256")
+_SELECT = ", ".join(f'"{c}"' for c in _COLUMNS)
+_BUSY_SECONDS = 30.0
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """A case as the archive keeps it, without its descriptor."""
+
+    case_id: str
+    diagnosis: str
+    group: str
+    confirmed_by: str
+    attributes: Mapping[str, AttributeValue]
+    image_ref: str
+    image_sha256: str
+
+    @classmethod
+    def of(cls, case: Case, image_sha256: str) -> "Record":
+        """Return what is kept of a case."""
+        return cls(case.case_id, case.diagnosis, case.group, case.confirmed_by, dict(case.attributes), case.image_ref, image_sha256)
+
+    def row(self) -> tuple[str, ...]:
+        """Return the record as text columns."""
+        attributes = json.dumps(dict(self.attributes), sort_keys=True, ensure_ascii=False)
+        return (self.case_id, self.diagnosis, self.group, self.confirmed_by, attributes, self.image_ref, self.image_sha256)
+
+
+@dataclass(frozen=True, slots=True)
+class Match:
+    """A record, S/3 and its six cosines (local low, mid, high, global low, mid, high)."""
+
+    record: Record
+    score: float
+    cosines: npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True)
+class _Scan:
+    revision: str
+    ids: npt.NDArray[np.int64]  # [N]
+    case_ids: npt.NDArray[np.str_]  # [N]
+    descriptors: Vector  # [N, D]
+
+
+class Archive:
+    """Cases in a SQLite file, bound to the model whose fingerprint it carries. Safe from several threads.
+
+    A file that does not exist is made by the first `add`, not by opening it. Raises ArchiveError for a file
+    that is no archive, is damaged, is of a newer schema, or holds descriptors of another model.
+    """
+
+    def __init__(self, path: str | Path, fingerprint: str, layout: Layout, model: str) -> None:
+        self.path = Path(path)
+        self._fingerprint, self._layout, self._model = fingerprint, layout, model
+        self._lock = threading.RLock()
+        self._connection: sqlite3.Connection | None = None
+        self._scan: _Scan | None = None
+        self._closed = False
+        self._open()
+
+    def __len__(self) -> int:
+        with self._reading() as db:
+            return int(db.execute("SELECT count(*) FROM cases").fetchone()[0]) if db else 0
+
+    def close(self) -> None:
+        """Close the file. A closed archive cannot be used again."""
+        with self._lock:
+            self._closed = True
+            self._scan = None
+            if self._connection:
+                self._connection.close()
+                self._connection = None
+
+    def find(self, case_ids: Collection[str]) -> dict[str, Record]:
+        """Return the records of those of the case ids that are in the archive."""
+        with self._reading() as db:
+            if not db:
+                return {}
+            query = f"SELECT {_SELECT} FROM cases WHERE case_id IN (SELECT value FROM json_each(?))"
+            return {row[0]: _record(row) for row in db.execute(query, (json.dumps(list(case_ids)),))}
+
+    def write(self, records: Sequence[Record], descriptors: Vector) -> None:
+        """Write cases in one transaction, all or none; a case id that is there already is replaced."""
+        if descriptors.shape != (len(records), self._layout.length) or not np.isfinite(descriptors).all():
+            raise InputError(
+                "the descriptors cannot be stored", code="descriptor-shape", found=f"shape {descriptors.shape}",
+                expected=f"{len(records)} x {self._layout.length} finite numbers",
+            )
+        blobs = [d.tobytes() for d in descriptors.astype("<f4")]
+        with self._writing(create=True) as db:
+            db.executemany(
+                f"INSERT OR REPLACE INTO cases ({_SELECT}, descriptor) VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+                [(*record.row(), blob) for record, blob in zip(records, blobs, strict=True)],
+            )
+
+    def remove(self, case_ids: Collection[str]) -> int:
+        """Remove cases, overwriting their bytes in the file; return how many were there."""
+        with self._writing(create=False) as db:
+            cursor = db.execute("DELETE FROM cases WHERE case_id IN (SELECT value FROM json_each(?))", (json.dumps(list(case_ids)),))
+            return cursor.rowcount
+
+    def search(
+        self, query: Vector, k: int, beta: float,
+        where: Mapping[str, Any] | None = None, exclude: Collection[str] = (),
+    ) -> tuple[list[Match], int]:
+        """Return the exact k best cases by S/3, ties by case id, and how many cases the filter let through.
+
+        query : the unit-block descriptor of the query, float32 [D].
+
+        One float32 pass prunes; what lies within that pass's own rounding error of the k-th best is scored
+        again in float64, so that neither the BLAS nor its threads can change the answer.
+        """
+        with self._reading() as db:
+            if not db or not (count := int(db.execute("SELECT count(*) FROM cases").fetchone()[0])):
+                state = "is empty" if db else "does not exist"
+                raise ArchiveError(
+                    f"archive {self.path} {state}", code="archive-empty", expected="cases to search",
+                    cure="add cases with Searcher.add or `skinret index`",
+                )
+            scan = self._scanned(db, count)
+            keep = self._filter(db, scan, where, exclude)
+            order, six = _exact_top(scan, keep, query, k, beta, self._layout)
+            found = {i: r for i, r in self._rows(db, scan.ids[order])}
+            scores = six @ block_weights(beta) / 3
+            matches = [Match(found[int(scan.ids[n])], float(s), c) for n, s, c in zip(order, scores, six, strict=True)]
+            return matches, int(keep.sum())
+
+    def _rows(self, db: sqlite3.Connection, ids: npt.NDArray[np.int64]) -> Iterator[tuple[int, Record]]:
+        query = f"SELECT id, {_SELECT} FROM cases WHERE id IN (SELECT value FROM json_each(?))"
+        for row in db.execute(query, (json.dumps(ids.tolist()),)):
+            yield row[0], _record(row[1:])
+
+    def _scanned(self, db: sqlite3.Connection, count: int) -> _Scan:
+        revision = db.execute("SELECT value FROM meta WHERE name = 'revision'").fetchone()[0]
+        if self._scan is None or self._scan.revision != revision:
+            ids = np.empty(count, np.int64)
+            case_ids: list[str] = []
+            descriptors = np.empty((count, self._layout.length), np.float32)
+            for n, (number, case_id, blob) in enumerate(db.execute("SELECT id, case_id, descriptor FROM cases ORDER BY id")):
+                ids[n] = number
+                case_ids.append(case_id)
+                if len(blob) != 4 * self._layout.length:
+                    raise self._damaged(f"a descriptor of {len(blob)} bytes in case {case_id!r}")
+                descriptors[n] = np.frombuffer(blob, "<f4")
+            self._scan = _Scan(revision, ids, np.array(case_ids), descriptors)
+        return self._scan
+
+    def _filter(
+        self, db: sqlite3.Connection, scan: _Scan, where: Mapping[str, Any] | None, exclude: Collection[str]
+    ) -> npt.NDArray[np.bool_]:
+        keep = np.ones(len(scan.ids), bool)
+        for name, wanted in (where or {}).items():
+            values = list(wanted) if isinstance(wanted, list | tuple | set | frozenset) else [wanted]
+            if not all(isinstance(v, str | int | float) for v in values):
+                raise InputError(
+                    f"the filter on {name!r} cannot be used", code="filter-type",
+                    expected="a str or number, or a list of them", found=repr(wanted),
+                )
+            if name in ("diagnosis", "group", "confirmed_by"):
+                query = f'SELECT id FROM cases WHERE "{name}" IN (SELECT value FROM json_each(?))'
+                rows = db.execute(query, (json.dumps(values),))
+            else:
+                known = [r[0] for r in db.execute("SELECT DISTINCT key FROM cases, json_each(cases.attributes) ORDER BY key")]
+                if name not in known:
+                    raise InputError(
+                        f"no case has the attribute {name!r}", code="filter-unknown", found=repr(name),
+                        expected=f"one of {', '.join(['diagnosis', 'group', 'confirmed_by', *known])}",
+                    )
+                rows = db.execute(
+                    "SELECT id FROM cases WHERE EXISTS (SELECT 1 FROM json_each(cases.attributes) AS a"
+                    " WHERE a.key = ? AND a.value IN (SELECT value FROM json_each(?)))",
+                    (name, json.dumps(values)),
+                )
+            keep &= np.isin(scan.ids, np.fromiter((r[0] for r in rows), np.int64))
+        if exclude:
+            keep &= ~np.isin(scan.case_ids, np.array(list(exclude)))
+        return keep
+
+    # -- the file --
+
+    def _open(self) -> None:
+        """Connect if there is a file to connect to, and check that it is ours."""
+        if self._connection or not self.path.is_file() or not self.path.stat().st_size:
+            return
+        db = self._connect()
+        try:
+            with self._translated():
+                application = db.execute("PRAGMA application_id").fetchone()[0]
+                schema = db.execute("PRAGMA user_version").fetchone()[0]
+                if application != _APPLICATION_ID:
+                    raise ArchiveError(
+                        f"{self.path} is not a skinret archive", code="archive-foreign", expected="a file that `skinret index` made",
+                        found="another SQLite database", cure="check the path",
+                    )
+                if schema > SCHEMA:
+                    raise ArchiveError(
+                        f"archive {self.path} is newer than this package", code="archive-newer", expected=f"schema {SCHEMA} or older",
+                        found=f"schema {schema}", cure="pip install --upgrade skinret-infer",
+                    )
+                meta = dict(db.execute("SELECT name, value FROM meta"))
+            if meta.get("fingerprint") != self._fingerprint:
+                raise ArchiveError(
+                    f"archive {self.path} was written by another model", code="archive-model",
+                    expected=f"{self._model} (fingerprint {self._fingerprint[:12]})",
+                    found=f"{meta.get('model')} (fingerprint {str(meta.get('fingerprint'))[:12]})",
+                    cure="open it with the bundle that wrote it, or index the images again into a new archive",
+                )
+        except BaseException:
+            db.close()
+            raise
+        self._connection = db
+
+    def _connect(self) -> sqlite3.Connection:
+        with self._translated():
+            db = sqlite3.connect(self.path, timeout=_BUSY_SECONDS, isolation_level=None, check_same_thread=False)
+            db.execute("PRAGMA secure_delete = ON")  # a removed case's bytes are overwritten
+            return db
+
+    @contextlib.contextmanager
+    def _reading(self) -> Iterator[sqlite3.Connection | None]:
+        """Give a connection inside one read transaction, or None where there is no file yet."""
+        with self._lock, self._translated():
+            self._check_open()
+            self._open()
+            db = self._connection
+            if db is None:
+                yield None
+                return
+            db.execute("BEGIN")
+            try:
+                yield db
+            finally:
+                db.execute("ROLLBACK")
+
+    @contextlib.contextmanager
+    def _writing(self, *, create: bool) -> Iterator[sqlite3.Connection]:
+        with self._lock, self._translated():
+            self._check_open()
+            self._open()
+            if self._connection is None:
+                if not create:
+                    raise ArchiveError(f"archive {self.path} does not exist", code="archive-empty", cure="check the path")
+                self._connection = self._create()
+            db = self._connection
+            db.execute("BEGIN IMMEDIATE")
+            try:
+                yield db
+                db.execute("UPDATE meta SET value = value + 1 WHERE name = 'revision'")
+                db.execute("COMMIT")
+            except BaseException:
+                if db.in_transaction:
+                    db.execute("ROLLBACK")
+                raise
+
+    def _create(self) -> sqlite3.Connection:
+        """Make the tables in one transaction: a kill leaves an empty file, which counts as none."""
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        db = self._connect()
+        meta = {"fingerprint": self._fingerprint, "model": self._model, "revision": "0"}
+        try:
+            db.execute("BEGIN IMMEDIATE")
+            for statement in filter(str.strip, _CREATE.split(";")):
+                db.execute(statement)
+            db.executemany("INSERT INTO meta VALUES (?, ?)", meta.items())
+            db.execute("COMMIT")
+        except BaseException:
+            db.close()
+            raise
+        return db
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise ArchiveError(f"archive {self.path} is closed", code="archive-closed", cure="open a new Searcher")
+
+    def _damaged(self, found: str) -> ArchiveError:
+        return ArchiveError(
+            f"archive {self.path} is damaged or no archive", code="archive-damaged", expected="a whole SQLite file that `skinret index` made",
+            found=found, cure="restore it from a backup, or index the images again",
+        )
+
+    @contextlib.contextmanager
+    def _translated(self) -> Iterator[None]:
+        """Turn what SQLite raises into an ArchiveError."""
+        try:
+            yield
+        except sqlite3.OperationalError as error:
+            text = str(error)
+            if "locked" in text:
+                raise ArchiveError(
+                    f"archive {self.path} is locked by another writer", code="archive-locked",
+                    expected=f"it to be free within {_BUSY_SECONDS:g} s", cure="wait until the other process has finished",
+                ) from None
+            if "malformed" in text or "no such table" in text or "no such column" in text:
+                raise self._damaged(text) from None
+            raise ArchiveError(
+                f"archive {self.path} cannot be used", code="archive-io", expected="a readable file, and to add, a writable folder with room",
+                found=text, cure="check its permissions and the free disk space",
+            ) from None
+        except sqlite3.DatabaseError as error:
+            raise self._damaged(str(error)) from None
+        except OSError as error:
+            raise ArchiveError(f"archive {self.path} cannot be used", code="archive-io", found=str(error), cure="check the path and its permissions") from None
+
+
+def _record(row: Sequence[Any]) -> Record:
+    return Record(*row[:4], json.loads(row[4]), *row[5:])
+
+
+def _exact_top(
+    scan: _Scan, keep: npt.NDArray[np.bool_], query: Vector, k: int, beta: float, layout: Layout
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]]:
+    """Return the positions of the k best kept cases in order, and their six cosines [k, 6]."""
+    kept = np.flatnonzero(keep)
+    if k < len(kept):
+        weighted = weigh(query, layout, beta)
+        rough = (scan.descriptors @ weighted)[kept]
+        # |fl(x.y) - x.y| <= D u |x||y| for any order of summation (Higham 2002, 3.5); |y| = sqrt(6) for a case.
+        bound = layout.length * 2.0**-24 * float(np.linalg.norm(weighted)) * 6**0.5
+        kth = np.partition(rough, len(kept) - k)[len(kept) - k]
+        kept = kept[rough >= kth - 2.1 * bound]
+    six = cosines(query, scan.descriptors[kept], layout)
+    order = np.lexsort((scan.case_ids[kept], -(six @ block_weights(beta))))[:k]
+    return kept[order], six[order]

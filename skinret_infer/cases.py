@@ -1,0 +1,207 @@
+"""Cases, and the tables they come in: a CASES.csv, or a Derm7pt folder as it was released."""
+
+import csv
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from .errors import InputError
+from .image import ImageSource
+from .text import DERM7PT_PHRASES
+
+AttributeValue = str | int | float | bool
+
+# The three groups of the paper. `bkl` is seborrheic keratosis and melanosis.
+_DERM7PT_OTHERS = {"basal cell carcinoma", "dermatofibroma", "lentigo", "miscellaneous", "vascular lesion"}
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """One confirmed case.
+
+    case_id : the key; unique in an archive.
+    image : a path, bytes, a binary file object, a PIL image or an H x W x 3 uint8 array.
+    diagnosis : in the words of the source; never shown to the model.
+    group : the coarse diagnosis by which retrieval is judged; the diagnosis itself where none is given.
+    confirmed_by : how the diagnosis was confirmed, such as "histopathology"; "unknown" unless the source says.
+    attributes : anything else that is known, such as {"streaks": "irregular"}.
+    image_ref : what the archive remembers of where the image is; the path by default.
+    """
+
+    case_id: str
+    image: ImageSource = field(repr=False)
+    diagnosis: str = ""
+    attributes: Mapping[str, AttributeValue] = field(default_factory=dict)
+    group: str = ""
+    confirmed_by: str = "unknown"
+    image_ref: str = ""
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.case_id, str) or not self.case_id.strip():
+            raise InputError("a case has no id", code="case-id", expected="a str that is not empty", found=repr(self.case_id))
+        for name, value in self.attributes.items():
+            if not isinstance(name, str) or not isinstance(value, str | int | float | bool):
+                raise InputError(
+                    f"case {self.case_id}: attribute {name!r} cannot be kept", code="case-attribute",
+                    expected="a str, number or bool under a str", found=f"a {type(value).__name__}",
+                )
+        if not self.group:
+            object.__setattr__(self, "group", self.diagnosis)
+        if not self.image_ref and isinstance(self.image, str | Path):
+            object.__setattr__(self, "image_ref", str(self.image))
+
+
+@dataclass(frozen=True, slots=True)
+class CaseTable:
+    """The cases of a table in its order, and what a person should know of the reading."""
+
+    cases: list[Case]
+    notes: list[str]
+
+
+def derm7pt_group(diagnosis: str) -> str | None:
+    """Return mel, nevus or bkl, the three groups of the paper, or None for a diagnosis outside them."""
+    if diagnosis.startswith("melanoma"):
+        return "mel"
+    if diagnosis.endswith("nevus"):
+        return "nevus"
+    return "bkl" if diagnosis in ("seborrheic keratosis", "melanosis") else None
+
+
+def read_cases(source: str | Path, images: str | Path | None = None) -> CaseTable:
+    """Read a CASES.csv (columns case_id, image, diagnosis, any more) or a Derm7pt `release_v0` folder.
+
+    Image paths are relative to `images`, by default the table's folder. Columns `group` and `confirmed_by`
+    are taken as such; every other becomes an attribute, an empty cell none. The whole table is checked before
+    anything is returned: InputError names the line, and every missing image file.
+    """
+    source = Path(source)
+    if source.is_dir():
+        return _read_derm7pt(source)
+    columns, rows = _read_csv(source, ("case_id", "image", "diagnosis"))
+    folder = Path(images) if images else source.parent
+    files = _Files(folder)
+    cases, seen = [], dict[str, int]()
+    named = {"case_id", "image", "diagnosis", "group", "confirmed_by"}
+    for line, row in rows:
+        case_id = row["case_id"]
+        if not case_id:
+            raise InputError(f"{source}, line {line}: case_id is empty", code="table-value", expected="a unique id for each case")
+        if case_id in seen:
+            raise InputError(
+                f"{source}, line {line}: case_id {case_id!r} appears twice", code="table-duplicate",
+                expected="each case once", found=f"it first stands in line {seen[case_id]}", cure="remove or rename one",
+            )
+        seen[case_id] = line
+        cases.append(
+            Case(
+                case_id, files.find(row["image"], line), row["diagnosis"], group=row.get("group", ""),
+                confirmed_by=row.get("confirmed_by") or "unknown", image_ref=row["image"],
+                attributes={c: row[c] for c in columns if c not in named and row[c]},
+            )
+        )
+    files.check(source)
+    return CaseTable(cases, [])
+
+
+def read_ids(path: str | Path) -> set[str]:
+    """Read case ids, one a line."""
+    try:
+        return {line.strip() for line in Path(path).read_text("utf-8").splitlines() if line.strip()}
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path} cannot be read", code="table-missing", expected="a text file, one case id a line", found=str(error)) from None
+
+
+def _read_derm7pt(folder: Path) -> CaseTable:
+    root = folder / "release_v0" if (folder / "release_v0").is_dir() else folder
+    meta = root / "meta" / "meta.csv"
+    if not meta.is_file():
+        raise InputError(
+            f"{folder} is not a Derm7pt folder", code="table-missing", expected="meta/meta.csv and images/ in it",
+            found="no meta/meta.csv", cure="name the folder release_v0, or a CASES.csv",
+        )
+    _, rows = _read_csv(meta, ("case_num", "diagnosis", "derm", *DERM7PT_PHRASES))
+    files = _Files(root / "images")
+    cases, left_out = [], Counter[str]()
+    unknown: dict[str, list[int]] = {}
+    for line, row in rows:
+        group = derm7pt_group(row["diagnosis"])
+        if group is None:
+            if row["diagnosis"] in _DERM7PT_OTHERS:
+                left_out[row["diagnosis"]] += 1
+            else:
+                unknown.setdefault(row["diagnosis"], []).append(line)
+            continue
+        attributes = {name: row[name] for name in DERM7PT_PHRASES if row[name]}
+        confirmed = row.get("confirmed_by") or "unknown"
+        cases.append(Case(row["case_num"], files.find(row["derm"], line), row["diagnosis"], attributes, group, confirmed, row["derm"]))
+    if unknown:
+        raise InputError(
+            f"{meta} has diagnoses that Derm7pt does not know", code="table-value", expected="the words of the released table",
+            found="; ".join(f"{name!r} ({len(lines)}, first in line {lines[0]})" for name, lines in unknown.items()),
+            cure="correct them, or make a CASES.csv, which takes any diagnosis",
+        )
+    files.check(meta)
+    notes = []
+    if left_out:
+        listed = ", ".join(f"{name} {n}" for name, n in left_out.most_common())
+        notes.append(f"{sum(left_out.values())} cases outside the groups mel, nevus and bkl left out: {listed}")
+    return CaseTable(cases, notes)
+
+
+def _read_csv(path: Path, needed: tuple[str, ...]) -> tuple[list[str], list[tuple[int, dict[str, str]]]]:
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            reader = csv.DictReader(file, strict=True)
+            columns = list(reader.fieldnames or [])
+            missing = [c for c in needed if c not in columns]
+            if missing:
+                raise InputError(
+                    f"{path}, line 1: columns are missing: {', '.join(missing)}", code="table-columns",
+                    expected=", ".join(needed), found=", ".join(columns) or "an empty file",
+                )
+            rows = []
+            for row in reader:
+                if None in row or None in row.values():
+                    raise InputError(
+                        f"{path}, line {reader.line_num}: the row does not fit the header", code="table-row",
+                        expected=f"{len(columns)} cells", found="more" if None in row else "fewer",
+                    )
+                rows.append((reader.line_num, {c: v.strip() for c, v in row.items()}))
+    except FileNotFoundError:
+        raise InputError(f"{path} does not exist", code="table-missing", expected="a CASES.csv or a Derm7pt folder") from None
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise InputError(f"{path} cannot be read", code="table-unreadable", expected="a CSV file in UTF-8", found=str(error)) from None
+    if not rows:
+        raise InputError(f"{path} has no cases", code="table-empty", expected="a row for each case", found="the header alone")
+    return columns, rows
+
+
+class _Files:
+    """Find image files, whatever the case of their names, and report all that are missing at once."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._missing: list[tuple[int, str]] = []
+        self._folded: dict[str, Path] | None = None
+
+    def find(self, name: str, line: int) -> Path:
+        path = self._folder / name
+        if name and path.is_file():
+            return path
+        if self._folded is None:
+            self._folded = {str(p.relative_to(self._folder)).casefold(): p for p in self._folder.rglob("*") if p.is_file()}
+        found = self._folded.get(str(Path(name)).casefold())
+        if not found:
+            self._missing.append((line, name))
+        return found or path
+
+    def check(self, table: Path) -> None:
+        if self._missing:
+            shown = ", ".join(f"line {line}: {name or '(empty)'}" for line, name in self._missing[:5])
+            more = f" and {len(self._missing) - 5} more" if len(self._missing) > 5 else ""
+            raise InputError(
+                f"{table} names {len(self._missing)} image files that do not exist", code="table-image",
+                expected=f"files below {self._folder}", found=shown + more, cure="correct the names, or name the folder with --images",
+            )

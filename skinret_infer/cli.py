@@ -1,0 +1,207 @@
+"""The command line. It only calls the library: words for a person on stderr, data on stdout."""
+
+import functools
+import importlib.metadata
+import json
+import logging
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, ParamSpec, TypeVar
+
+import click
+
+from . import __version__, doctor, evaluate
+from .cases import read_cases, read_ids
+from .errors import InputError, SkinretError
+from .figure import draw_results
+from .searcher import Searcher
+
+P = ParamSpec("P")
+R = TypeVar("R")
+_PATH = click.Path(path_type=Path)
+
+
+def report_errors(command: Callable[P, R]) -> Callable[P, R]:
+    """Turn a SkinretError into its message on stderr and its exit code."""
+
+    @functools.wraps(command)
+    def wrapped(*args: P.args, **kwargs: P.kwargs) -> R:
+        try:
+            return command(*args, **kwargs)
+        except SkinretError as error:
+            click.echo(f"error: {error}", err=True)
+            for note in getattr(error, "__notes__", ()):
+                click.echo(f"       {note}", err=True)
+            click.echo(f"       [{error.code}]", err=True)
+            sys.exit(error.exit_code)
+
+    return wrapped
+
+
+class _Group(click.Group):
+    """Commands of this package, and those that other packages announce under `skinret.commands`."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return sorted({*super().list_commands(ctx), *(e.name for e in _announced())})
+
+    def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
+        entry = next((e for e in _announced() if e.name == name), None)
+        if entry is None:
+            return super().get_command(ctx, name)
+        try:
+            return entry.load()  # type: ignore[no-any-return]
+        except ModuleNotFoundError as error:
+            missing = error.name
+            return click.Command(name, callback=lambda: _missing(name, missing), short_help="Needs skinret-infer[export].")
+
+
+def _announced() -> importlib.metadata.EntryPoints:
+    return importlib.metadata.entry_points(group="skinret.commands")
+
+
+def _missing(command: str, module: str | None) -> None:
+    click.echo(f'error: `skinret {command}` needs {module}. Run: pip install "skinret-infer[export]"', err=True)
+    sys.exit(4)
+
+
+@click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="skinret")
+def main() -> None:
+    """Find the most similar confirmed cases for a dermoscopy image and a few words.
+
+    The score is a similarity, not a probability, and no diagnosis is predicted.
+    """
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+
+
+_runtime = click.option("--runtime", default="auto", show_default=True, help="auto, onnxruntime-cpu ...; one by name is used or refused.")
+_threads = click.option("--threads", type=click.IntRange(1), help="For the runtime.  [default: the CPUs this process may use]")
+_json = click.option("--json", "as_json", is_flag=True, help="Print JSON on stdout.")
+_beta = click.option("--beta", type=click.FloatRange(0, 1), help="Weight of the local term.  [default: the model's]")
+
+
+@main.command()
+@click.argument("bundle", type=_PATH)
+@click.argument("archive", type=_PATH)
+@click.argument("cases", type=_PATH)
+@click.option("--images", type=_PATH, help="Folder of the images.  [default: the folder of CASES]")
+@click.option("--ids", type=_PATH, help="Index only the case ids in this file, one a line.")
+@click.option("--replace", "duplicate", flag_value="replace", help="Replace a case that is there with other facts.")
+@click.option("--skip", "duplicate", flag_value="skip", help="Leave a case that is there with other facts.")
+@_runtime
+@_threads
+@_json
+@report_errors
+def index(
+    bundle: Path, archive: Path, cases: Path, images: Path | None, ids: Path | None, duplicate: str | None,
+    runtime: str, threads: int | None, as_json: bool,
+) -> None:
+    """Add the cases of CASES to ARCHIVE; a run that was interrupted can simply be run again.
+
+    CASES is a CSV with columns case_id, image, diagnosis and any more, which become attributes, or a Derm7pt
+    release_v0 folder. A case that is there already, unchanged, is left; one with other facts is an error.
+    """
+    table = read_cases(cases, images)
+    for note in table.notes:
+        click.echo(note, err=True)
+    chosen = table.cases
+    if ids:
+        wanted = read_ids(ids)
+        chosen = [case for case in chosen if case.case_id in wanted]
+        _check_ids(wanted, {case.case_id for case in chosen}, cases)
+    with Searcher(bundle, archive, runtime=runtime, threads=threads) as searcher, _progress("indexing", len(chosen)) as bar:
+        report = searcher.add(chosen, on_duplicate=duplicate or "error", progress=lambda done, _: bar.update(done - bar.pos))
+        total = len(searcher)
+    if as_json:
+        click.echo(json.dumps({"added": report.added, "replaced": report.replaced, "unchanged": report.unchanged, "cases": total}))
+    click.echo(f"{report}; {archive} holds {total}", err=True)
+
+
+@main.command()
+@click.argument("bundle", type=_PATH)
+@click.argument("archive", type=_PATH)
+@click.option("--image", required=True, type=_PATH, help="The dermoscopy image.")
+@click.option("--text", help='Findings in English, such as "atypical pigment network"; without, the image alone.')
+@click.option("-k", default=5, show_default=True, type=click.IntRange(1), help="How many hits.")
+@click.option("--where", multiple=True, metavar="NAME=VALUE", help="Only cases with this value; the same name twice: either value.")
+@click.option("--exclude", multiple=True, metavar="CASE_ID", help="A case that may not come back.")
+@click.option("--picture", type=_PATH, help="Draw the query and its hits to this PNG; --images names their folder.")
+@click.option("--images", type=_PATH, default=Path(), help="Folder of the archive's images, for --picture.")
+@_beta
+@_runtime
+@_threads
+@_json
+@report_errors
+def query(
+    bundle: Path, archive: Path, image: Path, text: str | None, k: int, where: tuple[str, ...], exclude: tuple[str, ...],
+    picture: Path | None, images: Path, beta: float | None, runtime: str, threads: int | None, as_json: bool,
+) -> None:
+    """Show the most similar cases of ARCHIVE for an image and a few words."""
+    with Searcher(bundle, archive, runtime=runtime, threads=threads) as searcher:
+        results = searcher.query(image, text, k=k, where=_filters(where), exclude=exclude, beta=beta)
+    if picture:
+        draw_results([(image, results)], images, picture)
+        click.echo(f"{picture} written", err=True)
+    click.echo(json.dumps(results.to_dict(), ensure_ascii=False, indent=2) if as_json else str(results))
+
+
+@main.command("evaluate")
+@click.argument("bundle", type=_PATH)
+@click.argument("archive", type=_PATH)
+@click.argument("cases", type=_PATH)
+@click.option("--images", type=_PATH, help="Folder of the images.  [default: the folder of CASES]")
+@click.option("--ids", type=_PATH, help="Query only with the case ids in this file, one a line.")
+@_beta
+@_runtime
+@_threads
+@_json
+@report_errors
+def evaluate_command(
+    bundle: Path, archive: Path, cases: Path, images: Path | None, ids: Path | None, beta: float | None,
+    runtime: str, threads: int | None, as_json: bool,
+) -> None:
+    """Query ARCHIVE with every case of CASES and report mAP and Acc@K, by image and words and by image alone.
+
+    A hit is right if its group is the query's. A query never finds itself: its own case id is excluded.
+    """
+    table = read_cases(cases, images)
+    wanted = read_ids(ids) if ids else {case.case_id for case in table.cases}
+    chosen = [case for case in table.cases if case.case_id in wanted]
+    _check_ids(wanted, {case.case_id for case in chosen}, cases)
+    with Searcher(bundle, archive, runtime=runtime, threads=threads) as searcher, _progress("queries", len(chosen)) as bar:
+        report = evaluate.evaluate(searcher, chosen, beta=beta, progress=lambda done, _: bar.update(done - bar.pos))
+    click.echo(json.dumps(report, indent=2) if as_json else evaluate.table(report))
+
+
+@main.command("doctor")
+@click.argument("bundle", type=_PATH, required=False)
+@_json
+@report_errors
+def doctor_command(bundle: Path | None, as_json: bool) -> None:
+    """Say what is installed, what runs, and whether BUNDLE is whole and answers."""
+    report = doctor.examine(bundle)
+    click.echo(json.dumps(report, indent=2) if as_json else doctor.describe(report))
+    if not report["healthy"]:
+        sys.exit(4)
+
+
+def _progress(label: str, length: int) -> Any:
+    return click.progressbar(length=length, label=label, file=sys.stderr, hidden=not sys.stderr.isatty())
+
+
+def _filters(where: tuple[str, ...]) -> dict[str, list[str]]:
+    filters: dict[str, list[str]] = {}
+    for item in where:
+        name, equals, value = item.partition("=")
+        if not equals:
+            raise click.BadParameter(f"{item!r} is not NAME=VALUE", param_hint="--where")
+        filters.setdefault(name, []).append(value)
+    return filters
+
+
+def _check_ids(wanted: set[str], found: set[str], table: Path) -> None:
+    if unknown := sorted(wanted - found):
+        raise InputError(
+            f"{len(unknown)} of the ids are not in {table}", code="ids-unknown", expected="case ids of the table", found=", ".join(unknown[:5])
+        )

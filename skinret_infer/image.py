@@ -1,0 +1,186 @@
+"""Read an image as a hospital has it, and prepare it as the model was trained on it."""
+
+import hashlib
+import io
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any, TypeAlias, cast
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from .errors import InputError
+
+Pixels: TypeAlias = npt.NDArray[np.uint8]
+ImageSource: TypeAlias = str | Path | bytes | IO[bytes] | Image.Image | Pixels
+
+MAX_PIXELS = 64_000_000  # above any camera's dermoscopy picture, below what a decompression bomb needs
+MIN_SIDE = 32  # fewer pixels than that show no dermoscopic structure
+FORMATS = ("JPEG", "MPO", "PNG", "TIFF", "BMP", "WEBP")
+_CURE = f"give a {', '.join(FORMATS[:1] + FORMATS[2:])} file that an image viewer opens"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ImageRecipe:
+    """How pixels become the input of the visual encoder. Written in the manifest; training uses the same code."""
+
+    size: int = 224  # the side of the square that the encoder sees, in pixels
+    fit: str = "crop"  # "crop": the central square; "squash": the whole picture, its aspect ratio given up
+    resample: str = "bicubic"  # Pillow's antialiased filter of that name
+    orientation: str = "exif"  # the EXIF orientation is honoured
+    decode: str = "rgb8"  # 8-bit RGB; alpha over white, 16 bit scaled down, CMYK and palette converted
+
+    def __post_init__(self) -> None:
+        allowed = {"fit": ("crop", "squash"), "resample": ("bicubic", "bilinear"), "orientation": ("exif",), "decode": ("rgb8",)}
+        for name, values in allowed.items():
+            if getattr(self, name) not in values:
+                raise InputError(
+                    f"image recipe: {name} cannot be used", code="recipe-unknown",
+                    expected=" or ".join(values), found=repr(getattr(self, name)), cure="update skinret-infer",
+                )
+
+
+def decode(source: ImageSource, *, max_pixels: int = MAX_PIXELS) -> Pixels:
+    """Decode an image to H x W x 3 uint8 RGB, upright.
+
+    `source` is a path, the bytes of a file, a binary file object, a PIL image or an H x W x 3 uint8 array.
+    Alpha is laid over white, 16-bit grey is scaled to 8 bits, CMYK and palettes are converted, the EXIF
+    orientation is applied. Raises InputError for anything that is not a whole image of a usable size.
+    """
+    if isinstance(source, np.ndarray):
+        return _check_array(source)
+    if isinstance(source, Image.Image):
+        return _pixels(source, "the PIL image", max_pixels)
+    name, stream = _open(source)
+    try:
+        with Image.open(stream, formats=FORMATS) as image:
+            return _pixels(image, name, max_pixels)
+    except UnidentifiedImageError:
+        raise InputError(
+            f"{name} is not an image", code="image-unreadable", expected=f"one of {', '.join(FORMATS)}",
+            found=_looks_like(stream), cure=_CURE,
+        ) from None
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
+        raise _too_large(name, max_pixels, "far more") from None
+
+
+def prepare(pixels: Pixels, recipe: ImageRecipe) -> Pixels:
+    """Resize H x W x 3 uint8 pixels to the S x S x 3 square of the recipe."""
+    height, width, _ = pixels.shape
+    box = None
+    if recipe.fit == "crop":
+        side = min(height, width)
+        left, top = (width - side) / 2, (height - side) / 2
+        box = (left, top, left + side, top + side)
+    resample = Image.Resampling[recipe.resample.upper()]
+    return np.asarray(Image.fromarray(pixels).resize((recipe.size, recipe.size), resample, box=box))
+
+
+def digest(pixels: Pixels) -> str:
+    """Return the SHA-256 of a picture: of its shape and its decoded RGB bytes, whatever file held them."""
+    sha = hashlib.sha256(np.asarray(pixels.shape, np.int64).tobytes())
+    sha.update(np.ascontiguousarray(pixels).data)
+    return sha.hexdigest()
+
+
+def _open(source: str | Path | bytes | IO[bytes]) -> tuple[str, IO[bytes]]:
+    if isinstance(source, bytes):
+        name, data = "the image bytes", source
+    elif isinstance(source, str | Path):
+        path = Path(source)
+        name = str(path)
+        try:
+            data = path.read_bytes()
+        except FileNotFoundError:
+            raise InputError(f"image file {name} does not exist", code="image-missing", cure="check the path") from None
+        except OSError as error:
+            raise InputError(
+                f"image file {name} cannot be read", code="image-missing",
+                expected="a readable file", found=error.strerror or str(error), cure="check the path and its permissions",
+            ) from None
+    elif hasattr(source, "read"):
+        name, data = "the image file object", source.read()
+        if not isinstance(data, bytes):
+            raise InputError(f"{name} gives text", code="image-type", expected="bytes", cure='open it with mode "rb"')
+    else:
+        raise InputError(
+            "the image cannot be used", code="image-type", found=f"a {type(source).__name__}",
+            expected="a path, bytes, a binary file object, a PIL image or an H x W x 3 uint8 array",
+        )
+    if not data:
+        raise InputError(f"{name} is empty", code="image-empty", expected="an image", found="0 bytes", cure=_CURE)
+    return name, io.BytesIO(data)
+
+
+def _looks_like(stream: IO[bytes]) -> str:
+    stream.seek(0)
+    head = stream.read(132)
+    if head[128:] == b"DICM":
+        return "a DICOM object, which this version does not read"
+    return f"a file that begins with {head[:8]!r}"
+
+
+def _too_large(name: str, max_pixels: int, found: str) -> InputError:
+    return InputError(
+        f"{name} has too many pixels", code="image-too-large", expected=f"at most {max_pixels / 1e6:g} megapixels",
+        found=found, cure="scale it down before the query: the model sees a few hundred pixels a side",
+    )
+
+
+def _check_size(width: int, height: int, name: str, max_pixels: int) -> None:
+    if width * height > max_pixels:
+        raise _too_large(name, max_pixels, f"{width} x {height} = {width * height / 1e6:.1f} megapixels")
+    if min(width, height) < MIN_SIDE:
+        raise InputError(
+            f"{name} is too small to show a lesion", code="image-too-small",
+            expected=f"at least {MIN_SIDE} pixels a side", found=f"{width} x {height}", cure="give the original image",
+        )
+
+
+def _pixels(image: Image.Image, name: str, max_pixels: int) -> Pixels:
+    _check_size(*image.size, name, max_pixels)
+    try:
+        image.load()
+        upright = ImageOps.exif_transpose(image)
+    except MemoryError:
+        raise
+    except Exception as error:  # Pillow's decoders raise OSError, SyntaxError, ValueError, struct.error and more
+        raise InputError(
+            f"{name} is damaged or cut short", code="image-truncated", expected="a whole image",
+            found=str(error) or type(error).__name__, cure="copy the file again from its source",
+        ) from None
+    return np.asarray(_to_rgb(upright, name))
+
+
+def _to_rgb(image: Image.Image, name: str) -> Image.Image:
+    if image.mode == "RGB":
+        return image
+    if image.mode == "F":
+        raise InputError(
+            f"{name} has floating-point pixels", code="image-mode", expected="8 or 16 bits a channel",
+            cure="save it with 8 bits a channel",
+        )
+    if image.mode.startswith("I"):  # 16-bit grey; mode I holds the same numbers in 32 bits
+        grey = np.asarray(image).astype(np.int64)
+        if grey.min() < 0 or grey.max() > 65535:
+            raise InputError(
+                f"{name} has more than 16 bits a channel", code="image-mode", expected="values of 0 to 65535",
+                found=f"{grey.min()} to {grey.max()}", cure="save it with 8 bits a channel",
+            )
+        return Image.fromarray((grey // 257).astype(np.uint8)).convert("RGB")
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        white = Image.new("RGBA", image.size, "white")
+        return Image.alpha_composite(white, image).convert("RGB")
+    return image.convert("RGB")
+
+
+def _check_array(array: npt.NDArray[Any]) -> Pixels:
+    if array.dtype != np.uint8 or array.ndim != 3 or array.shape[2] != 3:
+        raise InputError(
+            "the image array cannot be used", code="image-type", expected="H x W x 3 of uint8, RGB",
+            found=f"{' x '.join(map(str, array.shape))} of {array.dtype}", cure="convert it, or pass a PIL image",
+        )
+    _check_size(array.shape[1], array.shape[0], "the image array", MAX_PIXELS)
+    return cast(Pixels, array)

@@ -1,0 +1,68 @@
+"""What a query gives back: hits, best first, and what ran to find them."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from .cases import AttributeValue
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Hit:
+    """One case of the archive, and how it compares with the query.
+
+    score : S/3, in [-1, 1]. A similarity, never a probability; beta * local + (1 - beta) * global_.
+    local, global_ : the means of the three local and of the three global cosines.
+    cosines : all six, such as {"local_low": 0.81, ...}.
+    """
+
+    rank: int
+    case_id: str
+    score: float
+    local: float
+    global_: float
+    cosines: Mapping[str, float]
+    diagnosis: str
+    group: str
+    confirmed_by: str
+    attributes: Mapping[str, AttributeValue]
+    image_ref: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Results:
+    """The hits of one query, best first, ties by case id."""
+
+    hits: tuple[Hit, ...]
+    text: str  # the words as they were read; "" for a query by image alone
+    k: int
+    beta: float
+    searched: int  # cases that the filter let through
+    runtime: str  # what ran, such as "onnxruntime-cpu"
+    model: str
+    timings_ms: Mapping[str, float]
+    warnings: tuple[str, ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.hits)
+
+    def __iter__(self) -> Iterator[Hit]:
+        return iter(self.hits)
+
+    def __getitem__(self, index: int) -> Hit:
+        return self.hits[index]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values only, ready for json.dumps."""
+        return asdict(self)
+
+    def __str__(self) -> str:
+        rows = [("rank", "case", "score", "local", "global", "diagnosis", "confirmed by")]
+        for h in self.hits:
+            rows.append((str(h.rank), h.case_id, f"{h.score:.4f}", f"{h.local:.4f}", f"{h.global_:.4f}", h.diagnosis, h.confirmed_by))
+        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        lines = ["  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows]
+        lines += [f"warning: {w}" for w in self.warnings]
+        total = self.timings_ms.get("total", 0.0)
+        lines.append(f"{len(self)} of {self.searched} cases, {total:.0f} ms on {self.runtime}. Score: similarity, not probability.")
+        return "\n".join(lines)

@@ -1,0 +1,250 @@
+"""The door of the package: open a bundle and an archive, add cases, ask for the most similar ones."""
+
+import time
+from collections import defaultdict
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+
+from .archive import Archive, Match, Record
+from .bundle import Bundle
+from .cases import Case
+from .descriptor import LEVELS, Vector, check_beta
+from .engines import Array, open_engine
+from .errors import ArchiveError, InputError, SkinretError
+from .image import ImageSource, Pixels, decode, digest, prepare
+from .results import Hit, Results
+from .text import TextEncoderInput, check_text
+
+BATCH = 8  # images encoded at once, and cases written in one transaction
+COSINES = tuple(f"{term}_{level}" for term in ("local", "global") for level in LEVELS)
+
+Progress = Callable[[int, int], None]
+Where = Mapping[str, Any]
+
+
+@dataclass(slots=True)
+class Added:
+    """What `add` did: case ids that are new, that replaced one, and that were there already, unchanged."""
+
+    added: list[str] = field(default_factory=list)
+    replaced: list[str] = field(default_factory=list)
+    unchanged: list[str] = field(default_factory=list)
+
+    def __str__(self) -> str:
+        return f"{len(self.added)} cases added, {len(self.replaced)} replaced, {len(self.unchanged)} there already"
+
+
+class Searcher:
+    """Find the most similar confirmed cases of an archive for an image and a few words.
+
+    bundle : the folder that skinret-export made; every file is checked against its hash.
+    archive : the path of the archive; the first `add` makes it.
+    runtime : "auto", or one by name, which is then used or refused, never exchanged.
+    threads : for the runtime; None takes as many as the process may use.
+
+    Safe to call from several threads. Raises BundleError, ArchiveError, RuntimeUnavailable.
+    """
+
+    def __init__(self, bundle: str | Path, archive: str | Path, *, runtime: str = "auto", threads: int | None = None) -> None:
+        self._bundle = Bundle.load(bundle)
+        self.manifest = manifest = self._bundle.manifest
+        self._tokenize = TextEncoderInput(self._bundle.tokenizer(), manifest.text)
+        self._model = f"{manifest.model} {manifest.version}"
+        self._archive = Archive(archive, manifest.fingerprint, manifest.layout, self._model)
+        self._engine = open_engine(self._bundle, runtime, threads)
+
+    @property
+    def runtime(self) -> str:
+        """The runtime that runs, such as "onnxruntime-cpu"."""
+        return self._engine.name
+
+    def __len__(self) -> int:
+        return len(self._archive)
+
+    def __repr__(self) -> str:
+        return f"Searcher({self._model}, {self._archive.path}, {self.runtime})"
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the archive."""
+        self._archive.close()
+
+    def warmup(self) -> None:
+        """Run every graph once, so that the first query is as fast as the next."""
+        size = self.manifest.image.size
+        self._describe([np.zeros((size, size, 3), np.uint8)], ["lesion"])
+
+    def add(self, cases: Iterable[Case], *, on_duplicate: str = "error", progress: Progress | None = None) -> Added:
+        """Encode cases and write them to the archive, all or none of a batch of eight at a time.
+
+        A case that is there already with the same picture and facts is left as it is, so that a call that was
+        interrupted can simply be made again. One that is there with others follows `on_duplicate`: "error",
+        "skip" or "replace". `progress(done, total)` is called after each batch.
+
+        Raises InputError for an unusable image or a duplicate; what was added before it stays added.
+        """
+        if on_duplicate not in ("error", "skip", "replace"):
+            raise InputError("on_duplicate cannot be used", code="option", expected="error, skip or replace", found=repr(on_duplicate))
+        cases = list(cases)
+        _check_unique(cases)
+        report = Added()
+        for start in range(0, len(cases), BATCH):
+            batch = cases[start : start + BATCH]
+            try:
+                self._add_batch(batch, on_duplicate, report)
+            except SkinretError as error:
+                if done := len(report.added) + len(report.replaced):
+                    error.add_note(f"{done} cases before it were added and stay; the call can be made again.")
+                raise
+            if progress:
+                progress(start + len(batch), len(cases))
+        return report
+
+    def remove(self, case_ids: Collection[str]) -> int:
+        """Remove cases from the archive, their bytes with them; return how many were there."""
+        if isinstance(case_ids, str):
+            raise InputError("case_ids cannot be used", code="option", expected="a list of ids", found="a single str")
+        return self._archive.remove(case_ids)
+
+    def query(
+        self, image: ImageSource, text: str | None = None, *, k: int = 10, where: Where | None = None,
+        exclude: Collection[str] = (), beta: float | None = None,
+    ) -> Results:
+        """Return the k most similar cases for a dermoscopy image and, if given, a few words.
+
+        image : a path, bytes, a binary file object, a PIL image or an H x W x 3 uint8 array.
+        text : findings in English, such as "atypical pigment network"; None or "" searches by image alone.
+        k : how many hits; fewer come back if the archive or the filter has fewer.
+        where : only cases whose field or attribute has this value, or one of these, such as
+            {"diagnosis": ["melanoma", "nevus"], "sex": "female"}.
+        exclude : case ids that may not come back, such as the patient's own.
+        beta : the weight of the local term (Eq. 9), 0 to 1; None takes the model's.
+
+        Raises InputError, ArchiveError.
+        """
+        return self.query_batch([(image, text)], k=k, where=where, exclude=exclude, beta=beta)[0]
+
+    def query_batch(
+        self, queries: Sequence[tuple[ImageSource, str | None]], *, k: int = 10, where: Where | None = None,
+        exclude: Collection[str] = (), beta: float | None = None,
+    ) -> list[Results]:
+        """Answer many queries, encoding eight at a time. The scores are those of `query`, to rounding."""
+        if isinstance(k, bool) or not isinstance(k, int | np.integer) or k < 1:
+            raise InputError("k cannot be used", code="k-range", expected="an int of at least 1", found=repr(k))
+        if isinstance(exclude, str):
+            raise InputError("exclude cannot be used", code="option", expected="a list of case ids", found="a single str")
+        weight = self.manifest.beta if beta is None else check_beta(beta)
+        results: list[Results] = []
+        for start in range(0, len(queries), BATCH):
+            chunk = queries[start : start + BATCH]
+            began = time.perf_counter()
+            texts = [check_text(text, self.manifest.text) for _, text in chunk]
+            pixels = [prepare(decode(image), self.manifest.image) for image, _ in chunk]
+            timings = {"image": (time.perf_counter() - began) * 1e3}
+            descriptors, warnings = self._describe(pixels, texts, timings)
+            shared = {name: ms / len(chunk) for name, ms in timings.items()}
+            for text, descriptor, warned in zip(texts, descriptors, warnings, strict=True):
+                searching = time.perf_counter()
+                matches, searched = self._archive.search(descriptor, int(k), weight, where, exclude)
+                spent = shared | {"search": (time.perf_counter() - searching) * 1e3}
+                results.append(
+                    Results(
+                        hits=tuple(_hit(rank, match) for rank, match in enumerate(matches, 1)), text=text, k=int(k), beta=weight,
+                        searched=searched, runtime=self.runtime, model=self._model, warnings=tuple(warned),
+                        timings_ms={name: round(ms, 3) for name, ms in (spent | {"total": sum(spent.values())}).items()},
+                    )
+                )
+        return results
+
+    def describe(self, image: ImageSource, text: str | None = None) -> Vector:
+        """Return the descriptor of a query, or without text of a case: float32 [D], six unit blocks."""
+        pixels = prepare(decode(image), self.manifest.image)
+        return self._describe([pixels], [check_text(text, self.manifest.text)])[0][0]
+
+    def _add_batch(self, batch: Sequence[Case], on_duplicate: str, report: Added) -> None:
+        there = self._archive.find([case.case_id for case in batch])
+        records: list[Record] = []
+        pixels: list[Pixels] = []
+        for case in batch:
+            try:
+                picture = decode(case.image)
+            except InputError as error:
+                error.add_note(f"This is the image of case {case.case_id!r}.")
+                raise
+            record = Record.of(case, digest(picture))
+            old = there.get(case.case_id)
+            if old == record or (old and on_duplicate == "skip"):
+                report.unchanged.append(case.case_id)
+                continue
+            if old and on_duplicate == "error":
+                raise _changed(old, record)
+            records.append(record)
+            pixels.append(prepare(picture, self.manifest.image))
+        if records:
+            self._archive.write(records, self._describe(pixels, [""] * len(pixels))[0])
+            for record in records:
+                (report.replaced if record.case_id in there else report.added).append(record.case_id)
+
+    def _describe(
+        self, pixels: Sequence[Pixels], texts: Sequence[str], timings: dict[str, float] | None = None
+    ) -> tuple[Vector, list[list[str]]]:
+        """Return descriptors [B, D] and warnings; rows without text skip the text encoder and the composer."""
+        spent: dict[str, float] = defaultdict(float)
+
+        def run(graph: str, feeds: dict[str, Array], outputs: Sequence[str]) -> dict[str, Array]:
+            began = time.perf_counter()
+            values = self._engine.run(graph, feeds, outputs)
+            spent[graph] += (time.perf_counter() - began) * 1e3
+            return dict(zip(outputs, values, strict=True))
+
+        maps = run("visual_encoder", {"pixels": np.stack(pixels)}, LEVELS)
+        warnings: list[list[str]] = [[] for _ in texts]
+        worded = [n for n, text in enumerate(texts) if text]
+        if worded:
+            ids, mask, warned = self._tokenize([texts[n] for n in worded])
+            words = run("text_encoder", {"input_ids": ids, "attention_mask": mask}, ["tokens"])
+            composed = run("composer", {name: maps[name][worded] for name in LEVELS} | words | {"attention_mask": mask}, LEVELS)
+            maps = {name: maps[name].copy() for name in LEVELS}
+            for name in LEVELS:
+                maps[name][worded] = composed[name]
+            for n, w in zip(worded, warned, strict=True):
+                warnings[n] = w
+        descriptors = run("similarity_head", maps, ["descriptor"])["descriptor"]
+        if timings is not None:
+            timings.update(spent)
+        return descriptors, warnings
+
+
+def _hit(rank: int, match: Match) -> Hit:
+    record, six = match.record, match.cosines
+    return Hit(
+        rank=rank, case_id=record.case_id, score=match.score, local=float(six[:3].mean()), global_=float(six[3:].mean()),
+        cosines=dict(zip(COSINES, map(float, six), strict=True)), diagnosis=record.diagnosis, group=record.group,
+        confirmed_by=record.confirmed_by, attributes=record.attributes, image_ref=record.image_ref,
+    )
+
+
+def _check_unique(cases: Sequence[Case]) -> None:
+    seen: set[str] = set()
+    for case in cases:
+        if case.case_id in seen:
+            raise InputError(f"case id {case.case_id!r} is given twice", code="case-duplicate", expected="each case once", cure="remove or rename one; nothing was added")
+        seen.add(case.case_id)
+
+
+def _changed(old: Record, new: Record) -> ArchiveError:
+    differs = [name for name in Record.__dataclass_fields__ if getattr(old, name) != getattr(new, name)]
+    return ArchiveError(
+        f"case {new.case_id!r} is in the archive already, with other facts", code="case-duplicate", expected="a new case id, or the same facts",
+        found=f"another {', '.join(differs)}", cure='pass on_duplicate="replace" (--replace) to replace it, or "skip" (--skip) to keep the old one',
+    )

@@ -1,0 +1,72 @@
+"""ckpt.pt: tensors and plain values only, so that it loads with weights_only=True."""
+
+import pickle
+import zipfile
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from skinret_infer.errors import InputError, SkinretError
+from skinret_infer.files import whole_file
+from skinret_infer.image import ImageRecipe
+from skinret_infer.text import TextRecipe
+
+from .model import ModelConfig, Skinret
+
+FORMAT = "skinret-checkpoint-1"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Checkpoint:
+    """A trained model with all that export needs; no hub is asked again."""
+
+    config: ModelConfig
+    image: ImageRecipe
+    text: TextRecipe
+    tokenizer: str  # the text of tokenizer.json
+    state: Mapping[str, torch.Tensor]
+    name: str
+    version: str
+    origin: Mapping[str, Any] = field(default_factory=dict)
+    metrics: Mapping[str, Any] = field(default_factory=dict)
+
+    def model(self) -> Skinret:
+        """Build the model with its weights, in evaluation mode."""
+        model = Skinret(self.config)
+        model.load_state_dict(self.state)
+        return model.eval()
+
+    def save(self, path: str | Path) -> None:
+        """Write the file whole."""
+        plain = {name: getattr(self, name) for name in ("tokenizer", "name", "version", "origin", "metrics")}
+        tensors = {k: v.detach().cpu().contiguous() for k, v in self.state.items()}
+        recipes = {"config": self.config.to_dict(), "image": asdict(self.image), "text": asdict(self.text)}
+        with whole_file(path) as temporary:
+            torch.save({"format": FORMAT, "state": tensors, **recipes, **plain}, temporary)
+
+    @classmethod
+    def load(cls, path: str | Path) -> "Checkpoint":
+        """Read what save wrote. Raises InputError for anything else."""
+        path = Path(path)
+        try:
+            data = torch.load(path, map_location="cpu", weights_only=True)
+            if not isinstance(data, dict) or data.pop("format", None) != FORMAT:
+                raise ValueError("another kind of file, or of another version")
+            recipes = {
+                "config": ModelConfig.from_dict(data.pop("config")),
+                "image": ImageRecipe(**data.pop("image")),
+                "text": TextRecipe(**data.pop("text")),
+            }
+            return cls(**recipes, **data)
+        except FileNotFoundError:
+            raise InputError(f"checkpoint {path} does not exist", code="checkpoint-missing", cure="check the path") from None
+        except SkinretError:
+            raise
+        except (OSError, ValueError, KeyError, TypeError, EOFError, RuntimeError, pickle.UnpicklingError, zipfile.BadZipFile) as error:
+            raise InputError(
+                f"{path} is not a skinret checkpoint", code="checkpoint-format", expected="a file that skinret-train wrote",
+                found=(str(error).splitlines() or [type(error).__name__])[0], cure="train again, or give the right file",
+            ) from None

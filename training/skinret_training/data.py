@@ -1,0 +1,218 @@
+"""A Derm7pt-style folder as arrays, its folds, and the frozen maps and tokens that are computed once and kept."""
+
+import hashlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from sklearn.model_selection import StratifiedKFold, train_test_split
+from tqdm.auto import tqdm
+
+from skinret_infer.cases import CaseTable
+from skinret_infer.errors import InputError
+from skinret_infer.files import whole_file
+from skinret_infer.image import ImageRecipe, Pixels, decode, prepare
+from skinret_infer.text import TextEncoderInput, TextRecipe, Tokens, phrases_of
+
+from .model import Maps, Skinret
+
+Indices = npt.NDArray[np.int64]
+SYMMETRIES = (1, 2, 4, 8)
+
+
+@dataclass(frozen=True, slots=True)
+class Dataset:
+    """N cases, prepared as the bundle will prepare them."""
+
+    case_ids: list[str]
+    groups: list[str]
+    labels: Indices  # [N], the index of the group
+    phrases: list[list[str]]  # what may be said of each case
+    pixels: Pixels  # [N, S, S, 3]
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the prepared pixels."""
+        return hashlib.sha256(self.pixels.data).hexdigest()
+
+
+@dataclass(frozen=True, slots=True)
+class Split:
+    """Case indices: what trains, what stops the training, and what is held out and read once."""
+
+    train: Indices
+    validation: Indices
+    test: Indices
+
+    @property
+    def archive(self) -> Indices:
+        """The training folds: all that is not held out."""
+        return np.sort(np.concatenate([self.train, self.validation]))
+
+
+def load_dataset(table: CaseTable, image: ImageRecipe, text: TextRecipe, *, quiet: bool = False) -> Dataset:
+    """Decode and prepare every image. Raises InputError, naming the case, for one that cannot be used."""
+    pixels = np.empty((len(table.cases), image.size, image.size, 3), np.uint8)
+    for n, case in enumerate(tqdm(table.cases, "images", unit="image", disable=True if quiet else None, leave=False)):
+        try:
+            pixels[n] = prepare(decode(case.image), image)
+        except InputError as error:
+            error.add_note(f"This is the image of case {case.case_id!r}.")
+            raise
+    groups = [case.group for case in table.cases]
+    names = sorted(set(groups))
+    if len(names) < 2:
+        raise InputError("there is nothing to tell apart", code="data-groups", expected="cases of at least two groups", found=", ".join(names) or "none")
+    return Dataset(
+        [case.case_id for case in table.cases], groups, np.array([names.index(g) for g in groups], np.int64),
+        [phrases_of(case.attributes, text.phrases) for case in table.cases], pixels,
+    )
+
+
+def split(dataset: Dataset, *, folds: int, fold: int | None, validation: float, seed: int) -> Split:
+    """Split by group: hold out one of `folds` (none if `fold` is None), then take a validation part from the rest."""
+    everything = np.arange(len(dataset.labels))
+    rest, test = everything, everything[:0]
+    try:
+        if fold is not None:
+            parts = StratifiedKFold(folds, shuffle=True, random_state=seed).split(everything, dataset.labels)
+            rest, test = list(parts)[fold]
+            scarce = {g: n for g, n in zip(*np.unique(dataset.groups, return_counts=True), strict=True) if n < folds}
+            if scarce:
+                raise ValueError(", ".join(f"{n} of {g}" for g, n in scarce.items()))
+        train, held = train_test_split(rest, test_size=validation, stratify=dataset.labels[rest], random_state=seed)
+    except ValueError as error:
+        raise InputError(
+            "the cases cannot be split", code="data-split", expected=f"enough of each group for {folds} folds and a validation part",
+            found=str(error), cure="give more cases, or fewer folds",
+        ) from None
+    return Split(np.sort(train), np.sort(held), np.sort(test))
+
+
+def text_views(phrases: Sequence[str], views: int, rng: np.random.Generator) -> list[str]:
+    """Say a case in several ways: first all that is known of it, then random parts in random order."""
+    said = [", ".join(phrases)]
+    for _ in range(views - 1):
+        part = [p for p in phrases if rng.random() < rng.uniform(0.3, 1.0)] or list(phrases)
+        said.append(", ".join(rng.permutation(part)))
+    return said
+
+
+def symmetry(pixels: torch.Tensor, view: int) -> torch.Tensor:
+    """Return one of the eight symmetries of the square, of pixels (B, S, S, 3); view 0 is the picture itself.
+
+    In this order a first two are the picture and its mirror, a first four the flips, and all eight the flips
+    with and without a quarter turn.
+    """
+    flips = [axis for bit, axis in ((1, 2), (2, 1)) if view & bit]
+    turned = pixels.transpose(1, 2) if view & 4 else pixels
+    return turned.flip(flips) if flips else turned
+
+
+class FrozenMaps:
+    """The maps of a frozen backbone for every case and symmetry, float16, in memory-mapped files.
+
+    The files are named after everything that they depend on, so that another run of the same data finds them.
+    """
+
+    def __init__(self, model: Skinret, dataset: Dataset, symmetries: int, cache: Path, *, quiet: bool = False) -> None:
+        key = hashlib.sha256(f"{model.config.map_side} {dataset.digest}".encode())
+        for name, tensor in sorted(model.visual_encoder.backbone.state_dict().items()):
+            key.update(name.encode() + tensor.cpu().numpy().tobytes())
+        self._views = [self._load(model, dataset, view, cache, key.hexdigest()[:16], quiet) for view in range(symmetries)]
+
+    def get(self, indices: Indices, views: Indices) -> Maps:
+        """Return float32 maps (B, h, w, d) of cases, each in its view."""
+        low, mid, high = (
+            torch.from_numpy(np.stack([self._views[v][level][n] for n, v in zip(indices, views, strict=True)]).astype(np.float32))
+            for level in range(3)
+        )
+        return low, mid, high
+
+    @staticmethod
+    def _load(model: Skinret, dataset: Dataset, view: int, cache: Path, key: str, quiet: bool) -> list[npt.NDArray[np.float16]]:
+        paths = [cache / f"maps-{key}-{view}-{level}.npy" for level in ("low", "mid", "high")]
+        if not all(path.is_file() for path in paths):
+            device = next(model.parameters()).device
+            parts: list[list[npt.NDArray[np.float16]]] = [[], [], []]
+            for batch in batches(len(dataset.labels), 16, f"frozen maps, view {view}", quiet):
+                pixels = symmetry(torch.from_numpy(dataset.pixels[batch]), view).to(device)
+                with torch.inference_mode():
+                    for kept, x in zip(parts, model.visual_encoder.backbone_maps(pixels), strict=True):
+                        kept.append(x.half().cpu().numpy())
+            for path, kept in zip(paths, parts, strict=True):
+                with whole_file(path) as temporary, temporary.open("wb") as file:
+                    np.save(file, np.concatenate(kept))
+        return [np.load(path, mmap_mode="r") for path in paths]
+
+
+class Words:
+    """The words of every case in several views, as token ids and, for a frozen encoder, as its token vectors."""
+
+    def __init__(
+        self, model: Skinret, dataset: Dataset, tokenize: TextEncoderInput, views: int, seed: int, *, frozen: bool, quiet: bool = False
+    ) -> None:
+        self.views = views
+        rng = np.random.default_rng(seed)
+        texts = [said for phrases in dataset.phrases for said in text_views(phrases, views, rng)]
+        self.ids: Tokens
+        self.mask: Tokens
+        self.ids, self.mask, _ = tokenize(texts)
+        self.blank = np.array([not phrases for phrases in dataset.phrases])  # nothing is known: an image alone
+        self._tokens: torch.Tensor | None = None
+        if frozen:
+            device = next(model.parameters()).device
+            parts = []
+            for batch in batches(len(texts), 64, "frozen words", quiet):
+                with torch.inference_mode():
+                    ids, mask = (torch.from_numpy(a[batch]).to(device) for a in (self.ids, self.mask))
+                    parts.append(model.text_encoder(ids, mask).half().cpu())
+            self._tokens = torch.cat(parts)
+
+    def get(self, model: Skinret, indices: Indices, views: Indices) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return tokens (B, n, d_T) and their mask (B, n) on the model's device."""
+        rows = indices * self.views + views
+        device = next(model.parameters()).device
+        mask = torch.from_numpy(self.mask[rows]).to(device)
+        if self._tokens is not None:
+            return self._tokens[rows].to(device).float(), mask
+        return model.text_encoder(torch.from_numpy(self.ids[rows]).to(device), mask), mask
+
+
+def batches(count: int, size: int, label: str, quiet: bool) -> Iterator[slice]:
+    """Give slices that cover `count`, with a progress bar on a terminal."""
+    bar = tqdm(total=count, desc=label, unit="", disable=True if quiet else None, leave=False)
+    with bar:
+        for start in range(0, count, size):
+            yield slice(start, start + size)
+            bar.update(min(size, count - start))
+
+
+ImageMaps = Callable[[Indices, Indices], Maps]
+
+
+def image_maps(model: Skinret, dataset: Dataset, frozen: FrozenMaps | None) -> ImageMaps:
+    """Return the function from case indices and views to projected maps, from kept maps or from pixels."""
+    device = next(model.parameters()).device
+
+    def kept(indices: Indices, views: Indices) -> Maps:
+        assert frozen is not None
+        low, mid, high = frozen.get(indices, views)
+        return model.visual_encoder.project((low.to(device), mid.to(device), high.to(device)))
+
+    def fresh(indices: Indices, views: Indices) -> Maps:
+        pixels = torch.from_numpy(dataset.pixels[indices])
+        turned = torch.stack([symmetry(p[None], int(v))[0] for p, v in zip(pixels, views, strict=True)])
+        maps: Maps = model.visual_encoder(turned.to(device))
+        return maps
+
+    return kept if frozen else fresh
+
+
+def plain(value: Any) -> Any:
+    """Turn numpy numbers into Python's."""
+    return value.item() if isinstance(value, np.generic) else value

@@ -1,0 +1,19 @@
+"""The loss: multi-positive contrastive learning on S. The paper names none; its Eq. 1 makes a case relevant by label."""
+
+import torch
+from torch import Tensor
+
+
+def multi_positive_contrastive(similarity: Tensor, labels: Tensor) -> Tensor:
+    """Return the mean over queries and their positives of -log softmax (Khosla et al. 2020, L_out).
+
+    similarity : (B, B) logits of query i against case j. A query's own case is neither positive nor negative:
+        at search time it is not in the archive.
+    labels : (B,) int64; j is a positive of i if their labels agree. Queries without a positive do not count.
+    """
+    own = torch.eye(len(labels), dtype=torch.bool, device=labels.device)
+    positive = (labels[:, None] == labels[None, :]) & ~own
+    log_p = similarity.masked_fill(own, float("-inf")).log_softmax(1).masked_fill(~positive, 0.0)
+    counts = positive.sum(1)
+    per_query = -log_p.sum(1) / counts.clamp_min(1)
+    return per_query.sum() / (counts > 0).sum().clamp_min(1)

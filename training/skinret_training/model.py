@@ -1,0 +1,343 @@
+"""The model of Wang et al. 2026, whole: visual encoder, text encoder, composer, similarity head.
+
+Shapes: B images, levels i in {L, M, H} (low, mid, high), maps X^i of h x w x d_i kept channels-last as
+(B, h, w, d_i), n text tokens, k regions. A query runs visual -> composer(text) -> head, a case visual -> head.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, TypeAlias, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import AutoConfig, AutoModel
+from transformers.models.auto.modeling_auto import MODEL_FOR_BACKBONE_MAPPING
+
+from skinret_infer.descriptor import Layout
+from skinret_infer.errors import InputError
+
+Maps: TypeAlias = tuple[Tensor, Tensor, Tensor]  # X^L, X^M, X^H
+EPS = 1e-6  # no norm is divided by less
+AGGREGATIONS = ("normalized", "mean", "max", "concat")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelConfig:
+    """Everything that builds the model, in plain values; the weights come from a state dict."""
+
+    vision: Mapping[str, Any]  # a transformers backbone's configuration
+    text: Mapping[str, Any]  # a BERT-family encoder's configuration
+    image_size: int = 224
+    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)  # of RGB in [0, 1]; ImageNet's, as the backbones were trained
+    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+    map_side: int = 14  # larger maps are average-pooled to at most this side: attention costs its fourth power
+    width: int | None = None  # d_i after a learned projection; None keeps the backbone's, which must then be tuned
+    layers: int = 1  # of the cross-modal transformer, per level
+    head_width: int = 64  # of an attention head
+    dropout: float = 0.1
+    regions: int = 8  # k
+    aggregation: str = "normalized"  # of the k regions; "mean" is Eq. 7 as printed, where k masks act as one
+    beta: float = 0.6  # Eq. 9
+
+    def __post_init__(self) -> None:
+        if self.aggregation not in AGGREGATIONS:
+            raise InputError("the aggregation is not known", code="option", expected=", ".join(AGGREGATIONS), found=repr(self.aggregation))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values only."""
+        return cast(dict[str, Any], json.loads(json.dumps(asdict(self))))
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> "ModelConfig":
+        """Read what to_dict wrote."""
+        return cls(**{**data, "mean": tuple(data["mean"]), "std": tuple(data["std"])})
+
+
+class VisualEncoder(nn.Module):
+    """Pixels to the maps of three depths: a transformers backbone, pooled, projected if a width is given."""
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, config: ModelConfig, backbone: nn.Module | None = None) -> None:
+        super().__init__()
+        self.backbone = backbone or build_backbone(config.vision)
+        self.map_side = config.map_side
+        self.register_buffer("mean", 255 * torch.tensor(config.mean), persistent=False)
+        self.register_buffer("std", 255 * torch.tensor(config.std), persistent=False)
+        with torch.no_grad():
+            blank = torch.zeros(1, config.image_size, config.image_size, 3, dtype=torch.uint8)
+            shapes = [tuple(x.shape[1:]) for x in self.backbone_maps(blank)]
+        channels = [config.width or d for _, _, d in shapes]
+        self.shapes = tuple((h, w, d) for (h, w, _), d in zip(shapes, channels, strict=True))
+        self.projections = nn.ModuleList(
+            nn.Sequential(nn.LayerNorm(raw), nn.Linear(raw, config.width)) if config.width else nn.Identity() for _, _, raw in shapes
+        )
+
+    def forward(self, pixels: Tensor) -> Maps:
+        """pixels (B, S, S, 3) uint8 RGB -> X^L, X^M, X^H, each (B, h, w, d)."""
+        return self.project(self.backbone_maps(pixels))
+
+    def backbone_maps(self, pixels: Tensor) -> Maps:
+        """The backbone's own maps, pooled: all that is frozen when the backbone is, so they can be kept."""
+        x = (pixels.float() - self.mean) / self.std
+        maps = self.backbone(x.permute(0, 3, 1, 2)).feature_maps
+        return cast(Maps, tuple(self._pool(m).permute(0, 2, 3, 1) for m in maps))
+
+    def project(self, maps: Maps) -> Maps:
+        """Apply the learned projection of each level."""
+        return cast(Maps, tuple(p(m) for p, m in zip(self.projections, maps, strict=True)))
+
+    def _pool(self, x: Tensor) -> Tensor:  # (B, d, h, w)
+        factor = -(-x.shape[-1] // self.map_side)
+        if x.shape[-1] % factor or x.shape[-2] % factor:
+            raise InputError(
+                "the maps cannot be pooled evenly", code="option", expected="a map side that divides them",
+                found=f"maps of {x.shape[-2]} x {x.shape[-1]}, map side {self.map_side}", cure="choose another --map-side",
+            )
+        return F.avg_pool2d(x, factor) if factor > 1 else x
+
+
+class TextEncoder(nn.Module):
+    """Token ids to token vectors: a BERT-family encoder."""
+
+    def __init__(self, config: ModelConfig, encoder: nn.Module | None = None) -> None:
+        super().__init__()
+        self.encoder = encoder or build_text_encoder(config.text)
+        self.channels = int(config.text["hidden_size"])
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        """(B, n) int64, (B, n) int64 -> (B, n, d_T)."""
+        return cast(Tensor, self.encoder(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state)
+
+
+class CrossModalLayer(nn.Module):
+    """A transformer layer in which image tokens attend to text tokens and to each other, in one softmax."""
+
+    def __init__(self, d: int, config: ModelConfig) -> None:
+        super().__init__()
+        self.heads = max(1, d // config.head_width)
+        self.norm_image, self.norm_text, self.norm_ffn = nn.LayerNorm(d), nn.LayerNorm(d), nn.LayerNorm(d)
+        self.query, self.key, self.value, self.out = (nn.Linear(d, d) for _ in range(4))
+        self.ffn = nn.Sequential(nn.Linear(d, 4 * d), nn.GELU(), nn.Dropout(config.dropout), nn.Linear(4 * d, d))
+        self.dropout = nn.Dropout(config.dropout)
+
+    def forward(self, x: Tensor, text: Tensor, bias: Tensor) -> Tensor:
+        """x (B, p, d) image tokens, text (B, n, d), bias (B, 1, 1, p + n) added to the logits -> (B, p, d)."""
+        z = self.norm_image(x)
+        both = torch.cat([z, self.norm_text(text)], dim=1)  # (B, p + n, d)
+        q, k, v = (self._split(f(t)) for f, t in ((self.query, z), (self.key, both), (self.value, both)))
+        seen = F.scaled_dot_product_attention(q, k, v, attn_mask=bias)  # (B, heads, p, d / heads)
+        x = x + self.dropout(self.out(seen.transpose(1, 2).flatten(2)))
+        return cast(Tensor, x + self.dropout(self.ffn(self.norm_ffn(x))))
+
+    def _split(self, t: Tensor) -> Tensor:
+        return t.unflatten(2, (self.heads, -1)).transpose(1, 2)  # (B, heads, tokens, d / heads)
+
+
+class Composer(nn.Module):
+    """Compose an image's maps with words: a cross-modal transformer per level, shapes unchanged."""
+
+    def __init__(self, config: ModelConfig, channels: list[int], text_channels: int) -> None:
+        super().__init__()
+        self.text = nn.ModuleList(nn.Linear(text_channels, d) for d in channels)
+        self.layers = nn.ModuleList(nn.ModuleList(CrossModalLayer(d, config) for _ in range(config.layers)) for d in channels)
+
+    def forward(self, low: Tensor, mid: Tensor, high: Tensor, tokens: Tensor, attention_mask: Tensor) -> Maps:
+        """Three maps (B, h, w, d), tokens (B, n, d_T), attention_mask (B, n) int64 -> three maps."""
+        composed = []
+        for x, project, layers in zip((low, mid, high), self.text, self.layers, strict=True):
+            _, h, w, _ = x.shape
+            text = project(tokens)
+            bias = F.pad((1 - attention_mask.to(x.dtype)) * -1e4, (h * w, 0))[:, None, None, :]  # padding is not seen
+            y = x.flatten(1, 2)  # (B, h w, d)
+            for layer in cast(nn.ModuleList, layers):
+                y = layer(y, text, bias)
+            composed.append(y.unflatten(1, (h, w)))
+        return cast(Maps, tuple(composed))
+
+
+class SimilarityHead(nn.Module):
+    """Maps to one descriptor of six unit blocks (Eq. 6-8); the same masks for a query and for a case."""
+
+    def __init__(self, config: ModelConfig, channels: list[int]) -> None:
+        super().__init__()
+        self.aggregation = config.aggregation
+        self.masks = nn.ModuleList(nn.Linear(d, config.regions) for d in channels)
+        local = [d * (config.regions if config.aggregation == "concat" else 1) for d in channels]
+        self.layout = Layout(local=(local[0], local[1], local[2]), global_=(channels[0], channels[1], channels[2]))
+
+    def forward(self, low: Tensor, mid: Tensor, high: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Three maps (B, h, w, d) -> descriptor (B, D), and the masks alpha of each level (B, k, h, w)."""
+        local, global_, masks = [], [], []
+        for x, mask in zip((low, mid, high), self.masks, strict=True):
+            _, h, w, _ = x.shape
+            x = x.flatten(1, 2)  # (B, h w, d)
+            alpha = mask(x).transpose(1, 2).softmax(-1)  # (B, k, h w): each sums to one over space, so none is empty
+            regions = alpha @ x  # (B, k, d): rho(X * alpha_j)
+            local.append(unit(self._aggregate(regions)))  # e^i
+            global_.append(unit(x.mean(1)))  # g^i
+            masks.append(alpha.unflatten(2, (h, w)))
+        return torch.cat(local + global_, dim=1), masks[0], masks[1], masks[2]
+
+    def _aggregate(self, regions: Tensor) -> Tensor:  # (B, k, d) -> (B, d), or (B, k d) when concatenated
+        match self.aggregation:
+            case "normalized":  # each region has a say of its own
+                return unit(regions).mean(1)
+            case "max":
+                return regions.amax(1)
+            case "concat":
+                return regions.flatten(1)
+            case _:
+                return regions.mean(1)
+
+
+class Skinret(nn.Module):
+    """The four parts together."""
+
+    def __init__(self, config: ModelConfig, backbone: nn.Module | None = None, encoder: nn.Module | None = None) -> None:
+        super().__init__()
+        self.config = config
+        self.visual_encoder = VisualEncoder(config, backbone)
+        self.text_encoder = TextEncoder(config, encoder)
+        channels = [d for _, _, d in self.visual_encoder.shapes]
+        self.composer = Composer(config, channels, self.text_encoder.channels)
+        self.similarity_head = SimilarityHead(config, channels)
+
+    def forward(self, pixels: Tensor, input_ids: Tensor | None = None, attention_mask: Tensor | None = None) -> Tensor:
+        """Return the descriptor (B, D) of queries, or without ids of cases."""
+        maps = self.visual_encoder(pixels)
+        if input_ids is not None:
+            maps = self.composer(*maps, self.text_encoder(input_ids, attention_mask), attention_mask)
+        return cast(Tensor, self.similarity_head(*maps)[0])
+
+
+def unit(x: Tensor) -> Tensor:
+    """Scale the last axis to length one; a zero vector stays zero."""
+    return x / torch.linalg.vector_norm(x, dim=-1, keepdim=True).clamp_min(EPS)
+
+
+def block_scale(layout: Layout, beta: float) -> Tensor:
+    """Return w with (w * d_q) . d_t = S(q, t) / 3, float (D,)."""
+    return torch.cat([torch.full((sum(layout.local),), beta / 3), torch.full((sum(layout.global_),), (1 - beta) / 3)])
+
+
+# -- backbones by name or folder --
+
+
+def build_backbone(vision: Mapping[str, Any]) -> nn.Module:
+    """Build a transformers backbone from its configuration, with random weights."""
+    config = AutoConfig.for_model(**vision)
+    model = cast(nn.Module, _backbone_class(config)(config))
+    model.eval()
+    return model
+
+
+def build_text_encoder(text: Mapping[str, Any]) -> nn.Module:
+    """Build a text encoder from its configuration, with random weights."""
+    model = cast(nn.Module, AutoModel.from_config(AutoConfig.for_model(**text), attn_implementation="eager"))
+    model.eval()
+    return model
+
+
+def load_backbone(name: str, image_size: int) -> tuple[nn.Module, dict[str, Any], dict[str, Any]]:
+    """Load a vision backbone by hub name or local folder, with maps at three depths.
+
+    Returns the module, its configuration, and its preprocessing (`mean`, `std`; empty if it does not say).
+    """
+    config = _named_config(name, "vision")
+    stages = len(getattr(config, "stage_names", None) or ()) - 1  # the stem is not one
+    if stages < 3:
+        raise InputError(
+            f"{name} has no maps at three depths", code="backbone", expected="a transformers backbone such as Swin, ResNet or DINOv2",
+            found=f"model type {config.model_type}",
+        )
+    # A hierarchy gives its last three stages; a plain ViT of n layers gives layers n/2, 3n/4 and n.
+    depths = (stages - 2, stages - 1, stages) if stages < 6 else (stages // 2, 3 * stages // 4, stages)
+    config.out_features = None
+    config.out_indices = list(depths)
+    # Attention written out: the exporter does not take Swin's fused attention with a dynamic batch.
+    attention = {"attn_implementation": "eager"} if config.model_type != "resnet" else {}
+    model = _backbone_class(config).from_pretrained(name, config=config, **attention)
+    embeddings = getattr(model, "embeddings", None)
+    if hasattr(embeddings, "interpolate_pos_encoding") and getattr(embeddings, "position_embeddings", None) is not None:
+        _fix_positions(model, embeddings, image_size)
+    model.eval()
+    recipe = {}
+    if (file := Path(name) / "preprocessor_config.json").is_file():
+        said = json.loads(file.read_text("utf-8"))
+        recipe = {k: tuple(said[f"image_{k}"]) for k in ("mean", "std") if f"image_{k}" in said}
+    return cast(nn.Module, model), _plain(model.config), recipe
+
+
+def load_text_encoder(name: str) -> tuple[nn.Module, dict[str, Any], str]:
+    """Load a BERT-family encoder by hub name or local folder: the module, its configuration, tokenizer.json's text."""
+    from transformers import AutoTokenizer
+
+    config = _named_config(name, "text")
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(name).backend_tokenizer.to_str()
+        model = AutoModel.from_pretrained(name, config=config, attn_implementation="eager")
+    except (OSError, ValueError, AttributeError) as error:
+        raise _not_loaded(name, "text encoder", error) from None
+    model.eval()
+    return cast(nn.Module, model), _plain(model.config), tokenizer
+
+
+def _named_config(name: str, kind: str) -> Any:
+    try:
+        return AutoConfig.from_pretrained(name)
+    except (OSError, ValueError) as error:
+        raise _not_loaded(name, f"{kind} model", error) from None
+
+
+def _not_loaded(name: str, what: str, error: Exception) -> InputError:
+    return InputError(
+        f"the {what} {name!r} cannot be loaded", code="backbone", expected="a model hub's name, with a network, or a local folder of it",
+        found=str(error).splitlines()[0] if str(error) else type(error).__name__, cure="download it once and give its folder",
+    )
+
+
+def _backbone_class(config: Any) -> Any:
+    # AutoBackbone.from_pretrained asks the hub even for a local folder; the concrete class does not.
+    try:
+        return MODEL_FOR_BACKBONE_MAPPING[type(config)]
+    except KeyError:
+        raise InputError(
+            "the vision model gives no maps", code="backbone", expected="a transformers backbone such as Swin, ResNet or DINOv2",
+            found=f"model type {config.model_type}",
+        ) from None
+
+
+def _fix_positions(model: Any, embeddings: Any, image_size: int) -> None:
+    """Resample a ViT's position embeddings to the image size once, so that the graph need not."""
+    patch = embeddings.patch_embeddings.patch_size
+    patch = patch[0] if isinstance(patch, tuple | list) else patch
+    if image_size % patch:
+        raise InputError("the image size cannot be used", code="option", expected=f"a multiple of the patch, {patch}", found=str(image_size))
+    side = image_size // patch
+    blank = torch.zeros(1, side * side + 1, model.config.hidden_size)
+    with torch.no_grad():
+        resampled = embeddings.interpolate_pos_encoding(blank, image_size, image_size)
+    embeddings.position_embeddings = nn.Parameter(resampled.clone())
+    embeddings.patch_embeddings.image_size = (image_size, image_size)
+    model.config.image_size = image_size
+
+
+def _plain(config: Any) -> dict[str, Any]:
+    said = json.loads(json.dumps(config.to_dict(), default=str))
+    return {k: v for k, v in said.items() if k not in ("_name_or_path", "transformers_version", "architectures", "dtype")}
+
+
+def load_pretrained(vision: str, text: str, **options: Any) -> tuple[Skinret, str]:
+    """Assemble the model from a vision and a text model by name or folder; return it with tokenizer.json's text.
+
+    `options` are fields of ModelConfig. Raises InputError for a model that cannot be had or does not fit.
+    """
+    backbone, vision_config, recipe = load_backbone(vision, options.get("image_size", 224))
+    encoder, text_config, tokenizer = load_text_encoder(text)
+    config = ModelConfig(vision=vision_config, text=text_config, **{**recipe, **options})
+    return Skinret(config, backbone, encoder), tokenizer
