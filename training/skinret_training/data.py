@@ -4,7 +4,6 @@ import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -127,11 +126,13 @@ class FrozenMaps:
 
     def get(self, indices: Indices, views: Indices) -> Maps:
         """Return float32 maps (B, h, w, d) of cases, each in its view."""
-        low, mid, high = (
-            torch.from_numpy(np.stack([self._views[v][level][n] for n, v in zip(indices, views, strict=True)]).astype(np.float32))
-            for level in range(3)
-        )
-        return low, mid, high
+        maps = []
+        for level in range(3):
+            x = np.empty((len(indices), *self._views[0][level].shape[1:]), np.float32)
+            for view in np.unique(views):
+                x[views == view] = self._views[view][level][indices[views == view]]
+            maps.append(torch.from_numpy(x))
+        return maps[0], maps[1], maps[2]
 
     @staticmethod
     def _load(model: Skinret, dataset: Dataset, view: int, cache: Path, key: str, quiet: bool) -> list[npt.NDArray[np.float16]]:
@@ -166,21 +167,25 @@ class Words:
         self._tokens: torch.Tensor | None = None
         if frozen:
             device = next(model.parameters()).device
-            parts = []
+            lengths = self.mask.sum(1)
+            self._tokens = torch.zeros(*self.ids.shape, model.text_encoder.channels, dtype=torch.float16)
+            by_length = np.argsort(lengths, kind="stable")  # short texts together: less padding to encode
             for batch in batches(len(texts), 64, "frozen words", quiet):
+                rows = by_length[batch]
+                n = int(lengths[rows].max())
                 with torch.inference_mode():
-                    ids, mask = (torch.from_numpy(a[batch]).to(device) for a in (self.ids, self.mask))
-                    parts.append(model.text_encoder(ids, mask).half().cpu())
-            self._tokens = torch.cat(parts)
+                    ids, mask = (torch.from_numpy(a[rows, :n]).to(device) for a in (self.ids, self.mask))
+                    self._tokens[rows, :n] = model.text_encoder(ids, mask).half().cpu()
 
     def get(self, model: Skinret, indices: Indices, views: Indices) -> tuple[torch.Tensor, torch.Tensor]:
         """Return tokens (B, n, d_T) and their mask (B, n) on the model's device."""
         rows = indices * self.views + views
+        n = int(self.mask[rows].sum(1).max())  # the longest text of the batch
         device = next(model.parameters()).device
-        mask = torch.from_numpy(self.mask[rows]).to(device)
+        mask = torch.from_numpy(self.mask[rows, :n]).to(device)
         if self._tokens is not None:
-            return self._tokens[rows].to(device).float(), mask
-        return model.text_encoder(torch.from_numpy(self.ids[rows]).to(device), mask), mask
+            return self._tokens[rows, :n].to(device).float(), mask
+        return model.text_encoder(torch.from_numpy(self.ids[rows, :n]).to(device), mask), mask
 
 
 def batches(count: int, size: int, label: str, quiet: bool) -> Iterator[slice]:
@@ -211,8 +216,3 @@ def image_maps(model: Skinret, dataset: Dataset, frozen: FrozenMaps | None) -> I
         return maps
 
     return kept if frozen else fresh
-
-
-def plain(value: Any) -> Any:
-    """Turn numpy numbers into Python's."""
-    return value.item() if isinstance(value, np.generic) else value

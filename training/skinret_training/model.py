@@ -122,7 +122,7 @@ class CrossModalLayer(nn.Module):
         self.heads = max(1, d // config.head_width)
         self.norm_image, self.norm_text, self.norm_ffn = nn.LayerNorm(d), nn.LayerNorm(d), nn.LayerNorm(d)
         self.query, self.key, self.value, self.out = (nn.Linear(d, d) for _ in range(4))
-        self.ffn = nn.Sequential(nn.Linear(d, 4 * d), nn.GELU(), nn.Dropout(config.dropout), nn.Linear(4 * d, d))
+        self.ffn = nn.Sequential(nn.Linear(d, 4 * d), nn.GELU(), nn.Linear(4 * d, d))
         self.dropout = nn.Dropout(config.dropout)
 
     def forward(self, x: Tensor, text: Tensor, bias: Tensor) -> Tensor:
