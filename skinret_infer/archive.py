@@ -58,12 +58,28 @@ class Record:
     @classmethod
     def of(cls, case: Case, image_sha256: str) -> "Record":
         """Return what is kept of a case."""
-        return cls(case.case_id, case.diagnosis, case.group, case.confirmed_by, dict(case.attributes), case.image_ref, image_sha256)
+        return cls(
+            case.case_id,
+            case.diagnosis,
+            case.group,
+            case.confirmed_by,
+            dict(case.attributes),
+            case.image_ref,
+            image_sha256,
+        )
 
     def row(self) -> tuple[str, ...]:
         """Return the record as text columns."""
         attributes = json.dumps(dict(self.attributes), sort_keys=True, ensure_ascii=False)
-        return (self.case_id, self.diagnosis, self.group, self.confirmed_by, attributes, self.image_ref, self.image_sha256)
+        return (
+            self.case_id,
+            self.diagnosis,
+            self.group,
+            self.confirmed_by,
+            attributes,
+            self.image_ref,
+            self.image_sha256,
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,7 +140,9 @@ class Archive:
         """Write cases in one transaction, all or none; a case id that is there already is replaced."""
         if descriptors.shape != (len(records), self._layout.length) or not np.isfinite(descriptors).all():
             raise InputError(
-                "the descriptors cannot be stored", code="descriptor-shape", found=f"shape {descriptors.shape}",
+                "the descriptors cannot be stored",
+                code="descriptor-shape",
+                found=f"shape {descriptors.shape}",
                 expected=f"{len(records)} x {self._layout.length} finite numbers",
             )
         blobs = [d.tobytes() for d in descriptors.astype("<f4")]
@@ -137,12 +155,19 @@ class Archive:
     def remove(self, case_ids: Collection[str]) -> int:
         """Remove cases, overwriting their bytes in the file; return how many were there."""
         with self._writing(create=False) as db:
-            cursor = db.execute("DELETE FROM cases WHERE case_id IN (SELECT value FROM json_each(?))", (json.dumps(list(case_ids)),))
+            cursor = db.execute(
+                "DELETE FROM cases WHERE case_id IN (SELECT value FROM json_each(?))",
+                (json.dumps(list(case_ids)),),
+            )
             return cursor.rowcount
 
     def search(
-        self, query: Vector, k: int, beta: float,
-        where: Mapping[str, Any] | None = None, exclude: Collection[str] = (),
+        self,
+        query: Vector,
+        k: int,
+        beta: float,
+        where: Mapping[str, Any] | None = None,
+        exclude: Collection[str] = (),
     ) -> tuple[list[Match], int]:
         """Return the exact k best cases by S/3, ties by case id, and how many cases the filter let through.
 
@@ -155,7 +180,9 @@ class Archive:
             if not db or not (count := int(db.execute("SELECT count(*) FROM cases").fetchone()[0])):
                 state = "is empty" if db else "does not exist"
                 raise ArchiveError(
-                    f"archive {self.path} {state}", code="archive-empty", expected="cases to search",
+                    f"archive {self.path} {state}",
+                    code="archive-empty",
+                    expected="cases to search",
                     cure="add cases with Searcher.add or `skinret index`",
                 )
             scan = self._scanned(db, count)
@@ -163,7 +190,10 @@ class Archive:
             order, six = _exact_top(scan, keep, query, k, beta, self._layout)
             found = {i: r for i, r in self._rows(db, scan.ids[order])}
             scores = six @ block_weights(beta) / 3
-            matches = [Match(found[int(scan.ids[n])], float(s), c) for n, s, c in zip(order, scores, six, strict=True)]
+            matches = [
+                Match(found[int(scan.ids[n])], float(s), c)
+                for n, s, c in zip(order, scores, six, strict=True)
+            ]
             return matches, int(keep.sum())
 
     def _rows(self, db: sqlite3.Connection, ids: npt.NDArray[np.int64]) -> Iterator[tuple[int, Record]]:
@@ -177,7 +207,9 @@ class Archive:
             ids = np.empty(count, np.int64)
             case_ids: list[str] = []
             descriptors = np.empty((count, self._layout.length), np.float32)
-            for n, (number, case_id, blob) in enumerate(db.execute("SELECT id, case_id, descriptor FROM cases ORDER BY id")):
+            for n, (number, case_id, blob) in enumerate(
+                db.execute("SELECT id, case_id, descriptor FROM cases ORDER BY id")
+            ):
                 ids[n] = number
                 case_ids.append(case_id)
                 if len(blob) != 4 * self._layout.length:
@@ -194,17 +226,26 @@ class Archive:
             values = list(wanted) if isinstance(wanted, list | tuple | set | frozenset) else [wanted]
             if not all(isinstance(v, str | int | float) for v in values):
                 raise InputError(
-                    f"the filter on {name!r} cannot be used", code="filter-type",
-                    expected="a str or number, or a list of them", found=repr(wanted),
+                    f"the filter on {name!r} cannot be used",
+                    code="filter-type",
+                    expected="a str or number, or a list of them",
+                    found=repr(wanted),
                 )
             if name in ("diagnosis", "group", "confirmed_by"):
                 query = f'SELECT id FROM cases WHERE "{name}" IN (SELECT value FROM json_each(?))'
                 rows = db.execute(query, (json.dumps(values),))
             else:
-                known = [r[0] for r in db.execute("SELECT DISTINCT key FROM cases, json_each(cases.attributes) ORDER BY key")]
+                known = [
+                    r[0]
+                    for r in db.execute(
+                        "SELECT DISTINCT key FROM cases, json_each(cases.attributes) ORDER BY key"
+                    )
+                ]
                 if name not in known:
                     raise InputError(
-                        f"no case has the attribute {name!r}", code="filter-unknown", found=repr(name),
+                        f"no case has the attribute {name!r}",
+                        code="filter-unknown",
+                        found=repr(name),
                         expected=f"one of {', '.join(['diagnosis', 'group', 'confirmed_by', *known])}",
                     )
                 rows = db.execute(
@@ -230,18 +271,25 @@ class Archive:
                 schema = db.execute("PRAGMA user_version").fetchone()[0]
                 if application != _APPLICATION_ID:
                     raise ArchiveError(
-                        f"{self.path} is not a skinret archive", code="archive-foreign", expected="a file that `skinret index` made",
-                        found="another SQLite database", cure="check the path",
+                        f"{self.path} is not a skinret archive",
+                        code="archive-foreign",
+                        expected="a file that `skinret index` made",
+                        found="another SQLite database",
+                        cure="check the path",
                     )
                 if schema > SCHEMA:
                     raise ArchiveError(
-                        f"archive {self.path} is newer than this package", code="archive-newer", expected=f"schema {SCHEMA} or older",
-                        found=f"schema {schema}", cure="pip install --upgrade skinret-infer",
+                        f"archive {self.path} is newer than this package",
+                        code="archive-newer",
+                        expected=f"schema {SCHEMA} or older",
+                        found=f"schema {schema}",
+                        cure="pip install --upgrade skinret-infer",
                     )
                 meta = dict(db.execute("SELECT name, value FROM meta"))
             if meta.get("fingerprint") != self._fingerprint:
                 raise ArchiveError(
-                    f"archive {self.path} was written by another model", code="archive-model",
+                    f"archive {self.path} was written by another model",
+                    code="archive-model",
                     expected=f"{self._model} (fingerprint {self._fingerprint[:12]})",
                     found=f"{meta.get('model')} (fingerprint {str(meta.get('fingerprint'))[:12]})",
                     cure="open it with the bundle that wrote it, or index the images again into a new archive",
@@ -253,7 +301,9 @@ class Archive:
 
     def _connect(self) -> sqlite3.Connection:
         with self._translated():
-            db = sqlite3.connect(self.path, timeout=_BUSY_SECONDS, isolation_level=None, check_same_thread=False)
+            db = sqlite3.connect(
+                self.path, timeout=_BUSY_SECONDS, isolation_level=None, check_same_thread=False
+            )
             db.execute("PRAGMA secure_delete = ON")  # a removed case's bytes are overwritten
             return db
 
@@ -280,7 +330,9 @@ class Archive:
             self._open()
             if self._connection is None:
                 if not create:
-                    raise ArchiveError(f"archive {self.path} does not exist", code="archive-empty", cure="check the path")
+                    raise ArchiveError(
+                        f"archive {self.path} does not exist", code="archive-empty", cure="check the path"
+                    )
                 self._connection = self._create()
             db = self._connection
             db.execute("BEGIN IMMEDIATE")
@@ -311,12 +363,17 @@ class Archive:
 
     def _check_open(self) -> None:
         if self._closed:
-            raise ArchiveError(f"archive {self.path} is closed", code="archive-closed", cure="open a new Searcher")
+            raise ArchiveError(
+                f"archive {self.path} is closed", code="archive-closed", cure="open a new Searcher"
+            )
 
     def _damaged(self, found: str) -> ArchiveError:
         return ArchiveError(
-            f"archive {self.path} is damaged or no archive", code="archive-damaged", expected="a whole SQLite file that `skinret index` made",
-            found=found, cure="restore it from a backup, or index the images again",
+            f"archive {self.path} is damaged or no archive",
+            code="archive-damaged",
+            expected="a whole SQLite file that `skinret index` made",
+            found=found,
+            cure="restore it from a backup, or index the images again",
         )
 
     @contextlib.contextmanager
@@ -328,19 +385,29 @@ class Archive:
             text = str(error)
             if "locked" in text:
                 raise ArchiveError(
-                    f"archive {self.path} is locked by another writer", code="archive-locked",
-                    expected=f"it to be free within {_BUSY_SECONDS:g} s", cure="wait until the other process has finished",
+                    f"archive {self.path} is locked by another writer",
+                    code="archive-locked",
+                    expected=f"it to be free within {_BUSY_SECONDS:g} s",
+                    cure="wait until the other process has finished",
                 ) from None
             if "malformed" in text or "no such table" in text or "no such column" in text:
                 raise self._damaged(text) from None
             raise ArchiveError(
-                f"archive {self.path} cannot be used", code="archive-io", expected="a readable file, and to add, a writable folder with room",
-                found=text, cure="check its permissions and the free disk space",
+                f"archive {self.path} cannot be used",
+                code="archive-io",
+                expected="a readable file, and to add, a writable folder with room",
+                found=text,
+                cure="check its permissions and the free disk space",
             ) from None
         except sqlite3.DatabaseError as error:
             raise self._damaged(str(error)) from None
         except OSError as error:
-            raise ArchiveError(f"archive {self.path} cannot be used", code="archive-io", found=str(error), cure="check the path and its permissions") from None
+            raise ArchiveError(
+                f"archive {self.path} cannot be used",
+                code="archive-io",
+                found=str(error),
+                cure="check the path and its permissions",
+            ) from None
 
 
 def _record(row: Sequence[Any]) -> Record:

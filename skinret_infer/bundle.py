@@ -60,7 +60,11 @@ class Manifest:
 
         Two bundles of one checkpoint, of different precision say, share it, and so may share an archive.
         """
-        facts = [self.origin.get("checkpoint_sha256"), dataclasses.asdict(self.image), dataclasses.asdict(self.layout)]
+        facts = [
+            self.origin.get("checkpoint_sha256"),
+            dataclasses.asdict(self.image),
+            dataclasses.asdict(self.layout),
+        ]
         return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
     def to_json(self) -> str:
@@ -81,19 +85,30 @@ class Bundle:
         path = Path(path)
         if not (path / "manifest.json").is_file():
             raise BundleError(
-                f"{path} is not a bundle", code="bundle-missing", expected="a folder with manifest.json",
-                found="no such file in it" if path.is_dir() else "no such folder", cure="make one with skinret-export",
+                f"{path} is not a bundle",
+                code="bundle-missing",
+                expected="a folder with manifest.json",
+                found="no such file in it" if path.is_dir() else "no such folder",
+                cure="make one with skinret-export",
             )
         manifest = read_manifest(path / "manifest.json")
         for name in FILES:
             file = path / name
             if not file.is_file():
-                raise BundleError(f"{file} is missing", code="bundle-incomplete", expected=", ".join(FILES), cure="copy the bundle again, whole")
+                raise BundleError(
+                    f"{file} is missing",
+                    code="bundle-incomplete",
+                    expected=", ".join(FILES),
+                    cure="copy the bundle again, whole",
+                )
             expected, found = manifest.files.get(name), file_sha256(file)
             if found != expected:
                 raise BundleError(
-                    f"{file} is not the file that was exported", code="bundle-hash", expected=f"SHA-256 {expected}",
-                    found=found, cure="copy the bundle again; if it was changed on purpose, export it again",
+                    f"{file} is not the file that was exported",
+                    code="bundle-hash",
+                    expected=f"SHA-256 {expected}",
+                    found=found,
+                    cure="copy the bundle again; if it was changed on purpose, export it again",
                 )
         return cls(path, manifest)
 
@@ -111,12 +126,21 @@ def read_manifest(path: Path) -> Manifest:
     try:
         data = json.loads(path.read_text("utf-8"))
     except (OSError, ValueError, RecursionError) as error:
-        raise BundleError(f"{path} cannot be read", code="bundle-manifest", expected="JSON", found=str(error), cure="export the bundle again") from None
+        raise BundleError(
+            f"{path} cannot be read",
+            code="bundle-manifest",
+            expected="JSON",
+            found=str(error),
+            cure="export the bundle again",
+        ) from None
     schema = data.get("schema") if isinstance(data, dict) else None
     if isinstance(schema, int) and schema > SCHEMA:
         raise BundleError(
-            f"{path} is newer than this package", code="bundle-newer", expected=f"schema {SCHEMA} or older",
-            found=f"schema {schema}", cure="pip install --upgrade skinret-infer",
+            f"{path} is newer than this package",
+            code="bundle-newer",
+            expected=f"schema {SCHEMA} or older",
+            found=f"schema {schema}",
+            cure="pip install --upgrade skinret-infer",
         )
     try:
         if schema != SCHEMA:
@@ -135,8 +159,11 @@ def read_manifest(path: Path) -> Manifest:
         raise
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise BundleError(
-            f"{path} is not a manifest of schema {SCHEMA}", code="bundle-manifest", expected="every field with its type",
-            found=f"no {error}" if isinstance(error, KeyError) else str(error), cure="export the bundle again",
+            f"{path} is not a manifest of schema {SCHEMA}",
+            code="bundle-manifest",
+            expected="every field with its type",
+            found=f"no {error}" if isinstance(error, KeyError) else str(error),
+            cure="export the bundle again",
         ) from None
 
 
@@ -147,7 +174,13 @@ def file_sha256(path: str | Path) -> str:
 
 
 T = TypeVar("T")
-_TYPES: Mapping[Any, Any] = {int: int, float: (int, float), str: str, Mapping[str, Any]: dict, Mapping[str, str]: dict}
+_TYPES: Mapping[Any, Any] = {
+    int: int,
+    float: (int, float),
+    str: str,
+    Mapping[str, Any]: dict,
+    Mapping[str, str]: dict,
+}
 
 
 def _build(cls: type[T], data: Mapping[str, Any], where: str) -> T:
@@ -160,6 +193,6 @@ def _build(cls: type[T], data: Mapping[str, Any], where: str) -> T:
         if expected and (not isinstance(value, expected) or isinstance(value, bool)):
             raise TypeError(f"{where}.{name}: {value!r}")
         numbers = value if isinstance(value, tuple) else (value,)
-        if any(isinstance(n, int | float) and (n < 0 or isinstance(n, float) and n > 1) for n in numbers):
+        if any(isinstance(n, int | float) and (n < 0 or (isinstance(n, float) and n > 1)) for n in numbers):
             raise ValueError(f"{where}.{name}: {value!r}")
     return cls(**data)

@@ -39,12 +39,19 @@ class Case:
 
     def __post_init__(self) -> None:
         if not isinstance(self.case_id, str) or not self.case_id.strip():
-            raise InputError("a case has no id", code="case-id", expected="a str that is not empty", found=repr(self.case_id))
+            raise InputError(
+                "a case has no id",
+                code="case-id",
+                expected="a str that is not empty",
+                found=repr(self.case_id),
+            )
         for name, value in self.attributes.items():
             if not isinstance(name, str) or not isinstance(value, str | int | float | bool):
                 raise InputError(
-                    f"case {self.case_id}: attribute {name!r} cannot be kept", code="case-attribute",
-                    expected="a str, number or bool under a str", found=f"a {type(value).__name__}",
+                    f"case {self.case_id}: attribute {name!r} cannot be kept",
+                    code="case-attribute",
+                    expected="a str, number or bool under a str",
+                    found=f"a {type(value).__name__}",
                 )
         if not self.group:
             object.__setattr__(self, "group", self.diagnosis)
@@ -87,17 +94,28 @@ def read_cases(source: str | Path, images: str | Path | None = None) -> CaseTabl
     for line, row in rows:
         case_id = row["case_id"]
         if not case_id:
-            raise InputError(f"{source}, line {line}: case_id is empty", code="table-value", expected="a unique id for each case")
+            raise InputError(
+                f"{source}, line {line}: case_id is empty",
+                code="table-value",
+                expected="a unique id for each case",
+            )
         if case_id in seen:
             raise InputError(
-                f"{source}, line {line}: case_id {case_id!r} appears twice", code="table-duplicate",
-                expected="each case once", found=f"it first stands in line {seen[case_id]}", cure="remove or rename one",
+                f"{source}, line {line}: case_id {case_id!r} appears twice",
+                code="table-duplicate",
+                expected="each case once",
+                found=f"it first stands in line {seen[case_id]}",
+                cure="remove or rename one",
             )
         seen[case_id] = line
         cases.append(
             Case(
-                case_id, files.find(row["image"], line), row["diagnosis"], group=row.get("group", ""),
-                confirmed_by=row.get("confirmed_by") or "unknown", image_ref=row["image"],
+                case_id,
+                files.find(row["image"], line),
+                row["diagnosis"],
+                group=row.get("group", ""),
+                confirmed_by=row.get("confirmed_by") or "unknown",
+                image_ref=row["image"],
                 attributes={c: row[c] for c in columns if c not in named and row[c]},
             )
         )
@@ -110,7 +128,12 @@ def read_ids(path: str | Path) -> set[str]:
     try:
         return {line.strip() for line in Path(path).read_text("utf-8").splitlines() if line.strip()}
     except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path} cannot be read", code="table-missing", expected="a text file, one case id a line", found=str(error)) from None
+        raise InputError(
+            f"{path} cannot be read",
+            code="table-missing",
+            expected="a text file, one case id a line",
+            found=str(error),
+        ) from None
 
 
 def _read_derm7pt(folder: Path) -> CaseTable:
@@ -118,8 +141,11 @@ def _read_derm7pt(folder: Path) -> CaseTable:
     meta = root / "meta" / "meta.csv"
     if not meta.is_file():
         raise InputError(
-            f"{folder} is not a Derm7pt folder", code="table-missing", expected="meta/meta.csv and images/ in it",
-            found="no meta/meta.csv", cure="name the folder release_v0, or a CASES.csv",
+            f"{folder} is not a Derm7pt folder",
+            code="table-missing",
+            expected="meta/meta.csv and images/ in it",
+            found="no meta/meta.csv",
+            cure="name the folder release_v0, or a CASES.csv",
         )
     _, rows = _read_csv(meta, ("case_num", "diagnosis", "derm", *DERM7PT_PHRASES))
     files = _Files(root / "images")
@@ -135,18 +161,34 @@ def _read_derm7pt(folder: Path) -> CaseTable:
             continue
         attributes = {name: row[name] for name in DERM7PT_PHRASES if row[name]}
         confirmed = row.get("confirmed_by") or "unknown"
-        cases.append(Case(row["case_num"], files.find(row["derm"], line), row["diagnosis"], attributes, group, confirmed, row["derm"]))
+        cases.append(
+            Case(
+                row["case_num"],
+                files.find(row["derm"], line),
+                row["diagnosis"],
+                attributes,
+                group,
+                confirmed,
+                row["derm"],
+            )
+        )
     if unknown:
         raise InputError(
-            f"{meta} has diagnoses that Derm7pt does not know", code="table-value", expected="the words of the released table",
-            found="; ".join(f"{name!r} ({len(lines)}, first in line {lines[0]})" for name, lines in unknown.items()),
+            f"{meta} has diagnoses that Derm7pt does not know",
+            code="table-value",
+            expected="the words of the released table",
+            found="; ".join(
+                f"{name!r} ({len(lines)}, first in line {lines[0]})" for name, lines in unknown.items()
+            ),
             cure="correct them, or make a CASES.csv, which takes any diagnosis",
         )
     files.check(meta)
     notes = []
     if left_out:
         listed = ", ".join(f"{name} {n}" for name, n in left_out.most_common())
-        notes.append(f"{sum(left_out.values())} cases outside the groups mel, nevus and bkl left out: {listed}")
+        notes.append(
+            f"{sum(left_out.values())} cases outside the groups mel, nevus and bkl left out: {listed}"
+        )
     return CaseTable(cases, notes)
 
 
@@ -158,23 +200,39 @@ def _read_csv(path: Path, needed: tuple[str, ...]) -> tuple[list[str], list[tupl
             missing = [c for c in needed if c not in columns]
             if missing:
                 raise InputError(
-                    f"{path}, line 1: columns are missing: {', '.join(missing)}", code="table-columns",
-                    expected=", ".join(needed), found=", ".join(columns) or "an empty file",
+                    f"{path}, line 1: columns are missing: {', '.join(missing)}",
+                    code="table-columns",
+                    expected=", ".join(needed),
+                    found=", ".join(columns) or "an empty file",
                 )
             rows = []
             for row in reader:
                 if None in row or None in row.values():
                     raise InputError(
-                        f"{path}, line {reader.line_num}: the row does not fit the header", code="table-row",
-                        expected=f"{len(columns)} cells", found="more" if None in row else "fewer",
+                        f"{path}, line {reader.line_num}: the row does not fit the header",
+                        code="table-row",
+                        expected=f"{len(columns)} cells",
+                        found="more" if None in row else "fewer",
                     )
                 rows.append((reader.line_num, {c: v.strip() for c, v in row.items()}))
     except FileNotFoundError:
-        raise InputError(f"{path} does not exist", code="table-missing", expected="a CASES.csv or a Derm7pt folder") from None
+        raise InputError(
+            f"{path} does not exist", code="table-missing", expected="a CASES.csv or a Derm7pt folder"
+        ) from None
     except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise InputError(f"{path} cannot be read", code="table-unreadable", expected="a CSV file in UTF-8", found=str(error)) from None
+        raise InputError(
+            f"{path} cannot be read",
+            code="table-unreadable",
+            expected="a CSV file in UTF-8",
+            found=str(error),
+        ) from None
     if not rows:
-        raise InputError(f"{path} has no cases", code="table-empty", expected="a row for each case", found="the header alone")
+        raise InputError(
+            f"{path} has no cases",
+            code="table-empty",
+            expected="a row for each case",
+            found="the header alone",
+        )
     return columns, rows
 
 
@@ -191,7 +249,9 @@ class _Files:
         if name and path.is_file():
             return path
         if self._folded is None:
-            self._folded = {str(p.relative_to(self._folder)).casefold(): p for p in self._folder.rglob("*") if p.is_file()}
+            self._folded = {
+                str(p.relative_to(self._folder)).casefold(): p for p in self._folder.rglob("*") if p.is_file()
+            }
         found = self._folded.get(str(Path(name)).casefold())
         if not found:
             self._missing.append((line, name))
@@ -202,6 +262,9 @@ class _Files:
             shown = ", ".join(f"line {line}: {name or '(empty)'}" for line, name in self._missing[:5])
             more = f" and {len(self._missing) - 5} more" if len(self._missing) > 5 else ""
             raise InputError(
-                f"{table} names {len(self._missing)} image files that do not exist", code="table-image",
-                expected=f"files below {self._folder}", found=shown + more, cure="correct the names, or name the folder with --images",
+                f"{table} names {len(self._missing)} image files that do not exist",
+                code="table-image",
+                expected=f"files below {self._folder}",
+                found=shown + more,
+                cure="correct the names, or name the folder with --images",
             )

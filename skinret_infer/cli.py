@@ -53,7 +53,9 @@ class _Group(click.Group):
             return entry.load()  # type: ignore[no-any-return]
         except ModuleNotFoundError as error:
             missing = error.name
-            return click.Command(name, callback=lambda: _missing(name, missing), short_help="Needs skinret-infer[export].")
+            return click.Command(
+                name, callback=lambda: _missing(name, missing), short_help="Needs skinret-infer[export]."
+            )
 
 
 def _announced() -> importlib.metadata.EntryPoints:
@@ -61,7 +63,9 @@ def _announced() -> importlib.metadata.EntryPoints:
 
 
 def _missing(command: str, module: str | None) -> None:
-    click.echo(f'error: `skinret {command}` needs {module}. Run: pip install "skinret-infer[export]"', err=True)
+    click.echo(
+        f'error: `skinret {command}` needs {module}. Run: pip install "skinret-infer[export]"', err=True
+    )
     sys.exit(4)
 
 
@@ -75,10 +79,19 @@ def main() -> None:
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
 
 
-_runtime = click.option("--runtime", default="auto", show_default=True, help="auto, onnxruntime-cpu ...; one by name is used or refused.")
-_threads = click.option("--threads", type=click.IntRange(1), help="For the runtime.  [default: the CPUs this process may use]")
+_runtime = click.option(
+    "--runtime",
+    default="auto",
+    show_default=True,
+    help="auto, onnxruntime-cpu ...; one by name is used or refused.",
+)
+_threads = click.option(
+    "--threads", type=click.IntRange(1), help="For the runtime.  [default: the CPUs this process may use]"
+)
 _json = click.option("--json", "as_json", is_flag=True, help="Print JSON on stdout.")
-_beta = click.option("--beta", type=click.FloatRange(0, 1), help="Weight of the local term.  [default: the model's]")
+_beta = click.option(
+    "--beta", type=click.FloatRange(0, 1), help="Weight of the local term.  [default: the model's]"
+)
 
 
 @main.command()
@@ -87,15 +100,24 @@ _beta = click.option("--beta", type=click.FloatRange(0, 1), help="Weight of the 
 @click.argument("cases", type=_PATH)
 @click.option("--images", type=_PATH, help="Folder of the images.  [default: the folder of CASES]")
 @click.option("--ids", type=_PATH, help="Index only the case ids in this file, one a line.")
-@click.option("--replace", "duplicate", flag_value="replace", help="Replace a case that is there with other facts.")
+@click.option(
+    "--replace", "duplicate", flag_value="replace", help="Replace a case that is there with other facts."
+)
 @click.option("--skip", "duplicate", flag_value="skip", help="Leave a case that is there with other facts.")
 @_runtime
 @_threads
 @_json
 @report_errors
 def index(
-    bundle: Path, archive: Path, cases: Path, images: Path | None, ids: Path | None, duplicate: str | None,
-    runtime: str, threads: int | None, as_json: bool,
+    bundle: Path,
+    archive: Path,
+    cases: Path,
+    images: Path | None,
+    ids: Path | None,
+    duplicate: str | None,
+    runtime: str,
+    threads: int | None,
+    as_json: bool,
 ) -> None:
     """Add the cases of CASES to ARCHIVE; a run that was interrupted can simply be run again.
 
@@ -110,11 +132,25 @@ def index(
         wanted = read_ids(ids)
         chosen = [case for case in chosen if case.case_id in wanted]
         _check_ids(wanted, {case.case_id for case in chosen}, cases)
-    with Searcher(bundle, archive, runtime=runtime, threads=threads) as searcher, _progress("indexing", len(chosen)) as bar:
-        report = searcher.add(chosen, on_duplicate=duplicate or "error", progress=lambda done, _: bar.update(done - bar.pos))
+    with (
+        Searcher(bundle, archive, runtime=runtime, threads=threads) as searcher,
+        _progress("indexing", len(chosen)) as bar,
+    ):
+        report = searcher.add(
+            chosen, on_duplicate=duplicate or "error", progress=lambda done, _: bar.update(done - bar.pos)
+        )
         total = len(searcher)
     if as_json:
-        click.echo(json.dumps({"added": report.added, "replaced": report.replaced, "unchanged": report.unchanged, "cases": total}))
+        click.echo(
+            json.dumps(
+                {
+                    "added": report.added,
+                    "replaced": report.replaced,
+                    "unchanged": report.unchanged,
+                    "cases": total,
+                }
+            )
+        )
     click.echo(f"{report}; {archive} holds {total}", err=True)
 
 
@@ -122,11 +158,20 @@ def index(
 @click.argument("bundle", type=_PATH)
 @click.argument("archive", type=_PATH)
 @click.option("--image", required=True, type=_PATH, help="The dermoscopy image.")
-@click.option("--text", help='Findings in English, such as "atypical pigment network"; without, the image alone.')
+@click.option(
+    "--text", help='Findings in English, such as "atypical pigment network"; without, the image alone.'
+)
 @click.option("-k", default=5, show_default=True, type=click.IntRange(1), help="How many hits.")
-@click.option("--where", multiple=True, metavar="NAME=VALUE", help="Only cases with this value; the same name twice: either value.")
+@click.option(
+    "--where",
+    multiple=True,
+    metavar="NAME=VALUE",
+    help="Only cases with this value; the same name twice: either value.",
+)
 @click.option("--exclude", multiple=True, metavar="CASE_ID", help="A case that may not come back.")
-@click.option("--picture", type=_PATH, help="Draw the query and its hits to this PNG; --images names their folder.")
+@click.option(
+    "--picture", type=_PATH, help="Draw the query and its hits to this PNG; --images names their folder."
+)
 @click.option("--images", type=_PATH, default=Path(), help="Folder of the archive's images, for --picture.")
 @_beta
 @_runtime
@@ -134,8 +179,19 @@ def index(
 @_json
 @report_errors
 def query(
-    bundle: Path, archive: Path, image: Path, text: str | None, k: int, where: tuple[str, ...], exclude: tuple[str, ...],
-    picture: Path | None, images: Path, beta: float | None, runtime: str, threads: int | None, as_json: bool,
+    bundle: Path,
+    archive: Path,
+    image: Path,
+    text: str | None,
+    k: int,
+    where: tuple[str, ...],
+    exclude: tuple[str, ...],
+    picture: Path | None,
+    images: Path,
+    beta: float | None,
+    runtime: str,
+    threads: int | None,
+    as_json: bool,
 ) -> None:
     """Show the most similar cases of ARCHIVE for an image and a few words."""
     with Searcher(bundle, archive, runtime=runtime, threads=threads) as searcher:
@@ -158,8 +214,15 @@ def query(
 @_json
 @report_errors
 def evaluate_command(
-    bundle: Path, archive: Path, cases: Path, images: Path | None, ids: Path | None, beta: float | None,
-    runtime: str, threads: int | None, as_json: bool,
+    bundle: Path,
+    archive: Path,
+    cases: Path,
+    images: Path | None,
+    ids: Path | None,
+    beta: float | None,
+    runtime: str,
+    threads: int | None,
+    as_json: bool,
 ) -> None:
     """Query ARCHIVE with every case of CASES and report mAP and Acc@K, by image and words and by image alone.
 
@@ -169,8 +232,13 @@ def evaluate_command(
     wanted = read_ids(ids) if ids else {case.case_id for case in table.cases}
     chosen = [case for case in table.cases if case.case_id in wanted]
     _check_ids(wanted, {case.case_id for case in chosen}, cases)
-    with Searcher(bundle, archive, runtime=runtime, threads=threads) as searcher, _progress("queries", len(chosen)) as bar:
-        report = evaluate.evaluate(searcher, chosen, beta=beta, progress=lambda done, _: bar.update(done - bar.pos))
+    with (
+        Searcher(bundle, archive, runtime=runtime, threads=threads) as searcher,
+        _progress("queries", len(chosen)) as bar,
+    ):
+        report = evaluate.evaluate(
+            searcher, chosen, beta=beta, progress=lambda done, _: bar.update(done - bar.pos)
+        )
     click.echo(json.dumps(report, indent=2) if as_json else evaluate.table(report))
 
 
@@ -203,5 +271,8 @@ def _filters(where: tuple[str, ...]) -> dict[str, list[str]]:
 def _check_ids(wanted: set[str], found: set[str], table: Path) -> None:
     if unknown := sorted(wanted - found):
         raise InputError(
-            f"{len(unknown)} of the ids are not in {table}", code="ids-unknown", expected="case ids of the table", found=", ".join(unknown[:5])
+            f"{len(unknown)} of the ids are not in {table}",
+            code="ids-unknown",
+            expected="case ids of the table",
+            found=", ".join(unknown[:5]),
         )

@@ -16,6 +16,8 @@ from .errors import InputError
 
 Vector = npt.NDArray[np.float32]
 LEVELS = ("low", "mid", "high")
+# What the composer gives: in ONNX an output may not bear the name of an input.
+COMPOSED = ("composed_low", "composed_mid", "composed_high")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,7 +42,10 @@ def check_beta(beta: float) -> float:
     """Return beta as a float, or raise InputError if it is not a number in [0, 1]."""
     if isinstance(beta, bool) or not isinstance(beta, int | float | np.number) or not 0 <= beta <= 1:
         raise InputError(
-            "beta cannot be used", code="beta-range", expected="a number from 0 (global alone) to 1 (local alone)", found=repr(beta)
+            "beta cannot be used",
+            code="beta-range",
+            expected="a number from 0 (global alone) to 1 (local alone)",
+            found=repr(beta),
         )
     return float(beta)
 

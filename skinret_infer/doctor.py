@@ -16,7 +16,18 @@ from .errors import SkinretError
 from .searcher import Searcher
 
 NOTHING_RUNS = 'nothing here; pip install "skinret-infer[cpu]"'
-_PACKAGES = ("numpy", "pillow", "tokenizers", "click", "onnxruntime", "onnxruntime-gpu", "openvino", "tensorrt", "tensorrt-rtx-cu13", "pydicom")
+_PACKAGES = (
+    "numpy",
+    "pillow",
+    "tokenizers",
+    "click",
+    "onnxruntime",
+    "onnxruntime-gpu",
+    "openvino",
+    "tensorrt",
+    "tensorrt-rtx-cu13",
+    "pydicom",
+)
 
 
 def examine(bundle: str | Path | None = None) -> dict[str, Any]:
@@ -40,8 +51,12 @@ def examine(bundle: str | Path | None = None) -> dict[str, Any]:
 
 def describe(report: dict[str, Any]) -> str:
     """Return the report as lines for a person."""
-    lines = [f"skinret-infer {report['skinret_infer']}, Python {report['python']}, {report['platform']}, {report['cpus']} CPUs"]
-    lines.append("packages: " + ", ".join(f"{name} {version}" for name, version in report["packages"].items()))
+    lines = [
+        f"skinret-infer {report['skinret_infer']}, Python {report['python']}, {report['platform']}, {report['cpus']} CPUs"
+    ]
+    lines.append(
+        "packages: " + ", ".join(f"{name} {version}" for name, version in report["packages"].items())
+    )
     lines += [f"  {name:<16} {state}" for name, state in report["runtimes"].items()]
     lines.append(f"auto takes: {report['auto'] or NOTHING_RUNS}")
     if bundle := report.get("bundle"):
@@ -55,10 +70,16 @@ def _examine_bundle(path: Path) -> dict[str, Any]:
     try:
         manifest = Bundle.load(path).manifest
         report |= {
-            "model": f"{manifest.model} {manifest.version}", "fingerprint": manifest.fingerprint[:12], "precision": manifest.precision,
-            "descriptor": manifest.layout.length, "hashes": "all right",
+            "model": f"{manifest.model} {manifest.version}",
+            "fingerprint": manifest.fingerprint[:12],
+            "precision": manifest.precision,
+            "descriptor": manifest.layout.length,
+            "hashes": "all right",
         }
-        with tempfile.TemporaryDirectory() as folder, Searcher(path, Path(folder) / "none.skinret") as searcher:
+        with (
+            tempfile.TemporaryDirectory() as folder,
+            Searcher(path, Path(folder) / "none.skinret") as searcher,
+        ):
             searcher.warmup()
             picture = np.random.default_rng(0).integers(0, 255, (512, 768, 3), np.uint8)
             times = []

@@ -5,9 +5,9 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
 
+from .errors import InputError
 from .files import whole_file
 from .image import ImageSource, decode
-from .errors import InputError
 from .results import Results
 
 _TILE, _GAP, _BORDER, _TEXT = 190, 14, 7, 44
@@ -18,7 +18,11 @@ _NAMED = {"mel": _PALETTE[0], "nevus": _PALETTE[1], "bkl": _PALETTE[2]}
 
 
 def draw_results(
-    rows: Sequence[tuple[ImageSource, Results]], images: str | Path, path: str | Path, *, groups: Sequence[str] | None = None
+    rows: Sequence[tuple[ImageSource, Results]],
+    images: str | Path,
+    path: str | Path,
+    *,
+    groups: Sequence[str] | None = None,
 ) -> None:
     """Draw each query, its words and its hits as one row of a PNG, a hit's border in its group's colour.
 
@@ -46,12 +50,19 @@ def draw_results(
         if groups:
             pen.text((_GAP, top + _TILE + 4), groups[n], _INK, normal)
         said = results.text or "(the image alone)"
-        pen.multiline_text((2 * _GAP + _TILE, top + 4), _wrap(pen, said, normal, words_width - _GAP), _INK, normal, spacing=5)
+        pen.multiline_text(
+            (2 * _GAP + _TILE, top + 4), _wrap(pen, said, normal, words_width - _GAP), _INK, normal, spacing=5
+        )
         for hit in results:
             x = left + (hit.rank - 1) * (_TILE + _GAP)
             _tile(page, pen, Path(images) / hit.image_ref, (x, top), colours[hit.group])
             pen.text((x, top + _TILE + 4), f"{hit.score:.3f}  {hit.group}", _INK, normal)
-            pen.text((x, top + _TILE + 23), _fit(pen, f"{hit.case_id}: {hit.diagnosis}", small, _TILE), _FAINT, small)
+            pen.text(
+                (x, top + _TILE + 23),
+                _fit(pen, f"{hit.case_id}: {hit.diagnosis}", small, _TILE),
+                _FAINT,
+                small,
+            )
     x, y = _GAP, page.height - 28
     for name in names:
         pen.rectangle((x, y + 2, x + 14, y + 16), colours[name])
@@ -62,7 +73,9 @@ def draw_results(
         page.save(temporary, "PNG")
 
 
-def _tile(page: Image.Image, pen: ImageDraw.ImageDraw, image: ImageSource, at: tuple[int, int], colour: str) -> None:
+def _tile(
+    page: Image.Image, pen: ImageDraw.ImageDraw, image: ImageSource, at: tuple[int, int], colour: str
+) -> None:
     x, y = at
     pen.rectangle((x, y, x + _TILE - 1, y + _TILE - 1), colour)
     inner = _TILE - 2 * _BORDER
@@ -74,10 +87,15 @@ def _tile(page: Image.Image, pen: ImageDraw.ImageDraw, image: ImageSource, at: t
         return
     side = min(picture.size)
     left, top = (picture.width - side) / 2, (picture.height - side) / 2
-    page.paste(picture.resize((inner, inner), Image.Resampling.LANCZOS, (left, top, left + side, top + side)), (x + _BORDER, y + _BORDER))
+    page.paste(
+        picture.resize((inner, inner), Image.Resampling.LANCZOS, (left, top, left + side, top + side)),
+        (x + _BORDER, y + _BORDER),
+    )
 
 
-def _wrap(pen: ImageDraw.ImageDraw, text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int) -> str:
+def _wrap(
+    pen: ImageDraw.ImageDraw, text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int
+) -> str:
     lines = [""]
     for word in text.split():
         longer = f"{lines[-1]} {word}".strip()
@@ -88,7 +106,9 @@ def _wrap(pen: ImageDraw.ImageDraw, text: str, font: ImageFont.FreeTypeFont | Im
     return "\n".join(lines[:9] + (["..."] if len(lines) > 9 else []))
 
 
-def _fit(pen: ImageDraw.ImageDraw, text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int) -> str:
+def _fit(
+    pen: ImageDraw.ImageDraw, text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int
+) -> str:
     while pen.textlength(text, font) > width:
         text = text[:-2].rstrip() + "…"
     return text

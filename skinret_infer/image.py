@@ -32,12 +32,20 @@ class ImageRecipe:
     decode: str = "rgb8"  # 8-bit RGB; alpha over white, 16 bit scaled down, CMYK and palette converted
 
     def __post_init__(self) -> None:
-        allowed = {"fit": ("crop", "squash"), "resample": ("bicubic", "bilinear"), "orientation": ("exif",), "decode": ("rgb8",)}
+        allowed = {
+            "fit": ("crop", "squash"),
+            "resample": ("bicubic", "bilinear"),
+            "orientation": ("exif",),
+            "decode": ("rgb8",),
+        }
         for name, values in allowed.items():
             if getattr(self, name) not in values:
                 raise InputError(
-                    f"image recipe: {name} cannot be used", code="recipe-unknown",
-                    expected=" or ".join(values), found=repr(getattr(self, name)), cure="update skinret-infer",
+                    f"image recipe: {name} cannot be used",
+                    code="recipe-unknown",
+                    expected=" or ".join(values),
+                    found=repr(getattr(self, name)),
+                    cure="update skinret-infer",
                 )
 
 
@@ -58,8 +66,11 @@ def decode(source: ImageSource, *, max_pixels: int = MAX_PIXELS) -> Pixels:
             return _pixels(image, name, max_pixels)
     except UnidentifiedImageError:
         raise InputError(
-            f"{name} is not an image", code="image-unreadable", expected=f"one of {', '.join(FORMATS)}",
-            found=_looks_like(stream), cure=_CURE,
+            f"{name} is not an image",
+            code="image-unreadable",
+            expected=f"one of {', '.join(FORMATS)}",
+            found=_looks_like(stream),
+            cure=_CURE,
         ) from None
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
         raise _too_large(name, max_pixels, "far more") from None
@@ -93,23 +104,34 @@ def _open(source: str | Path | bytes | IO[bytes]) -> tuple[str, IO[bytes]]:
         try:
             data = path.read_bytes()
         except FileNotFoundError:
-            raise InputError(f"image file {name} does not exist", code="image-missing", cure="check the path") from None
+            raise InputError(
+                f"image file {name} does not exist", code="image-missing", cure="check the path"
+            ) from None
         except OSError as error:
             raise InputError(
-                f"image file {name} cannot be read", code="image-missing",
-                expected="a readable file", found=error.strerror or str(error), cure="check the path and its permissions",
+                f"image file {name} cannot be read",
+                code="image-missing",
+                expected="a readable file",
+                found=error.strerror or str(error),
+                cure="check the path and its permissions",
             ) from None
     elif hasattr(source, "read"):
         name, data = "the image file object", source.read()
         if not isinstance(data, bytes):
-            raise InputError(f"{name} gives text", code="image-type", expected="bytes", cure='open it with mode "rb"')
+            raise InputError(
+                f"{name} gives text", code="image-type", expected="bytes", cure='open it with mode "rb"'
+            )
     else:
         raise InputError(
-            "the image cannot be used", code="image-type", found=f"a {type(source).__name__}",
+            "the image cannot be used",
+            code="image-type",
+            found=f"a {type(source).__name__}",
             expected="a path, bytes, a binary file object, a PIL image or an H x W x 3 uint8 array",
         )
     if not data:
-        raise InputError(f"{name} is empty", code="image-empty", expected="an image", found="0 bytes", cure=_CURE)
+        raise InputError(
+            f"{name} is empty", code="image-empty", expected="an image", found="0 bytes", cure=_CURE
+        )
     return name, io.BytesIO(data)
 
 
@@ -123,8 +145,11 @@ def _looks_like(stream: IO[bytes]) -> str:
 
 def _too_large(name: str, max_pixels: int, found: str) -> InputError:
     return InputError(
-        f"{name} has too many pixels", code="image-too-large", expected=f"at most {max_pixels / 1e6:g} megapixels",
-        found=found, cure="scale it down before the query: the model sees a few hundred pixels a side",
+        f"{name} has too many pixels",
+        code="image-too-large",
+        expected=f"at most {max_pixels / 1e6:g} megapixels",
+        found=found,
+        cure="scale it down before the query: the model sees a few hundred pixels a side",
     )
 
 
@@ -133,8 +158,11 @@ def _check_size(width: int, height: int, name: str, max_pixels: int) -> None:
         raise _too_large(name, max_pixels, f"{width} x {height} = {width * height / 1e6:.1f} megapixels")
     if min(width, height) < MIN_SIDE:
         raise InputError(
-            f"{name} is too small to show a lesion", code="image-too-small",
-            expected=f"at least {MIN_SIDE} pixels a side", found=f"{width} x {height}", cure="give the original image",
+            f"{name} is too small to show a lesion",
+            code="image-too-small",
+            expected=f"at least {MIN_SIDE} pixels a side",
+            found=f"{width} x {height}",
+            cure="give the original image",
         )
 
 
@@ -145,10 +173,15 @@ def _pixels(image: Image.Image, name: str, max_pixels: int) -> Pixels:
         upright = ImageOps.exif_transpose(image)
     except MemoryError:
         raise
-    except Exception as error:  # Pillow's decoders raise OSError, SyntaxError, ValueError, struct.error and more
+    except (
+        Exception
+    ) as error:  # Pillow's decoders raise OSError, SyntaxError, ValueError, struct.error and more
         raise InputError(
-            f"{name} is damaged or cut short", code="image-truncated", expected="a whole image",
-            found=str(error) or type(error).__name__, cure="copy the file again from its source",
+            f"{name} is damaged or cut short",
+            code="image-truncated",
+            expected="a whole image",
+            found=str(error) or type(error).__name__,
+            cure="copy the file again from its source",
         ) from None
     return np.asarray(_to_rgb(upright, name))
 
@@ -158,15 +191,20 @@ def _to_rgb(image: Image.Image, name: str) -> Image.Image:
         return image
     if image.mode == "F":
         raise InputError(
-            f"{name} has floating-point pixels", code="image-mode", expected="8 or 16 bits a channel",
+            f"{name} has floating-point pixels",
+            code="image-mode",
+            expected="8 or 16 bits a channel",
             cure="save it with 8 bits a channel",
         )
     if image.mode.startswith("I"):  # 16-bit grey; mode I holds the same numbers in 32 bits
         grey = np.asarray(image).astype(np.int64)
         if grey.min() < 0 or grey.max() > 65535:
             raise InputError(
-                f"{name} has more than 16 bits a channel", code="image-mode", expected="values of 0 to 65535",
-                found=f"{grey.min()} to {grey.max()}", cure="save it with 8 bits a channel",
+                f"{name} has more than 16 bits a channel",
+                code="image-mode",
+                expected="values of 0 to 65535",
+                found=f"{grey.min()} to {grey.max()}",
+                cure="save it with 8 bits a channel",
             )
         return Image.fromarray((grey // 257).astype(np.uint8)).convert("RGB")
     if image.has_transparency_data:
@@ -179,8 +217,11 @@ def _to_rgb(image: Image.Image, name: str) -> Image.Image:
 def _check_array(array: npt.NDArray[Any]) -> Pixels:
     if array.dtype != np.uint8 or array.ndim != 3 or array.shape[2] != 3:
         raise InputError(
-            "the image array cannot be used", code="image-type", expected="H x W x 3 of uint8, RGB",
-            found=f"{' x '.join(map(str, array.shape))} of {array.dtype}", cure="convert it, or pass a PIL image",
+            "the image array cannot be used",
+            code="image-type",
+            expected="H x W x 3 of uint8, RGB",
+            found=f"{' x '.join(map(str, array.shape))} of {array.dtype}",
+            cure="convert it, or pass a PIL image",
         )
     _check_size(array.shape[1], array.shape[0], "the image array", MAX_PIXELS)
     return cast(Pixels, array)

@@ -27,7 +27,11 @@ def retrieval_metrics(relevance: Sequence[npt.NDArray[np.bool_]], groups: Sequen
     }
 
     def percent(chosen: npt.NDArray[np.bool_]) -> dict[str, Any]:
-        return {name: round(100 * float(v[chosen].mean()), 3) for name, v in columns.items()} | {"queries": int(chosen.sum())}
+        return {name: round(100 * float(v[chosen].mean()), 3) for name, v in columns.items()} | {
+            "queries": int(chosen.sum())
+        }
 
     label = np.array(groups)
-    return percent(np.ones(len(groups), bool)) | {"by_group": {g: percent(label == g) for g in sorted(set(groups))}}
+    return percent(np.ones(len(groups), bool)) | {
+        "by_group": {g: percent(label == g) for g in sorted(set(groups))}
+    }

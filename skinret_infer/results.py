@@ -59,10 +59,24 @@ class Results:
     def __str__(self) -> str:
         rows = [("rank", "case", "score", "local", "global", "diagnosis", "confirmed by")]
         for h in self.hits:
-            rows.append((str(h.rank), h.case_id, f"{h.score:.4f}", f"{h.local:.4f}", f"{h.global_:.4f}", h.diagnosis, h.confirmed_by))
+            rows.append(
+                (
+                    str(h.rank),
+                    h.case_id,
+                    f"{h.score:.4f}",
+                    f"{h.local:.4f}",
+                    f"{h.global_:.4f}",
+                    h.diagnosis,
+                    h.confirmed_by,
+                )
+            )
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-        lines = ["  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows]
+        lines = [
+            "  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows
+        ]
         lines += [f"warning: {w}" for w in self.warnings]
         total = self.timings_ms.get("total", 0.0)
-        lines.append(f"{len(self)} of {self.searched} cases, {total:.0f} ms on {self.runtime}. Score: similarity, not probability.")
+        lines.append(
+            f"{len(self)} of {self.searched} cases, {total:.0f} ms on {self.runtime}. Score: similarity, not probability."
+        )
         return "\n".join(lines)

@@ -13,7 +13,7 @@ import numpy as np
 from .archive import Archive, Match, Record
 from .bundle import Bundle
 from .cases import Case
-from .descriptor import LEVELS, Vector, check_beta
+from .descriptor import COMPOSED, LEVELS, Vector, check_beta
 from .engines import Array, open_engine
 from .errors import ArchiveError, InputError, SkinretError
 from .image import ImageSource, Pixels, decode, digest, prepare
@@ -50,7 +50,9 @@ class Searcher:
     Safe to call from several threads. Raises BundleError, ArchiveError, RuntimeUnavailable.
     """
 
-    def __init__(self, bundle: str | Path, archive: str | Path, *, runtime: str = "auto", threads: int | None = None) -> None:
+    def __init__(
+        self, bundle: str | Path, archive: str | Path, *, runtime: str = "auto", threads: int | None = None
+    ) -> None:
         self._bundle = Bundle.load(bundle)
         self.manifest = manifest = self._bundle.manifest
         self._tokenize = TextEncoderInput(self._bundle.tokenizer(), manifest.text)
@@ -72,7 +74,9 @@ class Searcher:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.close()
 
     def close(self) -> None:
@@ -84,7 +88,9 @@ class Searcher:
         size = self.manifest.image.size
         self._describe([np.zeros((size, size, 3), np.uint8)], ["lesion"])
 
-    def add(self, cases: Iterable[Case], *, on_duplicate: str = "error", progress: Progress | None = None) -> Added:
+    def add(
+        self, cases: Iterable[Case], *, on_duplicate: str = "error", progress: Progress | None = None
+    ) -> Added:
         """Encode cases and write them to the archive, all or none of a batch of eight at a time.
 
         A case that is there already with the same picture and facts is left as it is, so that a call that was
@@ -94,7 +100,12 @@ class Searcher:
         Raises InputError for an unusable image or a duplicate; what was added before it stays added.
         """
         if on_duplicate not in ("error", "skip", "replace"):
-            raise InputError("on_duplicate cannot be used", code="option", expected="error, skip or replace", found=repr(on_duplicate))
+            raise InputError(
+                "on_duplicate cannot be used",
+                code="option",
+                expected="error, skip or replace",
+                found=repr(on_duplicate),
+            )
         cases = list(cases)
         _check_unique(cases)
         report = Added()
@@ -113,12 +124,20 @@ class Searcher:
     def remove(self, case_ids: Collection[str]) -> int:
         """Remove cases from the archive, their bytes with them; return how many were there."""
         if isinstance(case_ids, str):
-            raise InputError("case_ids cannot be used", code="option", expected="a list of ids", found="a single str")
+            raise InputError(
+                "case_ids cannot be used", code="option", expected="a list of ids", found="a single str"
+            )
         return self._archive.remove(case_ids)
 
     def query(
-        self, image: ImageSource, text: str | None = None, *, k: int = 10, where: Where | None = None,
-        exclude: Collection[str] = (), beta: float | None = None,
+        self,
+        image: ImageSource,
+        text: str | None = None,
+        *,
+        k: int = 10,
+        where: Where | None = None,
+        exclude: Collection[str] = (),
+        beta: float | None = None,
     ) -> Results:
         """Return the k most similar cases for a dermoscopy image and, if given, a few words.
 
@@ -135,14 +154,23 @@ class Searcher:
         return self.query_batch([(image, text)], k=k, where=where, exclude=exclude, beta=beta)[0]
 
     def query_batch(
-        self, queries: Sequence[tuple[ImageSource, str | None]], *, k: int = 10, where: Where | None = None,
-        exclude: Collection[str] = (), beta: float | None = None,
+        self,
+        queries: Sequence[tuple[ImageSource, str | None]],
+        *,
+        k: int = 10,
+        where: Where | None = None,
+        exclude: Collection[str] = (),
+        beta: float | None = None,
     ) -> list[Results]:
         """Answer many queries, encoding eight at a time. The scores are those of `query`, to rounding."""
         if isinstance(k, bool) or not isinstance(k, int | np.integer) or k < 1:
-            raise InputError("k cannot be used", code="k-range", expected="an int of at least 1", found=repr(k))
+            raise InputError(
+                "k cannot be used", code="k-range", expected="an int of at least 1", found=repr(k)
+            )
         if isinstance(exclude, str):
-            raise InputError("exclude cannot be used", code="option", expected="a list of case ids", found="a single str")
+            raise InputError(
+                "exclude cannot be used", code="option", expected="a list of case ids", found="a single str"
+            )
         weight = self.manifest.beta if beta is None else check_beta(beta)
         results: list[Results] = []
         for start in range(0, len(queries), BATCH):
@@ -159,9 +187,18 @@ class Searcher:
                 spent = shared | {"search": (time.perf_counter() - searching) * 1e3}
                 results.append(
                     Results(
-                        hits=tuple(_hit(rank, match) for rank, match in enumerate(matches, 1)), text=text, k=int(k), beta=weight,
-                        searched=searched, runtime=self.runtime, model=self._model, warnings=tuple(warned),
-                        timings_ms={name: round(ms, 3) for name, ms in (spent | {"total": sum(spent.values())}).items()},
+                        hits=tuple(_hit(rank, match) for rank, match in enumerate(matches, 1)),
+                        text=text,
+                        k=int(k),
+                        beta=weight,
+                        searched=searched,
+                        runtime=self.runtime,
+                        model=self._model,
+                        warnings=tuple(warned),
+                        timings_ms={
+                            name: round(ms, 3)
+                            for name, ms in (spent | {"total": sum(spent.values())}).items()
+                        },
                     )
                 )
         return results
@@ -213,10 +250,16 @@ class Searcher:
         if worded:
             ids, mask, warned = self._tokenize([texts[n] for n in worded])
             words = run("text_encoder", {"input_ids": ids, "attention_mask": mask}, ["tokens"])
-            composed = run("composer", {name: maps[name][worded] for name in LEVELS} | words | {"attention_mask": mask}, LEVELS)
-            maps = {name: maps[name].copy() for name in LEVELS}
-            for name in LEVELS:
-                maps[name][worded] = composed[name]
+            composed = run(
+                "composer",
+                {name: maps[name][worded] for name in LEVELS} | words | {"attention_mask": mask},
+                COMPOSED,
+            )
+            if len(worded) == len(texts):
+                maps = {name: composed[new] for name, new in zip(LEVELS, COMPOSED, strict=True)}
+            else:
+                for name, new in zip(LEVELS, COMPOSED, strict=True):
+                    maps[name][worded] = composed[new]
             for n, w in zip(worded, warned, strict=True):
                 warnings[n] = w
         descriptors = run("similarity_head", maps, ["descriptor"])["descriptor"]
@@ -228,9 +271,17 @@ class Searcher:
 def _hit(rank: int, match: Match) -> Hit:
     record, six = match.record, match.cosines
     return Hit(
-        rank=rank, case_id=record.case_id, score=match.score, local=float(six[:3].mean()), global_=float(six[3:].mean()),
-        cosines=dict(zip(COSINES, map(float, six), strict=True)), diagnosis=record.diagnosis, group=record.group,
-        confirmed_by=record.confirmed_by, attributes=record.attributes, image_ref=record.image_ref,
+        rank=rank,
+        case_id=record.case_id,
+        score=match.score,
+        local=float(six[:3].mean()),
+        global_=float(six[3:].mean()),
+        cosines=dict(zip(COSINES, map(float, six), strict=True)),
+        diagnosis=record.diagnosis,
+        group=record.group,
+        confirmed_by=record.confirmed_by,
+        attributes=record.attributes,
+        image_ref=record.image_ref,
     )
 
 
@@ -238,13 +289,21 @@ def _check_unique(cases: Sequence[Case]) -> None:
     seen: set[str] = set()
     for case in cases:
         if case.case_id in seen:
-            raise InputError(f"case id {case.case_id!r} is given twice", code="case-duplicate", expected="each case once", cure="remove or rename one; nothing was added")
+            raise InputError(
+                f"case id {case.case_id!r} is given twice",
+                code="case-duplicate",
+                expected="each case once",
+                cure="remove or rename one; nothing was added",
+            )
         seen.add(case.case_id)
 
 
 def _changed(old: Record, new: Record) -> ArchiveError:
     differs = [name for name in Record.__dataclass_fields__ if getattr(old, name) != getattr(new, name)]
     return ArchiveError(
-        f"case {new.case_id!r} is in the archive already, with other facts", code="case-duplicate", expected="a new case id, or the same facts",
-        found=f"another {', '.join(differs)}", cure='pass on_duplicate="replace" (--replace) to replace it, or "skip" (--skip) to keep the old one',
+        f"case {new.case_id!r} is in the archive already, with other facts",
+        code="case-duplicate",
+        expected="a new case id, or the same facts",
+        found=f"another {', '.join(differs)}",
+        cure='pass on_duplicate="replace" (--replace) to replace it, or "skip" (--skip) to keep the old one',
     )

@@ -55,18 +55,29 @@ def check_text(text: object, recipe: TextRecipe) -> str:
     if text is None:
         return ""
     if not isinstance(text, str):
-        raise InputError("the query text cannot be used", code="text-type", expected="a str or None", found=f"a {type(text).__name__}")
+        raise InputError(
+            "the query text cannot be used",
+            code="text-type",
+            expected="a str or None",
+            found=f"a {type(text).__name__}",
+        )
     text = text.strip()
     if len(text) > recipe.max_characters:
         raise InputError(
-            "the query text is too long", code="text-too-long", expected=f"at most {recipe.max_characters:,} characters",
-            found=f"{len(text):,}", cure=f"keep to the findings; the model reads {recipe.length} tokens",
+            "the query text is too long",
+            code="text-too-long",
+            expected=f"at most {recipe.max_characters:,} characters",
+            found=f"{len(text):,}",
+            cure=f"keep to the findings; the model reads {recipe.length} tokens",
         )
     letters = [c for c in text if c.isalpha()]
     if text and not any(unicodedata.name(c, "").startswith("LATIN") for c in letters):
         raise InputError(
-            "the query text has no word that the model can read", code="text-script", expected="English words",
-            found=repr(text[:40]), cure="write the findings in English, or leave the text out to search by image alone",
+            "the query text has no word that the model can read",
+            code="text-script",
+            expected="English words",
+            found=repr(text[:40]),
+            cure="write the findings in English, or leave the text out to search by image alone",
         )
     return text
 
@@ -79,14 +90,19 @@ class TextEncoderInput:
             self._tokenizer = Tokenizer.from_str(tokenizer_json)
         except Exception as error:  # tokenizers raises a bare Exception
             raise BundleError(
-                "tokenizer.json cannot be read", code="bundle-tokenizer", expected="a Hugging Face tokenizer file",
-                found=str(error), cure="export the bundle again",
+                "tokenizer.json cannot be read",
+                code="bundle-tokenizer",
+                expected="a Hugging Face tokenizer file",
+                found=str(error),
+                cure="export the bundle again",
             ) from None
         pad = next((t for t in ("[PAD]", "<pad>") if self._tokenizer.token_to_id(t) is not None), None)
         self._unknown = self._tokenizer.token_to_id("[UNK]")
         self._tokenizer.enable_truncation(recipe.length)
         self._tokenizer.enable_padding(
-            length=recipe.length, pad_id=self._tokenizer.token_to_id(pad) if pad else 0, pad_token=pad or "[PAD]"
+            length=recipe.length,
+            pad_id=self._tokenizer.token_to_id(pad) if pad else 0,
+            pad_token=pad or "[PAD]",
         )
 
     def __call__(self, texts: Sequence[str]) -> tuple[Tokens, Tokens, list[list[str]]]:
@@ -98,10 +114,14 @@ class TextEncoderInput:
 
     def _warnings(self, text: str, encoding: Any) -> list[str]:
         warnings = []
-        words = [text[slice(*o)] for i, o in zip(encoding.ids, encoding.offsets, strict=True) if i == self._unknown]
+        words = [
+            text[slice(*o)] for i, o in zip(encoding.ids, encoding.offsets, strict=True) if i == self._unknown
+        ]
         if words:
             warnings.append(f"words that the model does not know: {', '.join(words)}")
         if encoding.overflowing:
             read = max(end for _, end in encoding.offsets)
-            warnings.append(f"the text is longer than {len(encoding.ids)} tokens; not read: {text[read:].strip(' ,')!r}")
+            warnings.append(
+                f"the text is longer than {len(encoding.ids)} tokens; not read: {text[read:].strip(' ,')!r}"
+            )
         return warnings

@@ -27,20 +27,35 @@ class Engine(Protocol):
 
 def available() -> dict[str, str]:
     """Return for each runtime "" if it can run here, or the reason why not."""
-    return {name: onnxruntime.why_not() if name == "onnxruntime-cpu" else "not part of this version" for name in RUNTIMES}
+    return {
+        name: onnxruntime.why_not() if name == "onnxruntime-cpu" else "not part of this version"
+        for name in RUNTIMES
+    }
 
 
 def open_engine(bundle: Bundle, runtime: str = "auto", threads: int | None = None) -> Engine:
     """Open a bundle's graphs on a runtime; "auto" takes the first that works. Raises RuntimeUnavailable."""
     if runtime != "auto" and runtime not in RUNTIMES:
-        raise InputError("the runtime is not known", code="runtime-unknown", expected=f"auto or one of {', '.join(RUNTIMES)}", found=repr(runtime))
+        raise InputError(
+            "the runtime is not known",
+            code="runtime-unknown",
+            expected=f"auto or one of {', '.join(RUNTIMES)}",
+            found=repr(runtime),
+        )
     if threads is not None and (isinstance(threads, bool) or not isinstance(threads, int) or threads < 1):
-        raise InputError("threads cannot be used", code="threads-range", expected="None or an int of at least 1", found=repr(threads))
+        raise InputError(
+            "threads cannot be used",
+            code="threads-range",
+            expected="None or an int of at least 1",
+            found=repr(threads),
+        )
     reasons = available()
     chosen = next((n for n in RUNTIMES if not reasons[n]), RUNTIMES[0]) if runtime == "auto" else runtime
     if reasons[chosen]:
         raise RuntimeUnavailable(
-            f"runtime {chosen} cannot run here", code="runtime-unavailable", found=reasons[chosen],
+            f"runtime {chosen} cannot run here",
+            code="runtime-unavailable",
+            found=reasons[chosen],
             expected=f"one of: {', '.join(n for n in RUNTIMES if not reasons[n]) or 'none is installed'}",
             cure='pip install "skinret-infer[cpu]"' if chosen == "onnxruntime-cpu" else 'use runtime="auto"',
         )

@@ -46,12 +46,18 @@ class OnnxRuntimeCpu:
                 session = ort.InferenceSession(str(bundle.graph(graph)), options, providers=[_PROVIDER])
             except Exception as error:  # ONNX Runtime raises a family of its own, without a common base
                 raise BundleError(
-                    f"{bundle.graph(graph)} cannot be loaded", code="bundle-graph", expected="an ONNX graph of the manifest's opset",
-                    found=str(error), cure="upgrade onnxruntime, or export the bundle again",
+                    f"{bundle.graph(graph)} cannot be loaded",
+                    code="bundle-graph",
+                    expected="an ONNX graph of the manifest's opset",
+                    found=str(error),
+                    cure="upgrade onnxruntime, or export the bundle again",
                 ) from None
             if session.get_providers() != [_PROVIDER]:
                 raise RuntimeUnavailable(
-                    f"{graph} does not run where it should", code="runtime-provider", expected=_PROVIDER, found=", ".join(session.get_providers())
+                    f"{graph} does not run where it should",
+                    code="runtime-provider",
+                    expected=_PROVIDER,
+                    found=", ".join(session.get_providers()),
                 )
             self._sessions[graph] = session
 

@@ -62,11 +62,25 @@ class Checkpoint:
             }
             return cls(**recipes, **data)
         except FileNotFoundError:
-            raise InputError(f"checkpoint {path} does not exist", code="checkpoint-missing", cure="check the path") from None
+            raise InputError(
+                f"checkpoint {path} does not exist", code="checkpoint-missing", cure="check the path"
+            ) from None
         except SkinretError:
             raise
-        except (OSError, ValueError, KeyError, TypeError, EOFError, RuntimeError, pickle.UnpicklingError, zipfile.BadZipFile) as error:
+        except (
+            OSError,
+            ValueError,
+            KeyError,
+            TypeError,
+            EOFError,
+            RuntimeError,
+            pickle.UnpicklingError,
+            zipfile.BadZipFile,
+        ) as error:
             raise InputError(
-                f"{path} is not a skinret checkpoint", code="checkpoint-format", expected="a file that skinret-train wrote",
-                found=(str(error).splitlines() or [type(error).__name__])[0], cure="train again, or give the right file",
+                f"{path} is not a skinret checkpoint",
+                code="checkpoint-format",
+                expected="a file that skinret-train wrote",
+                found=(str(error).splitlines() or [type(error).__name__])[0],
+                cure="train again, or give the right file",
             ) from None

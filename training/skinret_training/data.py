@@ -56,7 +56,9 @@ class Split:
 def load_dataset(table: CaseTable, image: ImageRecipe, text: TextRecipe, *, quiet: bool = False) -> Dataset:
     """Decode and prepare every image. Raises InputError, naming the case, for one that cannot be used."""
     pixels = np.empty((len(table.cases), image.size, image.size, 3), np.uint8)
-    for n, case in enumerate(tqdm(table.cases, "images", unit="image", disable=True if quiet else None, leave=False)):
+    for n, case in enumerate(
+        tqdm(table.cases, "images", unit="image", disable=True if quiet else None, leave=False)
+    ):
         try:
             pixels[n] = prepare(decode(case.image), image)
         except InputError as error:
@@ -65,10 +67,18 @@ def load_dataset(table: CaseTable, image: ImageRecipe, text: TextRecipe, *, quie
     groups = [case.group for case in table.cases]
     names = sorted(set(groups))
     if len(names) < 2:
-        raise InputError("there is nothing to tell apart", code="data-groups", expected="cases of at least two groups", found=", ".join(names) or "none")
+        raise InputError(
+            "there is nothing to tell apart",
+            code="data-groups",
+            expected="cases of at least two groups",
+            found=", ".join(names) or "none",
+        )
     return Dataset(
-        [case.case_id for case in table.cases], groups, np.array([names.index(g) for g in groups], np.int64),
-        [phrases_of(case.attributes, text.phrases) for case in table.cases], pixels,
+        [case.case_id for case in table.cases],
+        groups,
+        np.array([names.index(g) for g in groups], np.int64),
+        [phrases_of(case.attributes, text.phrases) for case in table.cases],
+        pixels,
     )
 
 
@@ -80,14 +90,21 @@ def split(dataset: Dataset, *, folds: int, fold: int | None, validation: float, 
         if fold is not None:
             parts = StratifiedKFold(folds, shuffle=True, random_state=seed).split(everything, dataset.labels)
             rest, test = list(parts)[fold]
-            scarce = {g: n for g, n in zip(*np.unique(dataset.groups, return_counts=True), strict=True) if n < folds}
+            scarce = {
+                g: n for g, n in zip(*np.unique(dataset.groups, return_counts=True), strict=True) if n < folds
+            }
             if scarce:
                 raise ValueError(", ".join(f"{n} of {g}" for g, n in scarce.items()))
-        train, held = train_test_split(rest, test_size=validation, stratify=dataset.labels[rest], random_state=seed)
+        train, held = train_test_split(
+            rest, test_size=validation, stratify=dataset.labels[rest], random_state=seed
+        )
     except ValueError as error:
         raise InputError(
-            "the cases cannot be split", code="data-split", expected=f"enough of each group for {folds} folds and a validation part",
-            found=str(error), cure="give more cases, or fewer folds",
+            "the cases cannot be split",
+            code="data-split",
+            expected=f"enough of each group for {folds} folds and a validation part",
+            found=str(error),
+            cure="give more cases, or fewer folds",
         ) from None
     return Split(np.sort(train), np.sort(held), np.sort(test))
 
@@ -118,11 +135,15 @@ class FrozenMaps:
     The files are named after everything that they depend on, so that another run of the same data finds them.
     """
 
-    def __init__(self, model: Skinret, dataset: Dataset, symmetries: int, cache: Path, *, quiet: bool = False) -> None:
+    def __init__(
+        self, model: Skinret, dataset: Dataset, symmetries: int, cache: Path, *, quiet: bool = False
+    ) -> None:
         key = hashlib.sha256(f"{model.config.map_side} {dataset.digest}".encode())
         for name, tensor in sorted(model.visual_encoder.backbone.state_dict().items()):
             key.update(name.encode() + tensor.cpu().numpy().tobytes())
-        self._views = [self._load(model, dataset, view, cache, key.hexdigest()[:16], quiet) for view in range(symmetries)]
+        self._views = [
+            self._load(model, dataset, view, cache, key.hexdigest()[:16], quiet) for view in range(symmetries)
+        ]
 
     def get(self, indices: Indices, views: Indices) -> Maps:
         """Return float32 maps (B, h, w, d) of cases, each in its view."""
@@ -135,7 +156,9 @@ class FrozenMaps:
         return maps[0], maps[1], maps[2]
 
     @staticmethod
-    def _load(model: Skinret, dataset: Dataset, view: int, cache: Path, key: str, quiet: bool) -> list[npt.NDArray[np.float16]]:
+    def _load(
+        model: Skinret, dataset: Dataset, view: int, cache: Path, key: str, quiet: bool
+    ) -> list[npt.NDArray[np.float16]]:
         paths = [cache / f"maps-{key}-{view}-{level}.npy" for level in ("low", "mid", "high")]
         if not all(path.is_file() for path in paths):
             device = next(model.parameters()).device
@@ -155,7 +178,15 @@ class Words:
     """The words of every case in several views, as token ids and, for a frozen encoder, as its token vectors."""
 
     def __init__(
-        self, model: Skinret, dataset: Dataset, tokenize: TextEncoderInput, views: int, seed: int, *, frozen: bool, quiet: bool = False
+        self,
+        model: Skinret,
+        dataset: Dataset,
+        tokenize: TextEncoderInput,
+        views: int,
+        seed: int,
+        *,
+        frozen: bool,
+        quiet: bool = False,
     ) -> None:
         self.views = views
         rng = np.random.default_rng(seed)
@@ -163,7 +194,9 @@ class Words:
         self.ids: Tokens
         self.mask: Tokens
         self.ids, self.mask, _ = tokenize(texts)
-        self.blank = np.array([not phrases for phrases in dataset.phrases])  # nothing is known: an image alone
+        self.blank = np.array(
+            [not phrases for phrases in dataset.phrases]
+        )  # nothing is known: an image alone
         self._tokens: torch.Tensor | None = None
         if frozen:
             device = next(model.parameters()).device

@@ -21,6 +21,7 @@ from skinret_infer.errors import InputError
 
 Maps: TypeAlias = tuple[Tensor, Tensor, Tensor]  # X^L, X^M, X^H
 EPS = 1e-6  # no norm is divided by less
+_ATTENTION = "eager"  # written out: the exporter does not take Swin's fused attention with a dynamic batch
 AGGREGATIONS = ("normalized", "mean", "max", "concat")
 
 
@@ -31,10 +32,18 @@ class ModelConfig:
     vision: Mapping[str, Any]  # a transformers backbone's configuration
     text: Mapping[str, Any]  # a BERT-family encoder's configuration
     image_size: int = 224
-    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)  # of RGB in [0, 1]; ImageNet's, as the backbones were trained
+    mean: tuple[float, float, float] = (
+        0.485,
+        0.456,
+        0.406,
+    )  # of RGB in [0, 1]; ImageNet's, as the backbones were trained
     std: tuple[float, float, float] = (0.229, 0.224, 0.225)
-    map_side: int = 14  # larger maps are average-pooled to at most this side: attention costs its fourth power
-    width: int | None = None  # d_i after a learned projection; None keeps the backbone's, which must then be tuned
+    map_side: int = (
+        14  # larger maps are average-pooled to at most this side: attention costs its fourth power
+    )
+    width: int | None = (
+        None  # d_i after a learned projection; None keeps the backbone's, which must then be tuned
+    )
     layers: int = 1  # of the cross-modal transformer, per level
     head_width: int = 64  # of an attention head
     dropout: float = 0.1
@@ -44,7 +53,12 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         if self.aggregation not in AGGREGATIONS:
-            raise InputError("the aggregation is not known", code="option", expected=", ".join(AGGREGATIONS), found=repr(self.aggregation))
+            raise InputError(
+                "the aggregation is not known",
+                code="option",
+                expected=", ".join(AGGREGATIONS),
+                found=repr(self.aggregation),
+            )
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values only."""
@@ -74,7 +88,8 @@ class VisualEncoder(nn.Module):
         channels = [config.width or d for _, _, d in shapes]
         self.shapes = tuple((h, w, d) for (h, w, _), d in zip(shapes, channels, strict=True))
         self.projections = nn.ModuleList(
-            nn.Sequential(nn.LayerNorm(raw), nn.Linear(raw, config.width)) if config.width else nn.Identity() for _, _, raw in shapes
+            nn.Sequential(nn.LayerNorm(raw), nn.Linear(raw, config.width)) if config.width else nn.Identity()
+            for _, _, raw in shapes
         )
 
     def forward(self, pixels: Tensor) -> Maps:
@@ -95,8 +110,11 @@ class VisualEncoder(nn.Module):
         factor = -(-x.shape[-1] // self.map_side)
         if x.shape[-1] % factor or x.shape[-2] % factor:
             raise InputError(
-                "the maps cannot be pooled evenly", code="option", expected="a map side that divides them",
-                found=f"maps of {x.shape[-2]} x {x.shape[-1]}, map side {self.map_side}", cure="choose another --map-side",
+                "the maps cannot be pooled evenly",
+                code="option",
+                expected="a map side that divides them",
+                found=f"maps of {x.shape[-2]} x {x.shape[-1]}, map side {self.map_side}",
+                cure="choose another --map-side",
             )
         return F.avg_pool2d(x, factor) if factor > 1 else x
 
@@ -107,11 +125,13 @@ class TextEncoder(nn.Module):
     def __init__(self, config: ModelConfig, encoder: nn.Module | None = None) -> None:
         super().__init__()
         self.encoder = encoder or build_text_encoder(config.text)
-        self.channels = int(config.text["hidden_size"])
+        self.channels = int(cast(Any, self.encoder).config.hidden_size)
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """(B, n) int64, (B, n) int64 -> (B, n, d_T)."""
-        return cast(Tensor, self.encoder(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state)
+        return cast(
+            Tensor, self.encoder(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
+        )
 
 
 class CrossModalLayer(nn.Module):
@@ -144,7 +164,9 @@ class Composer(nn.Module):
     def __init__(self, config: ModelConfig, channels: list[int], text_channels: int) -> None:
         super().__init__()
         self.text = nn.ModuleList(nn.Linear(text_channels, d) for d in channels)
-        self.layers = nn.ModuleList(nn.ModuleList(CrossModalLayer(d, config) for _ in range(config.layers)) for d in channels)
+        self.layers = nn.ModuleList(
+            nn.ModuleList(CrossModalLayer(d, config) for _ in range(config.layers)) for d in channels
+        )
 
     def forward(self, low: Tensor, mid: Tensor, high: Tensor, tokens: Tensor, attention_mask: Tensor) -> Maps:
         """Three maps (B, h, w, d), tokens (B, n, d_T), attention_mask (B, n) int64 -> three maps."""
@@ -152,7 +174,9 @@ class Composer(nn.Module):
         for x, project, layers in zip((low, mid, high), self.text, self.layers, strict=True):
             _, h, w, _ = x.shape
             text = project(tokens)
-            bias = F.pad((1 - attention_mask.to(x.dtype)) * -1e4, (h * w, 0))[:, None, None, :]  # padding is not seen
+            bias = F.pad((1 - attention_mask.to(x.dtype)) * -1e4, (h * w, 0))[
+                :, None, None, :
+            ]  # padding is not seen
             y = x.flatten(1, 2)  # (B, h w, d)
             for layer in cast(nn.ModuleList, layers):
                 y = layer(y, text, bias)
@@ -168,7 +192,9 @@ class SimilarityHead(nn.Module):
         self.aggregation = config.aggregation
         self.masks = nn.ModuleList(nn.Linear(d, config.regions) for d in channels)
         local = [d * (config.regions if config.aggregation == "concat" else 1) for d in channels]
-        self.layout = Layout(local=(local[0], local[1], local[2]), global_=(channels[0], channels[1], channels[2]))
+        self.layout = Layout(
+            local=(local[0], local[1], local[2]), global_=(channels[0], channels[1], channels[2])
+        )
 
     def forward(self, low: Tensor, mid: Tensor, high: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Three maps (B, h, w, d) -> descriptor (B, D), and the masks alpha of each level (B, k, h, w)."""
@@ -176,7 +202,9 @@ class SimilarityHead(nn.Module):
         for x, mask in zip((low, mid, high), self.masks, strict=True):
             _, h, w, _ = x.shape
             x = x.flatten(1, 2)  # (B, h w, d)
-            alpha = mask(x).transpose(1, 2).softmax(-1)  # (B, k, h w): each sums to one over space, so none is empty
+            alpha = (
+                mask(x).transpose(1, 2).softmax(-1)
+            )  # (B, k, h w): each sums to one over space, so none is empty
             regions = alpha @ x  # (B, k, d): rho(X * alpha_j)
             local.append(unit(self._aggregate(regions)))  # e^i
             global_.append(unit(x.mean(1)))  # g^i
@@ -198,7 +226,9 @@ class SimilarityHead(nn.Module):
 class Skinret(nn.Module):
     """The four parts together."""
 
-    def __init__(self, config: ModelConfig, backbone: nn.Module | None = None, encoder: nn.Module | None = None) -> None:
+    def __init__(
+        self, config: ModelConfig, backbone: nn.Module | None = None, encoder: nn.Module | None = None
+    ) -> None:
         super().__init__()
         self.config = config
         self.visual_encoder = VisualEncoder(config, backbone)
@@ -207,7 +237,9 @@ class Skinret(nn.Module):
         self.composer = Composer(config, channels, self.text_encoder.channels)
         self.similarity_head = SimilarityHead(config, channels)
 
-    def forward(self, pixels: Tensor, input_ids: Tensor | None = None, attention_mask: Tensor | None = None) -> Tensor:
+    def forward(
+        self, pixels: Tensor, input_ids: Tensor | None = None, attention_mask: Tensor | None = None
+    ) -> Tensor:
         """Return the descriptor (B, D) of queries, or without ids of cases."""
         maps = self.visual_encoder(pixels)
         if input_ids is not None:
@@ -222,7 +254,9 @@ def unit(x: Tensor) -> Tensor:
 
 def block_scale(layout: Layout, beta: float) -> Tensor:
     """Return w with (w * d_q) . d_t = S(q, t) / 3, float (D,)."""
-    return torch.cat([torch.full((sum(layout.local),), beta / 3), torch.full((sum(layout.global_),), (1 - beta) / 3)])
+    return torch.cat(
+        [torch.full((sum(layout.local),), beta / 3), torch.full((sum(layout.global_),), (1 - beta) / 3)]
+    )
 
 
 # -- backbones by name or folder --
@@ -231,14 +265,16 @@ def block_scale(layout: Layout, beta: float) -> Tensor:
 def build_backbone(vision: Mapping[str, Any]) -> nn.Module:
     """Build a transformers backbone from its configuration, with random weights."""
     config = AutoConfig.for_model(**vision)
-    model = cast(nn.Module, _backbone_class(config)(config))
+    model = cast(nn.Module, _backbone_class(config)._from_config(config, attn_implementation=_ATTENTION))
     model.eval()
     return model
 
 
 def build_text_encoder(text: Mapping[str, Any]) -> nn.Module:
     """Build a text encoder from its configuration, with random weights."""
-    model = cast(nn.Module, AutoModel.from_config(AutoConfig.for_model(**text), attn_implementation="eager"))
+    model = cast(
+        nn.Module, AutoModel.from_config(AutoConfig.for_model(**text), attn_implementation=_ATTENTION)
+    )
     model.eval()
     return model
 
@@ -252,18 +288,21 @@ def load_backbone(name: str, image_size: int) -> tuple[nn.Module, dict[str, Any]
     stages = len(getattr(config, "stage_names", None) or ()) - 1  # the stem is not one
     if stages < 3:
         raise InputError(
-            f"{name} has no maps at three depths", code="backbone", expected="a transformers backbone such as Swin, ResNet or DINOv2",
+            f"{name} has no maps at three depths",
+            code="backbone",
+            expected="a transformers backbone such as Swin, ResNet or DINOv2",
             found=f"model type {config.model_type}",
         )
     # A hierarchy gives its last three stages; a plain ViT of n layers gives layers n/2, 3n/4 and n.
     depths = (stages - 2, stages - 1, stages) if stages < 6 else (stages // 2, 3 * stages // 4, stages)
     config.out_features = None
     config.out_indices = list(depths)
-    # Attention written out: the exporter does not take Swin's fused attention with a dynamic batch.
-    attention = {"attn_implementation": "eager"} if config.model_type != "resnet" else {}
-    model = _backbone_class(config).from_pretrained(name, config=config, **attention)
+    model = _backbone_class(config).from_pretrained(name, config=config, attn_implementation=_ATTENTION)
     embeddings = getattr(model, "embeddings", None)
-    if hasattr(embeddings, "interpolate_pos_encoding") and getattr(embeddings, "position_embeddings", None) is not None:
+    if (
+        hasattr(embeddings, "interpolate_pos_encoding")
+        and getattr(embeddings, "position_embeddings", None) is not None
+    ):
         _fix_positions(model, embeddings, image_size)
     model.eval()
     recipe = {}
@@ -280,7 +319,7 @@ def load_text_encoder(name: str) -> tuple[nn.Module, dict[str, Any], str]:
     config = _named_config(name, "text")
     try:
         tokenizer = AutoTokenizer.from_pretrained(name).backend_tokenizer.to_str()
-        model = AutoModel.from_pretrained(name, config=config, attn_implementation="eager")
+        model = AutoModel.from_pretrained(name, config=config, attn_implementation=_ATTENTION)
     except (OSError, ValueError, AttributeError) as error:
         raise _not_loaded(name, "text encoder", error) from None
     model.eval()
@@ -296,8 +335,11 @@ def _named_config(name: str, kind: str) -> Any:
 
 def _not_loaded(name: str, what: str, error: Exception) -> InputError:
     return InputError(
-        f"the {what} {name!r} cannot be loaded", code="backbone", expected="a model hub's name, with a network, or a local folder of it",
-        found=str(error).splitlines()[0] if str(error) else type(error).__name__, cure="download it once and give its folder",
+        f"the {what} {name!r} cannot be loaded",
+        code="backbone",
+        expected="a model hub's name, with a network, or a local folder of it",
+        found=str(error).splitlines()[0] if str(error) else type(error).__name__,
+        cure="download it once and give its folder",
     )
 
 
@@ -307,7 +349,9 @@ def _backbone_class(config: Any) -> Any:
         return MODEL_FOR_BACKBONE_MAPPING[type(config)]
     except KeyError:
         raise InputError(
-            "the vision model gives no maps", code="backbone", expected="a transformers backbone such as Swin, ResNet or DINOv2",
+            "the vision model gives no maps",
+            code="backbone",
+            expected="a transformers backbone such as Swin, ResNet or DINOv2",
             found=f"model type {config.model_type}",
         ) from None
 
@@ -317,7 +361,12 @@ def _fix_positions(model: Any, embeddings: Any, image_size: int) -> None:
     patch = embeddings.patch_embeddings.patch_size
     patch = patch[0] if isinstance(patch, tuple | list) else patch
     if image_size % patch:
-        raise InputError("the image size cannot be used", code="option", expected=f"a multiple of the patch, {patch}", found=str(image_size))
+        raise InputError(
+            "the image size cannot be used",
+            code="option",
+            expected=f"a multiple of the patch, {patch}",
+            found=str(image_size),
+        )
     side = image_size // patch
     blank = torch.zeros(1, side * side + 1, model.config.hidden_size)
     with torch.no_grad():
@@ -329,7 +378,11 @@ def _fix_positions(model: Any, embeddings: Any, image_size: int) -> None:
 
 def _plain(config: Any) -> dict[str, Any]:
     said = json.loads(json.dumps(config.to_dict(), default=str))
-    return {k: v for k, v in said.items() if k not in ("_name_or_path", "transformers_version", "architectures", "dtype")}
+    return {
+        k: v
+        for k, v in said.items()
+        if k not in ("_name_or_path", "transformers_version", "architectures", "dtype")
+    }
 
 
 def load_pretrained(vision: str, text: str, **options: Any) -> tuple[Skinret, str]:

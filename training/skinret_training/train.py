@@ -1,6 +1,5 @@
 """The training loop: frozen or tuned encoders, early stopping on a validation part, resume after a kill."""
 
-import copy
 import logging
 import time
 from collections.abc import Callable, Mapping
@@ -38,7 +37,9 @@ class TrainConfig:
     image_size: int = 224
     fit: str = "crop"
     tokens: int = 64
-    width: int | None = None  # None: 256 on a frozen backbone, whose maps nothing else adapts; its own if it is tuned
+    width: int | None = (
+        None  # None: 256 on a frozen backbone, whose maps nothing else adapts; its own if it is tuned
+    )
     map_side: int = 8
     layers: int = 1
     regions: int = 8
@@ -64,9 +65,19 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         if self.symmetries not in SYMMETRIES:
-            raise InputError("symmetries cannot be used", code="option", expected="1, 2, 4 or 8", found=str(self.symmetries))
+            raise InputError(
+                "symmetries cannot be used",
+                code="option",
+                expected="1, 2, 4 or 8",
+                found=str(self.symmetries),
+            )
         if self.fold is not None and not 0 <= self.fold < self.folds:
-            raise InputError("the held-out fold does not exist", code="option", expected=f"0 to {self.folds - 1}", found=str(self.fold))
+            raise InputError(
+                "the held-out fold does not exist",
+                code="option",
+                expected=f"0 to {self.folds - 1}",
+                found=str(self.fold),
+            )
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +91,12 @@ class Trained:
 
 
 def train(
-    table: CaseTable, config: TrainConfig, *, cache: Path, resume: Path | None = None, quiet: bool = False,
+    table: CaseTable,
+    config: TrainConfig,
+    *,
+    cache: Path,
+    resume: Path | None = None,
+    quiet: bool = False,
     stop: Callable[[int], bool] | None = None,
 ) -> Trained:
     """Train a model on the cases of a table.
@@ -94,39 +110,69 @@ def train(
     image = ImageRecipe(size=config.image_size, fit=config.fit)
     text = TextRecipe(length=config.tokens)
     dataset = load_dataset(table, image, text, quiet=quiet)
-    parts = split(dataset, folds=config.folds, fold=config.fold, validation=config.validation, seed=config.seed)
+    parts = split(
+        dataset, folds=config.folds, fold=config.fold, validation=config.validation, seed=config.seed
+    )
     torch.manual_seed(config.seed)
     model, tokenizer = load_pretrained(
-        config.vision, config.text, image_size=config.image_size, map_side=config.map_side, layers=config.layers,
-        width=config.width or (None if config.tune_vision else 256), regions=config.regions, beta=config.beta,
-        aggregation=config.aggregation, dropout=config.dropout,
+        config.vision,
+        config.text,
+        image_size=config.image_size,
+        map_side=config.map_side,
+        layers=config.layers,
+        width=config.width or (None if config.tune_vision else 256),
+        regions=config.regions,
+        beta=config.beta,
+        aggregation=config.aggregation,
+        dropout=config.dropout,
     )
     model.to("cuda" if torch.cuda.is_available() else "cpu")
     model.visual_encoder.backbone.requires_grad_(config.tune_vision)
     model.text_encoder.requires_grad_(config.tune_text)
     tokenize = TextEncoderInput(tokenizer, text)
     frozen = None if config.tune_vision else FrozenMaps(model, dataset, config.symmetries, cache, quiet=quiet)
-    words = Words(model, dataset, tokenize, config.text_views, config.seed, frozen=not config.tune_text, quiet=quiet)
-    loop = _Loop(model, dataset, words, image_maps(model, dataset, frozen), config, parts.train, parts.validation)
+    words = Words(
+        model, dataset, tokenize, config.text_views, config.seed, frozen=not config.tune_text, quiet=quiet
+    )
+    loop = _Loop(
+        model, dataset, words, image_maps(model, dataset, frozen), config, parts.train, parts.validation
+    )
     began = time.perf_counter()
     loop.run(resume, quiet, stop)
     minutes = (time.perf_counter() - began) / 60
     model.load_state_dict(loop.best_state, strict=False)
-    metrics: dict[str, Any] = {"validation": loop.best, "epochs": len(loop.history), "minutes": round(minutes, 2)}
+    metrics: dict[str, Any] = {
+        "validation": loop.best,
+        "epochs": len(loop.history),
+        "minutes": round(minutes, 2),
+    }
     if len(parts.test):
-        metrics["held_out"] = held_out_metrics(model, dataset, tokenize, parts.archive, parts.test, quiet=quiet)
+        metrics["held_out"] = held_out_metrics(
+            model, dataset, tokenize, parts.archive, parts.test, quiet=quiet
+        )
         metrics["protocol"] = (
             f"fold {config.fold} of {config.folds} stratified folds (seed {config.seed}) held out: {len(parts.test)} queries, "
             f"archive of the other folds: {len(parts.archive)} cases; model chosen on {len(parts.validation)} of those"
         )
     origin = {
-        "data": f"{len(table.cases)} cases: " + ", ".join(f"{g} {dataset.groups.count(g)}" for g in sorted(set(dataset.groups))),
+        "data": f"{len(table.cases)} cases: "
+        + ", ".join(f"{g} {dataset.groups.count(g)}" for g in sorted(set(dataset.groups))),
         "data_sha256": dataset.digest,
-        "training": {k: v if not isinstance(v, str) or k not in ("vision", "text") else Path(v).name for k, v in asdict(config).items()},
+        "training": {
+            k: v if not isinstance(v, str) or k not in ("vision", "text") else Path(v).name
+            for k, v in asdict(config).items()
+        },
     }
     checkpoint = Checkpoint(
-        config=model.config, image=image, text=text, tokenizer=tokenizer, state=model.state_dict(), name=config.name,
-        version=config.version, origin=origin, metrics=metrics,
+        config=model.config,
+        image=image,
+        text=text,
+        tokenizer=tokenizer,
+        state=model.state_dict(),
+        name=config.name,
+        version=config.version,
+        origin=origin,
+        metrics=metrics,
     )
     ids = np.array(dataset.case_ids)
     return Trained(checkpoint, ids[parts.archive].tolist(), ids[parts.test].tolist(), loop.history)
@@ -136,14 +182,23 @@ class _Loop:
     """The epochs. Each one's random choices follow from the seed and its number, so a resumed run is the same run."""
 
     def __init__(
-        self, model: Skinret, dataset: Dataset, words: Words, maps: ImageMaps, config: TrainConfig, train: Indices, validation: Indices
+        self,
+        model: Skinret,
+        dataset: Dataset,
+        words: Words,
+        maps: ImageMaps,
+        config: TrainConfig,
+        train: Indices,
+        validation: Indices,
     ) -> None:
         self.model, self.dataset, self.words, self.maps, self.config = model, dataset, words, maps, config
         self.train, self.validation = train, validation
         self.device = next(model.parameters()).device
         self.log_scale = torch.nn.Parameter(torch.tensor(1 / config.temperature, device=self.device).log())
         self.trainable = {k: p for k, p in model.named_parameters() if p.requires_grad}
-        self.optimizer = torch.optim.Adam([*self.trainable.values(), self.log_scale], lr=config.lr, weight_decay=config.weight_decay)
+        self.optimizer = torch.optim.Adam(
+            [*self.trainable.values(), self.log_scale], lr=config.lr, weight_decay=config.weight_decay
+        )
         self.weights = block_scale(model.similarity_head.layout, config.beta).to(self.device)
         self.history: list[dict[str, float]] = []
         self.best: dict[str, Any] = {}
@@ -152,20 +207,40 @@ class _Loop:
     def run(self, resume: Path | None, quiet: bool, stop: Callable[[int], bool] | None) -> None:
         if resume and resume.is_file():
             self._restore(resume)
-        bar = tqdm(total=self.config.epochs, initial=len(self.history), desc="epochs", unit="epoch", disable=True if quiet else None)
+        bar = tqdm(
+            total=self.config.epochs,
+            initial=len(self.history),
+            desc="epochs",
+            unit="epoch",
+            disable=True if quiet else None,
+        )
         with bar:
             while len(self.history) < self.config.epochs and not self._out_of_patience():
                 epoch = len(self.history)
                 loss = self._epoch(epoch)
                 figures = self._validate()
-                self.history.append({"epoch": epoch, "loss": loss, "mAP": figures["mAP"], "Acc@1": figures["Acc@1"]})
+                self.history.append(
+                    {"epoch": epoch, "loss": loss, "mAP": figures["mAP"], "Acc@1": figures["Acc@1"]}
+                )
                 if figures["mAP"] > self.best.get("mAP", -1.0):
                     self.best = {**figures, "epoch": epoch}
                     state = self.model.state_dict()
-                    moving = [k for k in state if k in self.trainable or k not in dict(self.model.named_parameters())]
+                    moving = [
+                        k
+                        for k in state
+                        if k in self.trainable or k not in dict(self.model.named_parameters())
+                    ]
                     self.best_state = {k: state[k].detach().cpu().clone() for k in moving}
-                log.info("epoch %d: loss %.4f, validation mAP %.2f, Acc@1 %.2f", epoch, loss, figures["mAP"], figures["Acc@1"])
-                bar.set_postfix(loss=f"{loss:.3f}", mAP=f"{figures['mAP']:.1f}", best=f"{self.best['mAP']:.1f}")
+                log.info(
+                    "epoch %d: loss %.4f, validation mAP %.2f, Acc@1 %.2f",
+                    epoch,
+                    loss,
+                    figures["mAP"],
+                    figures["Acc@1"],
+                )
+                bar.set_postfix(
+                    loss=f"{loss:.3f}", mAP=f"{figures['mAP']:.1f}", best=f"{self.best['mAP']:.1f}"
+                )
                 bar.update()
                 if resume:
                     self._save(resume)
@@ -184,10 +259,15 @@ class _Loop:
             x = self.maps(batch, rng.integers(self.config.symmetries, size=len(batch)))
             views = rng.integers(self.words.views, size=len(batch))
             tokens, mask = self.words.get(self.model, batch, views)
-            alone = torch.from_numpy((rng.random(len(batch)) < self.config.text_dropout) | self.words.blank[batch]).to(self.device)
+            alone = torch.from_numpy(
+                (rng.random(len(batch)) < self.config.text_dropout) | self.words.blank[batch]
+            ).to(self.device)
             with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.bf16):
                 composed = self.model.composer(*x, tokens, mask)
-            asked = [torch.where(alone[:, None, None, None], plain, both.float()) for plain, both in zip(x, composed, strict=True)]
+            asked = [
+                torch.where(alone[:, None, None, None], plain, both.float())
+                for plain, both in zip(x, composed, strict=True)
+            ]
             d_q, d_t = (self.model.similarity_head(*maps)[0] for maps in (asked, x))
             scores = (d_q * self.weights) @ d_t.T  # S / 3
             labels = torch.from_numpy(self.dataset.labels[batch]).to(self.device)
@@ -214,8 +294,17 @@ class _Loop:
             return torch.cat(parts)
 
         archive = described(self.train, False)
-        figures = _figures(self.dataset, described(self.validation, True), archive, self.validation, self.train, self.weights)
-        alone = _figures(self.dataset, described(self.validation, False), archive, self.validation, self.train, self.weights)
+        figures = _figures(
+            self.dataset, described(self.validation, True), archive, self.validation, self.train, self.weights
+        )
+        alone = _figures(
+            self.dataset,
+            described(self.validation, False),
+            archive,
+            self.validation,
+            self.train,
+            self.weights,
+        )
         return {**figures, "image_alone": alone}
 
     def _out_of_patience(self) -> bool:
@@ -226,9 +315,13 @@ class _Loop:
 
     def _save(self, path: Path) -> None:
         state = {
-            "identity": self._identity(), "history": self.history, "best": self.best, "best_state": dict(self.best_state),
+            "identity": self._identity(),
+            "history": self.history,
+            "best": self.best,
+            "best_state": dict(self.best_state),
             "model": {k: v for k, v in self.model.state_dict().items() if k in self.best_state},
-            "optimizer": self.optimizer.state_dict(), "log_scale": self.log_scale.detach(),
+            "optimizer": self.optimizer.state_dict(),
+            "log_scale": self.log_scale.detach(),
         }
         with whole_file(path) as temporary:
             torch.save(state, temporary)
@@ -237,9 +330,16 @@ class _Loop:
         try:
             state = torch.load(path, map_location="cpu", weights_only=True)
             if state["identity"] != self._identity():
-                differs = [k for k, v in self._identity()["config"].items() if state["identity"]["config"].get(k) != v] or ["data"]
+                differs = [
+                    k
+                    for k, v in self._identity()["config"].items()
+                    if state["identity"]["config"].get(k) != v
+                ] or ["data"]
                 raise InputError(
-                    f"{path} is of another run", code="resume", expected="the same data and options", found=f"another {', '.join(differs)}",
+                    f"{path} is of another run",
+                    code="resume",
+                    expected="the same data and options",
+                    found=f"another {', '.join(differs)}",
                     cure="give those options to go on, or delete the file to begin anew",
                 )
             self.model.load_state_dict(state["model"], strict=False)
@@ -247,13 +347,21 @@ class _Loop:
             self.log_scale.data.copy_(state["log_scale"])
             self.history, self.best, self.best_state = state["history"], state["best"], state["best_state"]
         except (OSError, KeyError, TypeError, ValueError, RuntimeError, EOFError) as error:
-            raise InputError(f"{path} cannot be read", code="resume", found=str(error), cure="delete it to begin anew") from None
+            raise InputError(
+                f"{path} cannot be read", code="resume", found=str(error), cure="delete it to begin anew"
+            ) from None
         log.info("resumed after epoch %d", len(self.history) - 1)
 
 
 @torch.inference_mode()
 def held_out_metrics(
-    model: Skinret, dataset: Dataset, tokenize: TextEncoderInput, archive: Indices, queries: Indices, *, quiet: bool = False
+    model: Skinret,
+    dataset: Dataset,
+    tokenize: TextEncoderInput,
+    archive: Indices,
+    queries: Indices,
+    *,
+    quiet: bool = False,
 ) -> dict[str, Any]:
     """Query with the held-out fold, from pixels and in full precision, as the bundle will."""
     model.eval()
@@ -269,12 +377,23 @@ def held_out_metrics(
 
     cases = described(archive, False)
     weights = block_scale(model.similarity_head.layout, model.config.beta).to(device)
-    kinds: tuple[tuple[Literal["image_words", "image_alone"], bool], ...] = (("image_words", True), ("image_alone", False))
-    return {kind: _figures(dataset, described(queries, worded), cases, queries, archive, weights) for kind, worded in kinds}
+    kinds: tuple[tuple[Literal["image_words", "image_alone"], bool], ...] = (
+        ("image_words", True),
+        ("image_alone", False),
+    )
+    return {
+        kind: _figures(dataset, described(queries, worded), cases, queries, archive, weights)
+        for kind, worded in kinds
+    }
 
 
 def _figures(
-    dataset: Dataset, d_q: torch.Tensor, d_t: torch.Tensor, queries: Indices, archive: Indices, weights: torch.Tensor
+    dataset: Dataset,
+    d_q: torch.Tensor,
+    d_t: torch.Tensor,
+    queries: Indices,
+    archive: Indices,
+    weights: torch.Tensor,
 ) -> dict[str, Any]:
     scores = ((d_q * weights) @ d_t.T).cpu().numpy()
     order = np.argsort(-scores, axis=1, kind="stable")

@@ -1,0 +1,154 @@
+"""The whole road in one command: data, training, export, index, queries, and one picture to look at."""
+
+import logging
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import click
+import torch
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
+from transformers import BertConfig, BertModel, PreTrainedTokenizerFast, SwinBackbone, SwinConfig
+
+from skinret_infer import Case, Searcher
+from skinret_infer.cases import CaseTable, read_cases
+from skinret_infer.cli import report_errors
+from skinret_infer.evaluate import evaluate, table
+from skinret_infer.figure import draw_results
+from skinret_infer.text import DERM7PT_PHRASES, describe
+from skinret_training.synthetic import write_dataset
+from skinret_training.train import TrainConfig, train
+
+from .bundle_writer import export_bundle
+
+CASES = 400
+# A Swin and a BERT small enough to learn from nothing on the drawn cases in two minutes on two cores.
+SMALL: Mapping[str, Any] = {
+    "image_size": 128,
+    "tune_vision": True,
+    "tune_text": True,
+    "epochs": 60,
+    "patience": 60,
+    "lr": 1e-3,
+    "batch": 32,
+    "symmetries": 8,
+    "dropout": 0.0,
+    "map_side": 8,
+    "name": "skinret-demo",
+}
+
+
+@click.command(context_settings={"help_option_names": ["-h", "--help"], "show_default": True})
+@click.option("--out", default=Path("demo"), type=click.Path(path_type=Path), help="Folder for all that is made.")
+@click.option("--data", type=click.Path(path_type=Path), help="A Derm7pt release_v0 folder.  [default: drawn cases]")
+@click.option("--vision", default=TrainConfig().vision, help="With --data: a vision backbone, by name or folder.")
+@click.option("--text", default=TrainConfig().text, help="With --data: a text encoder, by name or folder.")
+@click.option("--epochs", type=click.IntRange(1), help="Fewer for a quick look.")
+@report_errors
+def demo(out: Path, data: Path | None, vision: str, text: str, epochs: int | None) -> None:
+    """Train, export, index and query, and leave the checkpoint, the bundle, the archive and a picture in OUT.
+
+    Without --data the cases are drawn by a program, and a small model learns from nothing: the figures say that
+    the road is whole, not how well the method does.
+    """
+    logging.basicConfig(level=logging.INFO, format="  %(message)s")
+    logging.getLogger("httpx").setLevel(logging.WARNING)
+    given: dict[str, Any] = {"fold": 0}
+    if data is None:
+        data = out / "data"
+        shutil.rmtree(data, ignore_errors=True)
+        _say(f"drawing {CASES} cases to {data}")
+        write_dataset(data, CASES)
+        cases = read_cases(data)
+        write_small_weights(out / "weights", cases)
+        given |= {**SMALL, "vision": str(out / "weights" / "vision"), "text": str(out / "weights" / "text")}
+    else:
+        cases = read_cases(data)
+        given |= {"vision": vision, "text": text}
+    for note in cases.notes:
+        _say(note)
+    config = TrainConfig(**given | ({"epochs": epochs} if epochs else {}))
+    _say(f"training on {len(cases.cases)} cases, of which one fold in five is held out")
+    trained = train(cases, config, cache=out / "skinret-cache")
+    trained.checkpoint.save(out / "ckpt.pt")
+    minutes, done = trained.checkpoint.metrics["minutes"], trained.checkpoint.metrics["epochs"]
+    _say(f"{out / 'ckpt.pt'}: {done} epochs in {minutes:.1f} minutes")
+    export_bundle(out / "ckpt.pt", out / "bundle", overwrite=True, say=lambda step: _say(f"exporting: {step}"))
+    archive = out / "cases.skinret"
+    archive.unlink(missing_ok=True)
+    by_id = {case.case_id: case for case in cases.cases}
+    with Searcher(out / "bundle", archive) as searcher:
+        _say(f"indexing: {searcher.add([by_id[i] for i in trained.archive_ids])}")
+        held_out = [by_id[i] for i in trained.query_ids]
+        _say("querying with the held-out fold, through the bundle")
+        click.echo(table(evaluate(searcher, held_out)))
+        asked = _one_of_each_group(held_out)
+        rows = [(case.image, searcher.query(case.image, _few_words(case), k=5)) for case in asked]
+        click.echo(f"\nquery: case {asked[0].case_id}, {asked[0].group}: {rows[0][1].text}\n{rows[0][1]}")
+    images = data / "release_v0" / "images" if (data / "release_v0").is_dir() else data / "images"
+    draw_results(rows, images, out / "results.png", groups=[case.group for case in asked])
+    _say(f"the picture is {out / 'results.png'}; the bundle {out / 'bundle'}; the archive {archive}")
+    _say(f"ask it: skinret query {out / 'bundle'} {archive} --image PICTURE --text WORDS")
+
+
+def write_small_weights(folder: Path, cases: CaseTable) -> None:
+    """Write local Hugging Face folders of a small Swin and a small BERT with random weights."""
+    torch.manual_seed(0)
+    swin = SwinConfig(
+        image_size=SMALL["image_size"],
+        embed_dim=24,
+        depths=[1, 1, 2, 1],
+        num_heads=[1, 2, 4, 8],
+        window_size=4,
+        drop_path_rate=0.0,
+        out_features=["stage2", "stage3", "stage4"],
+    )
+    SwinBackbone(swin).save_pretrained(folder / "vision")
+    words = Tokenizer(models.WordPiece(unk_token="[UNK]"))  # type: ignore[call-arg]
+    words.normalizer = normalizers.BertNormalizer()
+    words.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    trainer = trainers.WordPieceTrainer(vocab_size=1000, special_tokens=special, show_progress=False)
+    words.train_from_iterator([describe(case.attributes, DERM7PT_PHRASES) for case in cases.cases], trainer)
+    words.post_processor = processors.BertProcessing(("[SEP]", 3), ("[CLS]", 2))
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=words,
+        pad_token="[PAD]",
+        unk_token="[UNK]",
+        cls_token="[CLS]",
+        sep_token="[SEP]",
+        mask_token="[MASK]",
+    )
+    tokenizer.save_pretrained(folder / "text")
+    bert = BertConfig(
+        vocab_size=words.get_vocab_size(),
+        hidden_size=96,
+        num_hidden_layers=1,
+        num_attention_heads=4,
+        intermediate_size=192,
+        max_position_embeddings=64,
+    )
+    BertModel(bert, add_pooling_layer=False).save_pretrained(folder / "text")
+
+
+def _one_of_each_group(cases: list[Case]) -> list[Case]:
+    """Return a held-out case of each group whose findings are worth a query."""
+    chosen: dict[str, Case] = {}
+    for case in sorted(cases, key=lambda c: -len(_few_words(c))):
+        chosen.setdefault(case.group, case)
+    return [chosen[group] for group in sorted(chosen, key=lambda g: (g != "mel", g))]
+
+
+def _few_words(case: Case) -> str:
+    """Say what a clinician would: the findings that are there, not those that are absent."""
+    present = {name: value for name, value in case.attributes.items() if value != "absent"}
+    return describe({name: present[name] for name in list(DERM7PT_PHRASES)[:7] if name in present}, DERM7PT_PHRASES)
+
+
+def _say(line: str) -> None:
+    click.echo(line, err=True)
+
+
+if __name__ == "__main__":
+    demo()

@@ -1,0 +1,134 @@
+"""The four graphs: PyTorch modules to plain ONNX, and a static check of what came out."""
+
+import logging
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import onnx
+import torch
+from torch import Tensor, nn
+
+from skinret_infer.bundle import GRAPHS
+from skinret_infer.descriptor import COMPOSED, LEVELS
+from skinret_infer.errors import ParityError
+from skinret_training.model import Skinret
+
+OPSET = 18
+_MASKS = tuple(f"masks_{level}" for level in LEVELS)
+OUTPUTS = {
+    "visual_encoder": LEVELS,
+    "text_encoder": ("tokens",),
+    "composer": COMPOSED,
+    "similarity_head": ("descriptor", *_MASKS),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class GraphSpec:
+    """A module, an example batch by input name, and the contract's output names."""
+
+    module: nn.Module
+    example: dict[str, Tensor]
+    outputs: tuple[str, ...]
+
+
+def graph_specs(model: Skinret, tokens: int) -> dict[str, GraphSpec]:
+    """Return the four graphs of the contract with examples of batch 2: a batch of 1 would be taken as fixed."""
+    size, text_width = model.config.image_size, model.text_encoder.channels
+    maps = {
+        name: torch.zeros(2, *shape) for name, shape in zip(LEVELS, model.visual_encoder.shapes, strict=True)
+    }
+    ids, mask = torch.ones(2, tokens, dtype=torch.int64), torch.ones(2, tokens, dtype=torch.int64)
+    examples: dict[str, dict[str, Tensor]] = {
+        "visual_encoder": {"pixels": torch.zeros(2, size, size, 3, dtype=torch.uint8)},
+        "text_encoder": {"input_ids": ids, "attention_mask": mask},
+        "composer": {**maps, "tokens": torch.zeros(2, tokens, text_width), "attention_mask": mask},
+        "similarity_head": maps,
+    }
+    return {name: GraphSpec(getattr(model, name), examples[name], OUTPUTS[name]) for name in GRAPHS}
+
+
+def write_graph(spec: GraphSpec, path: Path) -> None:
+    """Export a module with a dynamic batch to one file; names as in the contract, no trace of the machine in it."""
+    batch = torch.export.Dim("batch", min=1, max=4096)
+    for chatty in ("torch.onnx", "onnxscript"):  # what they fear is measured by parity afterwards
+        logging.getLogger(chatty).setLevel(logging.ERROR)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        program = torch.onnx.export(
+            spec.module.eval(),
+            kwargs=spec.example,
+            dynamo=True,
+            opset_version=OPSET,
+            verbose=False,
+            external_data=False,
+            input_names=list(spec.example),
+            output_names=list(spec.outputs),
+            dynamic_shapes={name: {0: batch} for name in spec.example},
+        )
+    assert program is not None
+    proto = program.model_proto
+    _strip(proto)
+    onnx.save(proto, path)
+
+
+def check_graph(path: Path, spec: GraphSpec) -> None:
+    """Check names, batch axis, domains, opset and types without running. Raises ParityError."""
+    model = onnx.load(path)
+    onnx.checker.check_model(model)
+    graph = model.graph
+    inputs, outputs = [i.name for i in graph.input], [o.name for o in graph.output]
+    faults = []
+    if inputs != list(spec.example) or outputs != list(spec.outputs):
+        faults.append(f"inputs {inputs} and outputs {outputs}")
+    faults += [
+        f"a fixed batch of {v.name}"
+        for v in (*graph.input, *graph.output)
+        if not v.type.tensor_type.shape.dim[0].dim_param
+    ]
+    domains = {n.domain for n in _nodes(graph)} | {o.domain for o in model.opset_import}
+    if domains - {"", "ai.onnx"} or model.functions:
+        faults.append(
+            f"operators outside ONNX: {', '.join(sorted(domains - {'', 'ai.onnx'})) or 'functions'}"
+        )
+    opset = next(o.version for o in model.opset_import if o.domain in ("", "ai.onnx"))
+    if not 18 <= opset <= 20:
+        faults.append(f"opset {opset}")
+    types = {t.data_type for t in graph.initializer} | {
+        v.type.tensor_type.elem_type for v in (*graph.value_info, *graph.input, *graph.output)
+    }
+    if onnx.TensorProto.DOUBLE in types:
+        faults.append("float64 tensors")
+    if any(t.data_location == onnx.TensorProto.EXTERNAL for t in graph.initializer):
+        faults.append("weights outside the file")
+    if faults:
+        raise ParityError(
+            f"{path.name} is not what the contract says",
+            code="graph-contract",
+            found="; ".join(faults),
+            expected=f"{list(spec.example)} -> {list(spec.outputs)}, a dynamic batch, plain operators of opset 18 to 20, no float64",
+        )
+
+
+def _strip(proto: onnx.ModelProto) -> None:
+    """Take out what the exporter notes of the source: stack traces with paths, and nothing that runs."""
+    proto.doc_string = ""
+    del proto.metadata_props[:]
+    del proto.graph.metadata_props[:]
+    proto.graph.doc_string = ""
+    for value in (*proto.graph.input, *proto.graph.output, *proto.graph.value_info, *proto.graph.initializer):
+        del value.metadata_props[:]
+        value.doc_string = ""
+    for node in _nodes(proto.graph):
+        del node.metadata_props[:]
+        node.doc_string = ""
+
+
+def _nodes(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
+    for node in graph.node:
+        yield node
+        for attribute in node.attribute:
+            if attribute.type == onnx.AttributeProto.GRAPH:
+                yield from _nodes(attribute.g)

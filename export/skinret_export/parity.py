@@ -1,0 +1,183 @@
+"""Prove that the graphs do what PyTorch does: names and shapes, NaN, values, then ranks. Measure first, then judge."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from skinret_infer.bundle import GRAPHS
+from skinret_infer.descriptor import COMPOSED, LEVELS, block_weights
+from skinret_infer.engines import Engine
+from skinret_infer.errors import ParityError
+from skinret_infer.image import Pixels
+from skinret_infer.text import Tokens
+from skinret_training.model import Skinret
+
+from .graphs import OUTPUTS
+
+Array = npt.NDArray[Any]
+Feeds = dict[str, Array]
+BATCH = 8
+TOP = 10
+VALUE_TOLERANCE = 1e-4  # of a map's largest magnitude; of a descriptor and a mask, absolute
+SCORE_TOLERANCE = 1e-4  # of S
+TIE = 1e-6  # of S/3: two cases this close in PyTorch may stand in either order
+
+
+@dataclass(frozen=True, slots=True)
+class Probe:
+    """What both sides are asked: N prepared images, each with words."""
+
+    pixels: Pixels  # [N, S, S, 3]
+    ids: Tokens  # [N, n]
+    mask: Tokens  # [N, n]
+    source: str  # where the images came from, in words
+
+
+def measure(model: Skinret, engine: Engine, probe: Probe) -> dict[str, Any]:
+    """Run PyTorch and the graphs on the probe and return how far apart they are; judge nothing.
+
+    Each graph is fed PyTorch's own inputs, so that its error is its own; S and the ranks come from the graphs
+    chained, as a query and a case run. Raises ParityError only where a graph gives other shapes than PyTorch.
+    """
+    model.eval()
+    errors: dict[str, dict[str, float]] = {name: {} for name in GRAPHS}
+    bad: set[str] = set()
+    described: dict[str, list[Array]] = {
+        "torch_query": [],
+        "torch_case": [],
+        "onnx_query": [],
+        "onnx_case": [],
+    }
+    for start in range(0, len(probe.pixels), BATCH):
+        part = slice(start, start + BATCH)
+        pixels, ids, mask = probe.pixels[part], probe.ids[part], probe.mask[part]
+        expected = _reference(model, pixels, ids, mask)
+        words: Feeds = {"input_ids": ids, "attention_mask": mask}
+        seen: dict[str, Array] = {}
+        for graph, feeds in {
+            "visual_encoder": {"pixels": pixels},
+            "text_encoder": words,
+            "composer": {name: expected[name] for name in (*LEVELS, "tokens")} | {"attention_mask": mask},
+            "similarity_head": {name: expected[new] for name, new in zip(LEVELS, COMPOSED, strict=True)},
+        }.items():
+            for name, found in _run(engine, graph, feeds).items():
+                seen[name] = found
+                errors[graph][name] = max(
+                    errors[graph].get(name, 0.0), _error(graph, name, found, expected[name])
+                )
+                if not np.isfinite(found).all():
+                    bad.add(f"{graph}.{name}")
+        maps = {name: seen[name] for name in LEVELS}
+        composed = _run(engine, "composer", maps | {"tokens": seen["tokens"], "attention_mask": mask})
+        query = _run(
+            engine,
+            "similarity_head",
+            {name: composed[new] for name, new in zip(LEVELS, COMPOSED, strict=True)},
+        )
+        described["torch_query"].append(expected["descriptor"])
+        described["torch_case"].append(expected["case_descriptor"])
+        described["onnx_query"].append(query["descriptor"])
+        described["onnx_case"].append(_run(engine, "similarity_head", maps)["descriptor"])
+    d = {name: np.concatenate(parts).astype(np.float64) for name, parts in described.items()}
+    layout = model.similarity_head.layout
+    w = np.repeat(block_weights(model.config.beta), layout.local + layout.global_)
+    s_torch, s_onnx = ((d[f"{side}_query"] * w) @ d[f"{side}_case"].T for side in ("torch", "onnx"))
+    identical, equal = _compare_ranks(s_torch / 3, s_onnx / 3)
+    return {
+        "images": len(probe.pixels),
+        "source": probe.source,
+        "runtime": engine.name,
+        "value_errors": errors,
+        "value_tolerance": VALUE_TOLERANCE,
+        "not_finite": sorted(bad),
+        "max_score_error": float(np.abs(s_torch - s_onnx).max()),
+        "score_tolerance": SCORE_TOLERANCE,
+        "top": min(TOP, len(probe.pixels)),
+        "lists_identical": identical,
+        "lists_equal_up_to_ties": equal,
+        "tie": TIE,
+    }
+
+
+def judge(report: Mapping[str, Any]) -> None:
+    """Raise ParityError, naming the graph and how far off it is, unless the report passes."""
+    if report["not_finite"]:
+        raise ParityError(
+            "a graph gives NaN or infinity",
+            code="parity-nan",
+            expected="finite numbers",
+            found=", ".join(report["not_finite"]),
+        )
+    far = {
+        f"{g}.{n}": e
+        for g, outputs in report["value_errors"].items()
+        for n, e in outputs.items()
+        if not e <= report["value_tolerance"]
+    }
+    if far:
+        listed = ", ".join(f"{name} off by {error:.2e}" for name, error in far.items())
+        raise ParityError(
+            "graphs and PyTorch disagree in value",
+            code="parity-value",
+            expected=f"at most {report['value_tolerance']:g}",
+            found=listed,
+        )
+    if not report["max_score_error"] <= report["score_tolerance"]:
+        raise ParityError(
+            "scores of the chained graphs and of PyTorch disagree",
+            code="parity-score",
+            expected=f"at most {report['score_tolerance']:g} of S",
+            found=f"{report['max_score_error']:.2e}",
+        )
+    if report["lists_equal_up_to_ties"] < report["images"]:
+        raise ParityError(
+            "ranks of the graphs and of PyTorch disagree",
+            code="parity-rank",
+            expected=f"{report['images']} equal top-{report['top']} lists",
+            found=f"{report['lists_equal_up_to_ties']}",
+        )
+
+
+@torch.inference_mode()
+def _reference(model: Skinret, pixels: Array, ids: Array, mask: Array) -> dict[str, Array]:
+    """Run a query through PyTorch, and its picture as a case, and return every output of the contract."""
+    p, i, m = (torch.from_numpy(a) for a in (pixels, ids, mask))
+    maps = model.visual_encoder(p)
+    tokens = model.text_encoder(i, m)
+    composed = model.composer(*maps, tokens, m)
+    head = model.similarity_head(*composed)
+    names = (*LEVELS, "tokens", *COMPOSED, *OUTPUTS["similarity_head"], "case_descriptor")
+    values = (*maps, tokens, *composed, *head, model.similarity_head(*maps)[0])
+    return {name: value.numpy() for name, value in zip(names, values, strict=True)}
+
+
+def _run(engine: Engine, graph: str, feeds: Feeds) -> dict[str, Array]:
+    return dict(zip(OUTPUTS[graph], engine.run(graph, feeds, OUTPUTS[graph]), strict=True))
+
+
+def _error(graph: str, name: str, found: Array, expected: Array) -> float:
+    """Return the largest difference: absolute for what the head gives, relative to the largest value for maps."""
+    if found.shape != expected.shape or found.dtype != expected.dtype:
+        raise ParityError(
+            f"{graph} gives another {name}",
+            code="parity-shape",
+            expected=f"{expected.dtype} {expected.shape}",
+            found=f"{found.dtype} {found.shape}",
+        )
+    scale = 1.0 if graph == "similarity_head" else max(float(np.abs(expected).max()), 1e-12)
+    return float(np.abs(found - expected).max()) / scale
+
+
+def _compare_ranks(reference: Array, found: Array) -> tuple[int, int]:
+    """Return how many queries have the same top list, to the letter and up to ties of the reference."""
+    k = min(TOP, reference.shape[1])
+    identical = equal = 0
+    for expected, scores in zip(reference, found, strict=True):
+        best, given = np.argsort(-expected, kind="stable")[:k], np.argsort(-scores, kind="stable")[:k]
+        identical += bool((best == given).all())
+        equal += bool((np.abs(expected[best] - expected[given]) <= TIE).all())
+    return identical, equal
