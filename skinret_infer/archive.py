@@ -292,7 +292,7 @@ class Archive:
                     code="archive-model",
                     expected=f"{self._model} (fingerprint {self._fingerprint[:12]})",
                     found=f"{meta.get('model')} (fingerprint {str(meta.get('fingerprint'))[:12]})",
-                    cure="open it with the bundle that wrote it, or index the images again into a new archive",
+                    cure="open it with the bundle that wrote it, or index the images into a new archive",
                 )
         except BaseException:
             db.close()
@@ -411,7 +411,8 @@ class Archive:
 
 
 def _record(row: Sequence[Any]) -> Record:
-    return Record(*row[:4], json.loads(row[4]), *row[5:])
+    case_id, diagnosis, group, confirmed_by, attributes, image_ref, image_sha256 = row
+    return Record(case_id, diagnosis, group, confirmed_by, json.loads(attributes), image_ref, image_sha256)
 
 
 def _exact_top(
@@ -422,7 +423,7 @@ def _exact_top(
     if k < len(kept):
         weighted = weigh(query, layout, beta)
         rough = (scan.descriptors @ weighted)[kept]
-        # |fl(x.y) - x.y| <= D u |x||y| for any order of summation (Higham 2002, 3.5); |y| = sqrt(6) for a case.
+        # |fl(x.y) - x.y| <= D u |x||y| in any order of summation (Higham 2002, 3.5); |y| = sqrt(6).
         bound = layout.length * 2.0**-24 * float(np.linalg.norm(weighted)) * 6**0.5
         kth = np.partition(rough, len(kept) - k)[len(kept) - k]
         kept = kept[rough >= kth - 2.1 * bound]

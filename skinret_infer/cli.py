@@ -276,3 +276,7 @@ def _check_ids(wanted: set[str], found: set[str], table: Path) -> None:
             expected="case ids of the table",
             found=", ".join(unknown[:5]),
         )
+
+
+if __name__ == "__main__":
+    main()

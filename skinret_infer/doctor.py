@@ -52,7 +52,8 @@ def examine(bundle: str | Path | None = None) -> dict[str, Any]:
 def describe(report: dict[str, Any]) -> str:
     """Return the report as lines for a person."""
     lines = [
-        f"skinret-infer {report['skinret_infer']}, Python {report['python']}, {report['platform']}, {report['cpus']} CPUs"
+        f"skinret-infer {report['skinret_infer']}, Python {report['python']}, {report['platform']}, "
+        f"{report['cpus']} CPUs"
     ]
     lines.append(
         "packages: " + ", ".join(f"{name} {version}" for name, version in report["packages"].items())

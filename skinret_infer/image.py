@@ -23,7 +23,7 @@ _CURE = f"give a {', '.join(FORMATS[:1] + FORMATS[2:])} file that an image viewe
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ImageRecipe:
-    """How pixels become the input of the visual encoder. Written in the manifest; training uses the same code."""
+    """How pixels become the input of the visual encoder. Kept in the manifest; training uses it too."""
 
     size: int = 224  # the side of the square that the encoder sees, in pixels
     fit: str = "crop"  # "crop": the central square; "squash": the whole picture, its aspect ratio given up

@@ -77,6 +77,7 @@ class Results:
         lines += [f"warning: {w}" for w in self.warnings]
         total = self.timings_ms.get("total", 0.0)
         lines.append(
-            f"{len(self)} of {self.searched} cases, {total:.0f} ms on {self.runtime}. Score: similarity, not probability."
+            f"{len(self)} of {self.searched} cases, {total:.0f} ms on {self.runtime}. "
+            "Score: similarity, not probability."
         )
         return "\n".join(lines)

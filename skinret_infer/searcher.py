@@ -36,7 +36,8 @@ class Added:
     unchanged: list[str] = field(default_factory=list)
 
     def __str__(self) -> str:
-        return f"{len(self.added)} cases added, {len(self.replaced)} replaced, {len(self.unchanged)} there already"
+        added, replaced, unchanged = map(len, (self.added, self.replaced, self.unchanged))
+        return f"{added} cases added, {replaced} replaced, {unchanged} there already"
 
 
 class Searcher:
@@ -206,7 +207,9 @@ class Searcher:
     def describe(self, image: ImageSource, text: str | None = None) -> Vector:
         """Return the descriptor of a query, or without text of a case: float32 [D], six unit blocks."""
         pixels = prepare(decode(image), self.manifest.image)
-        return self._describe([pixels], [check_text(text, self.manifest.text)])[0][0]
+        descriptors, _ = self._describe([pixels], [check_text(text, self.manifest.text)])
+        row: Vector = descriptors[0]
+        return row
 
     def _add_batch(self, batch: Sequence[Case], on_duplicate: str, report: Added) -> None:
         there = self._archive.find([case.case_id for case in batch])
@@ -235,7 +238,7 @@ class Searcher:
     def _describe(
         self, pixels: Sequence[Pixels], texts: Sequence[str], timings: dict[str, float] | None = None
     ) -> tuple[Vector, list[list[str]]]:
-        """Return descriptors [B, D] and warnings; rows without text skip the text encoder and the composer."""
+        """Return descriptors [B, D] and warnings; rows without text skip the composer."""
         spent: dict[str, float] = defaultdict(float)
 
         def run(graph: str, feeds: dict[str, Array], outputs: Sequence[str]) -> dict[str, Array]:

@@ -31,7 +31,7 @@ DERM7PT_PHRASES: Mapping[str, str] = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TextRecipe:
-    """How words become the input of the text encoder. Written in the manifest; training uses the same code."""
+    """How words become the input of the text encoder. Kept in the manifest; training uses it too."""
 
     length: int = 64  # tokens; a full Derm7pt checklist takes 59 with its two special tokens
     phrases: Mapping[str, str] = field(default_factory=lambda: dict(DERM7PT_PHRASES))
@@ -40,13 +40,13 @@ class TextRecipe:
 
 
 def phrases_of(attributes: Mapping[str, Any], phrases: Mapping[str, str]) -> list[str]:
-    """Say each attribute that has a phrase, in the phrases' order; "present" says only that the thing is there."""
+    """Say each attribute that has a phrase, in the phrases' order; of "present" only the thing is said."""
     said = {name: str(attributes[name]) for name in phrases if attributes.get(name) not in (None, "")}
     return [phrases[name].format("" if value == "present" else value).strip() for name, value in said.items()]
 
 
 def describe(attributes: Mapping[str, Any], phrases: Mapping[str, str]) -> str:
-    """Return the words of a case, such as "atypical pigment network, blue-whitish veil"; "" if it has none."""
+    """Return the words of a case, such as "atypical pigment network, flat lesion"; "" if none."""
     return ", ".join(phrases_of(attributes, phrases))
 
 

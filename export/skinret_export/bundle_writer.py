@@ -38,8 +38,8 @@ def export_bundle(
     images : a folder of at least 64 images to prove it on; None draws them.
     say : told of each step.
 
-    Raises ParityError if any graph is not what the contract says or disagrees with PyTorch; the report is then
-    `OUT.parity.json`, and nothing stands at `out` that did not stand there before.
+    Raises ParityError if any graph is not what the contract says or disagrees with PyTorch; the report is
+    then `OUT.parity.json`, and nothing stands at `out` that did not stand there before.
     """
     out = Path(out)
     if out.exists() and not overwrite:

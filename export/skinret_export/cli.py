@@ -31,8 +31,9 @@ def main(checkpoint: Path, out: Path, images: Path | None, overwrite: bool) -> N
     )
     parity = bundle.manifest.parity
     click.echo(
-        f"{out}: proven on {parity['images']} {parity['source']}; largest difference of S {parity['max_score_error']:.1e}; "
-        f"top-{parity['top']} lists equal: {parity['lists_equal_up_to_ties']} of {parity['images']} ({parity['lists_identical']} to the letter)",
+        f"{out}: proven on {parity['images']} {parity['source']}; "
+        f"largest difference of S {parity['max_score_error']:.1e}; top-{parity['top']} lists equal: "
+        f"{parity['lists_equal_up_to_ties']} ({parity['lists_identical']} to the letter)",
         err=True,
     )
 

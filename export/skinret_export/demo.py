@@ -40,20 +40,22 @@ SMALL: Mapping[str, Any] = {
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"], "show_default": True})
-@click.option("--out", default=Path("demo"), type=click.Path(path_type=Path), help="Folder for all that is made.")
-@click.option("--data", type=click.Path(path_type=Path), help="A Derm7pt release_v0 folder.  [default: drawn cases]")
-@click.option("--vision", default=TrainConfig().vision, help="With --data: a vision backbone, by name or folder.")
+@click.option(
+    "--out", default=Path("demo"), type=click.Path(path_type=Path), help="Folder of all that is made."
+)
+@click.option("--data", type=click.Path(path_type=Path), help="A Derm7pt folder.  [default: drawn cases]")
+@click.option("--vision", default=TrainConfig().vision, help="With --data: a vision backbone.")
 @click.option("--text", default=TrainConfig().text, help="With --data: a text encoder, by name or folder.")
 @click.option("--epochs", type=click.IntRange(1), help="Fewer for a quick look.")
 @report_errors
 def demo(out: Path, data: Path | None, vision: str, text: str, epochs: int | None) -> None:
     """Train, export, index and query, and leave the checkpoint, the bundle, the archive and a picture in OUT.
 
-    Without --data the cases are drawn by a program, and a small model learns from nothing: the figures say that
-    the road is whole, not how well the method does.
+    Without --data the cases are drawn by a program, and a small model learns from nothing: the figures say
+    that the road is whole, not how well the method does.
     """
-    logging.basicConfig(level=logging.INFO, format="  %(message)s")
-    logging.getLogger("httpx").setLevel(logging.WARNING)
+    logging.basicConfig(format="  %(message)s")
+    logging.getLogger("skinret_training").setLevel(logging.INFO)
     given: dict[str, Any] = {"fold": 0}
     if data is None:
         data = out / "data"
@@ -74,7 +76,7 @@ def demo(out: Path, data: Path | None, vision: str, text: str, epochs: int | Non
     trained.checkpoint.save(out / "ckpt.pt")
     minutes, done = trained.checkpoint.metrics["minutes"], trained.checkpoint.metrics["epochs"]
     _say(f"{out / 'ckpt.pt'}: {done} epochs in {minutes:.1f} minutes")
-    export_bundle(out / "ckpt.pt", out / "bundle", overwrite=True, say=lambda step: _say(f"exporting: {step}"))
+    export_bundle(out / "ckpt.pt", out / "bundle", overwrite=True, say=lambda s: _say(f"exporting: {s}"))
     archive = out / "cases.skinret"
     archive.unlink(missing_ok=True)
     by_id = {case.case_id: case for case in cases.cases}
@@ -105,7 +107,7 @@ def write_small_weights(folder: Path, cases: CaseTable) -> None:
         out_features=["stage2", "stage3", "stage4"],
     )
     SwinBackbone(swin).save_pretrained(folder / "vision")
-    words = Tokenizer(models.WordPiece(unk_token="[UNK]"))  # type: ignore[call-arg]
+    words = Tokenizer(models.WordPiece(unk_token="[UNK]"))
     words.normalizer = normalizers.BertNormalizer()
     words.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
@@ -143,7 +145,8 @@ def _one_of_each_group(cases: list[Case]) -> list[Case]:
 def _few_words(case: Case) -> str:
     """Say what a clinician would: the findings that are there, not those that are absent."""
     present = {name: value for name, value in case.attributes.items() if value != "absent"}
-    return describe({name: present[name] for name in list(DERM7PT_PHRASES)[:7] if name in present}, DERM7PT_PHRASES)
+    seven = list(DERM7PT_PHRASES)[:7]
+    return describe({name: present[name] for name in seven if name in present}, DERM7PT_PHRASES)
 
 
 def _say(line: str) -> None:

@@ -35,7 +35,7 @@ class GraphSpec:
 
 
 def graph_specs(model: Skinret, tokens: int) -> dict[str, GraphSpec]:
-    """Return the four graphs of the contract with examples of batch 2: a batch of 1 would be taken as fixed."""
+    """Return the four graphs of the contract with examples of batch 2; 1 would be taken as fixed."""
     size, text_width = model.config.image_size, model.text_encoder.channels
     maps = {
         name: torch.zeros(2, *shape) for name, shape in zip(LEVELS, model.visual_encoder.shapes, strict=True)
@@ -51,7 +51,7 @@ def graph_specs(model: Skinret, tokens: int) -> dict[str, GraphSpec]:
 
 
 def write_graph(spec: GraphSpec, path: Path) -> None:
-    """Export a module with a dynamic batch to one file; names as in the contract, no trace of the machine in it."""
+    """Export a module with a dynamic batch to one file, without a trace of the machine."""
     batch = torch.export.Dim("batch", min=1, max=4096)
     for chatty in ("torch.onnx", "onnxscript"):  # what they fear is measured by parity afterwards
         logging.getLogger(chatty).setLevel(logging.ERROR)
@@ -108,7 +108,8 @@ def check_graph(path: Path, spec: GraphSpec) -> None:
             f"{path.name} is not what the contract says",
             code="graph-contract",
             found="; ".join(faults),
-            expected=f"{list(spec.example)} -> {list(spec.outputs)}, a dynamic batch, plain operators of opset 18 to 20, no float64",
+            expected=f"{list(spec.example)} -> {list(spec.outputs)}, a dynamic batch, "
+            "plain operators of opset 18 to 20, no float64",
         )
 
 

@@ -1,4 +1,4 @@
-"""Prove that the graphs do what PyTorch does: names and shapes, NaN, values, then ranks. Measure first, then judge."""
+"""Prove that the graphs do what PyTorch does: shapes, NaN, values, ranks. Measure first, then judge."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -160,7 +160,7 @@ def _run(engine: Engine, graph: str, feeds: Feeds) -> dict[str, Array]:
 
 
 def _error(graph: str, name: str, found: Array, expected: Array) -> float:
-    """Return the largest difference: absolute for what the head gives, relative to the largest value for maps."""
+    """Return the largest difference: absolute for the head, else relative to the largest value."""
     if found.shape != expected.shape or found.dtype != expected.dtype:
         raise ParityError(
             f"{graph} gives another {name}",

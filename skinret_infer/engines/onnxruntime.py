@@ -20,7 +20,7 @@ def why_not() -> str:
     """Return "" if ONNX Runtime can be imported here, or the reason why not."""
     both = [d for d in ("onnxruntime", "onnxruntime-gpu") if _installed(d)]
     if len(both) == 2:
-        return "onnxruntime and onnxruntime-gpu are both installed and overwrite each other; uninstall both, then install one"
+        return "onnxruntime and onnxruntime-gpu overwrite each other; uninstall both, then install one"
     if importlib.util.find_spec("onnxruntime") is None:
         return "the package onnxruntime is not installed"
     return ""
@@ -38,7 +38,7 @@ class OnnxRuntimeCpu:
         options.intra_op_num_threads = threads
         options.inter_op_num_threads = 1
         options.log_severity_level = 3
-        # Each session has a pool of its own, and only one graph runs at a time: no pool may spin while it waits.
+        # Each session has a pool of its own, and one graph runs at a time: no pool may spin in wait.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         self._sessions: dict[str, Any] = {}
         for graph in GRAPHS:

@@ -55,7 +55,7 @@ class Checkpoint:
             data = torch.load(path, map_location="cpu", weights_only=True)
             if not isinstance(data, dict) or data.pop("format", None) != FORMAT:
                 raise ValueError("another kind of file, or of another version")
-            recipes = {
+            recipes: dict[str, Any] = {
                 "config": ModelConfig.from_dict(data.pop("config")),
                 "image": ImageRecipe(**data.pop("image")),
                 "text": TextRecipe(**data.pop("text")),

@@ -124,12 +124,12 @@ def main(
 ) -> None:
     """Train on DATA, a Derm7pt release_v0 folder or a CASES.csv (case_id, image, diagnosis, attributes ...).
 
-    With --fold, OUT.archive.txt and OUT.queries.txt list the case ids of the training folds and of the held-out
-    one, for `skinret index --ids` and `skinret evaluate --ids`. A run that was killed goes on where it was when
-    the same command is given again.
+    With --fold, OUT.archive.txt and OUT.queries.txt list the case ids of the training folds and of the
+    held-out one, for `skinret index --ids` and `skinret evaluate --ids`. A run that was killed goes on where
+    it was when the same command is given again.
     """
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    logging.getLogger("httpx").setLevel(logging.WARNING)
+    logging.basicConfig(format="%(message)s")
+    logging.getLogger("skinret_training").setLevel(logging.INFO)
     config = TrainConfig(**{**options, "symmetries": int(options["symmetries"])})
     table = read_cases(data, images)
     for note in table.notes:
@@ -143,7 +143,7 @@ def main(
             with whole_file(out.with_name(f"{out.stem}.{role}.txt")) as temporary:
                 temporary.write_text("\n".join(ids) + "\n", "utf-8")
     click.echo(
-        f"{out}: {trained.checkpoint.metrics['epochs']} epochs, {trained.checkpoint.metrics['minutes']} minutes",
+        "{}: {epochs} epochs, {minutes} minutes".format(out, **trained.checkpoint.metrics),
         err=True,
     )
     if as_json:

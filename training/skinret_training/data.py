@@ -1,4 +1,4 @@
-"""A Derm7pt-style folder as arrays, its folds, and the frozen maps and tokens that are computed once and kept."""
+"""A Derm7pt-style folder as arrays, its folds, and the frozen maps and words, computed once and kept."""
 
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
@@ -83,7 +83,7 @@ def load_dataset(table: CaseTable, image: ImageRecipe, text: TextRecipe, *, quie
 
 
 def split(dataset: Dataset, *, folds: int, fold: int | None, validation: float, seed: int) -> Split:
-    """Split by group: hold out one of `folds` (none if `fold` is None), then take a validation part from the rest."""
+    """Split by group: hold out one of `folds` (none if `fold` is None), then take a validation part."""
     everything = np.arange(len(dataset.labels))
     rest, test = everything, everything[:0]
     try:
@@ -175,7 +175,7 @@ class FrozenMaps:
 
 
 class Words:
-    """The words of every case in several views, as token ids and, for a frozen encoder, as its token vectors."""
+    """The words of every case in several views: token ids and, for a frozen encoder, token vectors."""
 
     def __init__(
         self,

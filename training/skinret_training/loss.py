@@ -1,4 +1,4 @@
-"""The loss: multi-positive contrastive learning on S. The paper names none; its Eq. 1 makes a case relevant by label."""
+"""The loss: multi-positive contrastive learning on S. The paper names none; positives are its Eq. 1."""
 
 import torch
 from torch import Tensor

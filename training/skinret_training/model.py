@@ -1,7 +1,8 @@
 """The model of Wang et al. 2026, whole: visual encoder, text encoder, composer, similarity head.
 
 Shapes: B images, levels i in {L, M, H} (low, mid, high), maps X^i of h x w x d_i kept channels-last as
-(B, h, w, d_i), n text tokens, k regions. A query runs visual -> composer(text) -> head, a case visual -> head.
+(B, h, w, d_i), n text tokens, k regions. A query runs visual -> composer(text) -> head, a case visual
+-> head.
 """
 
 import json
@@ -146,7 +147,7 @@ class CrossModalLayer(nn.Module):
         self.dropout = nn.Dropout(config.dropout)
 
     def forward(self, x: Tensor, text: Tensor, bias: Tensor) -> Tensor:
-        """x (B, p, d) image tokens, text (B, n, d), bias (B, 1, 1, p + n) added to the logits -> (B, p, d)."""
+        """x (B, p, d) image tokens, text (B, n, d), bias (B, 1, 1, p + n) on the logits -> (B, p, d)."""
         z = self.norm_image(x)
         both = torch.cat([z, self.norm_text(text)], dim=1)  # (B, p + n, d)
         q, k, v = (self._split(f(t)) for f, t in ((self.query, z), (self.key, both), (self.value, both)))
@@ -155,7 +156,7 @@ class CrossModalLayer(nn.Module):
         return cast(Tensor, x + self.dropout(self.ffn(self.norm_ffn(x))))
 
     def _split(self, t: Tensor) -> Tensor:
-        return t.unflatten(2, (self.heads, -1)).transpose(1, 2)  # (B, heads, tokens, d / heads)
+        return t.reshape(*t.shape[:2], self.heads, -1).transpose(1, 2)  # (B, heads, tokens, d / heads)
 
 
 class Composer(nn.Module):
@@ -180,7 +181,7 @@ class Composer(nn.Module):
             y = x.flatten(1, 2)  # (B, h w, d)
             for layer in cast(nn.ModuleList, layers):
                 y = layer(y, text, bias)
-            composed.append(y.unflatten(1, (h, w)))
+            composed.append(y.reshape(-1, h, w, y.shape[-1]))
         return cast(Maps, tuple(composed))
 
 
@@ -208,7 +209,7 @@ class SimilarityHead(nn.Module):
             regions = alpha @ x  # (B, k, d): rho(X * alpha_j)
             local.append(unit(self._aggregate(regions)))  # e^i
             global_.append(unit(x.mean(1)))  # g^i
-            masks.append(alpha.unflatten(2, (h, w)))
+            masks.append(alpha.reshape(-1, alpha.shape[1], h, w))
         return torch.cat(local + global_, dim=1), masks[0], masks[1], masks[2]
 
     def _aggregate(self, regions: Tensor) -> Tensor:  # (B, k, d) -> (B, d), or (B, k d) when concatenated
@@ -249,7 +250,8 @@ class Skinret(nn.Module):
 
 def unit(x: Tensor) -> Tensor:
     """Scale the last axis to length one; a zero vector stays zero."""
-    return x / torch.linalg.vector_norm(x, dim=-1, keepdim=True).clamp_min(EPS)
+    length: Tensor = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
+    return x / length.clamp_min(EPS)
 
 
 def block_scale(layout: Layout, beta: float) -> Tensor:
@@ -313,7 +315,7 @@ def load_backbone(name: str, image_size: int) -> tuple[nn.Module, dict[str, Any]
 
 
 def load_text_encoder(name: str) -> tuple[nn.Module, dict[str, Any], str]:
-    """Load a BERT-family encoder by hub name or local folder: the module, its configuration, tokenizer.json's text."""
+    """Load a BERT-family encoder by hub name or folder: module, configuration, tokenizer.json's text."""
     from transformers import AutoTokenizer
 
     config = _named_config(name, "text")
@@ -386,7 +388,7 @@ def _plain(config: Any) -> dict[str, Any]:
 
 
 def load_pretrained(vision: str, text: str, **options: Any) -> tuple[Skinret, str]:
-    """Assemble the model from a vision and a text model by name or folder; return it with tokenizer.json's text.
+    """Assemble the model from a vision and a text model by name or folder, with tokenizer.json's text.
 
     `options` are fields of ModelConfig. Raises InputError for a model that cannot be had or does not fit.
     """

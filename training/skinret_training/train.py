@@ -151,8 +151,9 @@ def train(
             model, dataset, tokenize, parts.archive, parts.test, quiet=quiet
         )
         metrics["protocol"] = (
-            f"fold {config.fold} of {config.folds} stratified folds (seed {config.seed}) held out: {len(parts.test)} queries, "
-            f"archive of the other folds: {len(parts.archive)} cases; model chosen on {len(parts.validation)} of those"
+            f"fold {config.fold} of {config.folds} stratified folds (seed {config.seed}) held out: "
+            f"{len(parts.test)} queries, archive of the other folds: {len(parts.archive)} cases; "
+            f"model chosen on {len(parts.validation)} of those"
         )
     origin = {
         "data": f"{len(table.cases)} cases: "
@@ -179,7 +180,7 @@ def train(
 
 
 class _Loop:
-    """The epochs. Each one's random choices follow from the seed and its number, so a resumed run is the same run."""
+    """The epochs. Each one's random choices follow from the seed and its number: resumed is the same."""
 
     def __init__(
         self,
