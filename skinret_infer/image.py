@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from .errors import InputError
+from .errors import InputError, SkinretError
 
 Pixels: TypeAlias = npt.NDArray[np.uint8]
 ImageSource: TypeAlias = str | Path | bytes | IO[bytes] | Image.Image | Pixels
@@ -74,6 +74,10 @@ def decode(source: ImageSource, *, max_pixels: int = MAX_PIXELS) -> Pixels:
         ) from None
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
         raise _too_large(name, max_pixels, "far more") from None
+    except (SkinretError, MemoryError):
+        raise
+    except Exception as error:
+        raise _damaged(name, error) from None
 
 
 def prepare(pixels: Pixels, recipe: ImageRecipe) -> Pixels:
@@ -153,6 +157,17 @@ def _too_large(name: str, max_pixels: int, found: str) -> InputError:
     )
 
 
+def _damaged(name: str, error: Exception) -> InputError:
+    # Pillow's readers raise OSError, SyntaxError, ValueError, struct.error, EOFError and more.
+    return InputError(
+        f"{name} is damaged or cut short",
+        code="image-truncated",
+        expected="a whole image",
+        found=str(error) or type(error).__name__,
+        cure="copy the file again from its source",
+    )
+
+
 def _check_size(width: int, height: int, name: str, max_pixels: int) -> None:
     if width * height > max_pixels:
         raise _too_large(name, max_pixels, f"{width} x {height} = {width * height / 1e6:.1f} megapixels")
@@ -173,16 +188,8 @@ def _pixels(image: Image.Image, name: str, max_pixels: int) -> Pixels:
         upright = ImageOps.exif_transpose(image)
     except MemoryError:
         raise
-    except (
-        Exception
-    ) as error:  # Pillow's decoders raise OSError, SyntaxError, ValueError, struct.error and more
-        raise InputError(
-            f"{name} is damaged or cut short",
-            code="image-truncated",
-            expected="a whole image",
-            found=str(error) or type(error).__name__,
-            cure="copy the file again from its source",
-        ) from None
+    except Exception as error:
+        raise _damaged(name, error) from None
     return np.asarray(_to_rgb(upright, name))
 
 

@@ -5,6 +5,7 @@ import importlib.metadata
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -50,6 +51,7 @@ def export_bundle(
     probe = make_probe(loaded, images)
     model = loaded.model()
     report_path = out.with_name(out.name + ".parity.json")
+    report: dict[str, Any] = {}
     with whole_folder(out) as folder:
         try:
             for name, spec in graph_specs(model, loaded.text.length).items():
@@ -62,13 +64,10 @@ def export_bundle(
             report = measure(model, open_engine(Bundle(folder, manifest), "onnxruntime-cpu"), probe)
             judge(report)
         except ParityError as error:
+            failed = report | {"passed": False, "code": error.code, "error": str(error)}
+            strict = json.loads(json.dumps(failed), parse_constant=str)  # JSON has no NaN
             with whole_file(report_path) as temporary:
-                failed = locals().get("report", {}) | {
-                    "passed": False,
-                    "code": error.code,
-                    "error": str(error),
-                }
-                temporary.write_text(json.dumps(failed, indent=2) + "\n", "utf-8")
+                temporary.write_text(json.dumps(strict, indent=2) + "\n", "utf-8")
             error.add_note(f"The report is {report_path}; no bundle was written.")
             raise
         hashes = {name: file_sha256(folder / name) for name in FILES}

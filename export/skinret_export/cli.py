@@ -11,7 +11,9 @@ from .bundle_writer import export_bundle
 _PATH = click.Path(path_type=Path)
 
 
-@click.command(context_settings={"help_option_names": ["-h", "--help"], "show_default": True})
+@click.command(
+    "skinret-export", context_settings={"help_option_names": ["-h", "--help"], "show_default": True}
+)
 @click.argument("checkpoint", type=_PATH)
 @click.option("--out", required=True, type=_PATH, help="The bundle folder to write.")
 @click.option(

@@ -116,11 +116,11 @@ def write_small_weights(folder: Path, cases: CaseTable) -> None:
         intermediate_size=192,
         max_position_embeddings=64,
     )
-    BertModel(bert, add_pooling_layer=False).save_pretrained(folder / "text")
+    BertModel(bert).save_pretrained(folder / "text")
 
 
 def write_small_tokenizer(folder: Path, cases: Iterable[Case]) -> int:
-    """Write a WordPiece tokenizer of the cases' own words as a Hugging Face folder; return its vocabulary's size."""
+    """Write a WordPiece tokenizer of the cases' own words as a Hugging Face folder; return its size."""
     words = Tokenizer(models.WordPiece(unk_token="[UNK]"))
     words.normalizer = normalizers.BertNormalizer()
     words.pre_tokenizer = pre_tokenizers.BertPreTokenizer()

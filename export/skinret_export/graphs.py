@@ -57,17 +57,25 @@ def write_graph(spec: GraphSpec, path: Path) -> None:
         logging.getLogger(chatty).setLevel(logging.ERROR)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        program = torch.onnx.export(
-            spec.module.eval(),
-            kwargs=spec.example,
-            dynamo=True,
-            opset_version=OPSET,
-            verbose=False,
-            external_data=False,
-            input_names=list(spec.example),
-            output_names=list(spec.outputs),
-            dynamic_shapes={name: {0: batch} for name in spec.example},
-        )
+        try:
+            program = torch.onnx.export(
+                spec.module.eval(),
+                kwargs=spec.example,
+                dynamo=True,
+                opset_version=OPSET,
+                verbose=False,
+                external_data=False,
+                input_names=list(spec.example),
+                output_names=list(spec.outputs),
+                dynamic_shapes={name: {0: batch} for name in spec.example},
+            )
+        except torch.onnx.OnnxExporterError as error:
+            raise ParityError(
+                f"{path.name} cannot be written",
+                code="graph-export",
+                expected="a model that torch.onnx can export",
+                found=str(error).splitlines()[0],
+            ) from error
     assert program is not None
     proto = program.model_proto
     _strip(proto)
@@ -77,10 +85,13 @@ def write_graph(spec: GraphSpec, path: Path) -> None:
 def check_graph(path: Path, spec: GraphSpec) -> None:
     """Check names, batch axis, domains, opset and types without running. Raises ParityError."""
     model = onnx.load(path)
-    onnx.checker.check_model(model)
     graph = model.graph
     inputs, outputs = [i.name for i in graph.input], [o.name for o in graph.output]
     faults = []
+    try:
+        onnx.checker.check_model(model)
+    except onnx.checker.ValidationError as error:
+        faults.append(str(error).splitlines()[0])
     if inputs != list(spec.example) or outputs != list(spec.outputs):
         faults.append(f"inputs {inputs} and outputs {outputs}")
     faults += [

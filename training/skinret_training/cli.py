@@ -17,7 +17,9 @@ from .train import TrainConfig, train
 _D = TrainConfig()
 
 
-@click.command(context_settings={"help_option_names": ["-h", "--help"], "show_default": True})
+@click.command(
+    "skinret-train", context_settings={"help_option_names": ["-h", "--help"], "show_default": True}
+)
 @click.argument("data", type=click.Path(path_type=Path))
 @click.option(
     "--images",
@@ -70,17 +72,19 @@ _D = TrainConfig()
 @click.option(
     "--beta", default=_D.beta, type=click.FloatRange(0, 1), help="Weight of the local term (Eq. 9)."
 )
-@click.option("--dropout", default=_D.dropout, type=click.FloatRange(0, 1, max_open=True))
-@click.option("--epochs", default=_D.epochs, type=click.IntRange(1))
+@click.option(
+    "--dropout", default=_D.dropout, type=click.FloatRange(0, 1, max_open=True), help="In the composer."
+)
+@click.option("--epochs", default=_D.epochs, type=click.IntRange(1), help="At most.")
 @click.option(
     "--patience", default=_D.patience, type=click.IntRange(1), help="Epochs without a better validation mAP."
 )
-@click.option("--batch", default=_D.batch, type=click.IntRange(2))
+@click.option("--batch", default=_D.batch, type=click.IntRange(2), help="Queries a step.")
 @click.option(
     "--bf16/--fp32", default=_D.bf16, help="Train the composer in bfloat16: faster where the hardware has it."
 )
-@click.option("--lr", default=_D.lr)
-@click.option("--weight-decay", default=_D.weight_decay)
+@click.option("--lr", default=_D.lr, help="Adam's learning rate.")
+@click.option("--weight-decay", default=_D.weight_decay, help="Adam's.")
 @click.option("--temperature", default=_D.temperature, help="Of S/3 at the start; it is learned.")
 @click.option(
     "--text-dropout",
@@ -109,7 +113,7 @@ _D = TrainConfig()
     type=click.IntRange(0),
     help="Hold this fold out and report on it once.  [default: train on everything]",
 )
-@click.option("--seed", default=_D.seed, type=click.IntRange(0))
+@click.option("--seed", default=_D.seed, type=click.IntRange(0), help="Of all that is random.")
 @click.option("--name", default=_D.name, help="The model's name, for the manifest.")
 @click.option("--version", "version", default=_D.version, help="The model's version, for the manifest.")
 @click.option(

@@ -88,13 +88,11 @@ def split(dataset: Dataset, *, folds: int, fold: int | None, validation: float, 
     rest, test = everything, everything[:0]
     try:
         if fold is not None:
+            counts = zip(*np.unique(dataset.groups, return_counts=True), strict=True)
+            if scarce := [f"{n} of {group}" for group, n in counts if n < folds]:
+                raise ValueError(", ".join(scarce))
             parts = StratifiedKFold(folds, shuffle=True, random_state=seed).split(everything, dataset.labels)
             rest, test = list(parts)[fold]
-            scarce = {
-                g: n for g, n in zip(*np.unique(dataset.groups, return_counts=True), strict=True) if n < folds
-            }
-            if scarce:
-                raise ValueError(", ".join(f"{n} of {g}" for g, n in scarce.items()))
         train, held = train_test_split(
             rest, test_size=validation, stratify=dataset.labels[rest], random_state=seed
         )

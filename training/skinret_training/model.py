@@ -274,11 +274,7 @@ def build_backbone(vision: Mapping[str, Any]) -> nn.Module:
 
 def build_text_encoder(text: Mapping[str, Any]) -> nn.Module:
     """Build a text encoder from its configuration, with random weights."""
-    model = cast(
-        nn.Module, AutoModel.from_config(AutoConfig.for_model(**text), attn_implementation=_ATTENTION)
-    )
-    model.eval()
-    return model
+    return _token_encoder(AutoModel.from_config(AutoConfig.for_model(**text), attn_implementation=_ATTENTION))
 
 
 def load_backbone(name: str, image_size: int) -> tuple[nn.Module, dict[str, Any], dict[str, Any]]:
@@ -324,8 +320,14 @@ def load_text_encoder(name: str) -> tuple[nn.Module, dict[str, Any], str]:
         model = AutoModel.from_pretrained(name, config=config, attn_implementation=_ATTENTION)
     except (OSError, ValueError, AttributeError) as error:
         raise _not_loaded(name, "text encoder", error) from None
-    model.eval()
-    return cast(nn.Module, model), _plain(model.config), tokenizer
+    return _token_encoder(model), _plain(model.config), tokenizer
+
+
+def _token_encoder(model: Any) -> nn.Module:
+    """Drop the pooler, which tokens do not pass through."""
+    if hasattr(model, "pooler"):
+        model.pooler = None
+    return cast(nn.Module, model.eval())
 
 
 def _named_config(name: str, kind: str) -> Any:

@@ -312,7 +312,8 @@ class _Loop:
         return bool(self.best) and len(self.history) - 1 - int(self.best["epoch"]) >= self.config.patience
 
     def _identity(self) -> dict[str, Any]:
-        return {"config": asdict(self.config), "data": self.dataset.digest}
+        options = {k: v for k, v in asdict(self.config).items() if k not in ("epochs", "patience")}
+        return {"config": options, "data": self.dataset.digest}
 
     def _save(self, path: Path) -> None:
         state = {

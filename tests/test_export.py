@@ -1,0 +1,225 @@
+"""Export: the contract of the four graphs, the proof, and that nothing half-made is left."""
+
+import copy
+import dataclasses
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from click.testing import CliRunner
+from conftest import tiny_checkpoint, tiny_config
+
+from skinret_export import bundle_writer, parity
+from skinret_export.bundle_writer import export_bundle, make_probe
+from skinret_export.cli import main
+from skinret_export.graphs import OUTPUTS, GraphSpec, check_graph, graph_specs, write_graph
+from skinret_infer import Case, InputError, ParityError, Searcher
+from skinret_infer.bundle import FILES, GRAPHS, Bundle, file_sha256
+from skinret_infer.engines import open_engine
+from skinret_infer.image import ImageRecipe, decode, prepare
+from skinret_infer.text import TextEncoderInput, TextRecipe
+from skinret_training.checkpoint import Checkpoint
+from skinret_training.model import ModelConfig, Skinret, block_scale
+
+
+def test_the_bundle_says_what_it_is_and_proves_its_bytes(bundle: Path, checkpoint: Path) -> None:
+    manifest = Bundle.load(bundle).manifest
+    assert sorted(p.name for p in bundle.iterdir()) == sorted((*FILES, "manifest.json"))
+    assert set(manifest.files) == set(FILES)
+    assert manifest.origin["checkpoint_sha256"] == file_sha256(checkpoint)
+    assert manifest.parity["passed"] and manifest.parity["images"] >= 64
+    assert manifest.parity["lists_equal_up_to_ties"] == manifest.parity["images"]
+    assert [(level.height, level.channels) for level in manifest.levels] == [(8, 32), (4, 64), (2, 128)]
+    assert manifest.layout.length == 2 * (32 + 64 + 128)
+    assert "similarity, not a probability" in manifest.intended_use
+
+
+@pytest.mark.parametrize("graph", GRAPHS)
+def test_each_graph_keeps_the_contract(bundle: Path, checkpoint: Path, graph: str) -> None:
+    loaded = Checkpoint.load(checkpoint)
+    spec = graph_specs(loaded.model(), loaded.text.length)[graph]
+    check_graph(bundle / f"{graph}.onnx", spec)
+    model = onnx.load(bundle / f"{graph}.onnx")
+    shapes = {
+        v.name: [d.dim_param or d.dim_value for d in v.type.tensor_type.shape.dim] for v in model.graph.input
+    }
+    assert all(shape[0] == next(iter(shapes.values()))[0] != 2 for shape in shapes.values())
+    if graph == "visual_encoder":
+        assert shapes["pixels"][1:] == [64, 64, 3]
+        assert model.graph.input[0].type.tensor_type.elem_type == onnx.TensorProto.UINT8
+        assert sum(n.op_type == "LayerNormalization" for n in model.graph.node) > 3
+    content = (bundle / f"{graph}.onnx").read_bytes()
+    assert b".py" not in content, "a trace of the source is left in the graph"
+
+
+def test_any_batch_size_gives_the_same_rows(bundle: Path, cases: list[Case]) -> None:
+    engine = open_engine(Bundle.load(bundle))
+    pixels = np.stack([prepare(decode(c.image), ImageRecipe(size=64)) for c in cases[:9]])
+    whole = engine.run("visual_encoder", {"pixels": pixels}, ["high"])[0]
+    for start, stop in ((0, 1), (1, 4), (4, 9)):
+        part = engine.run("visual_encoder", {"pixels": pixels[start:stop]}, ["high"])[0]
+        np.testing.assert_allclose(part, whole[start:stop], atol=1e-5)
+
+
+def test_the_searcher_scores_as_pytorch_does(
+    bundle: Path, checkpoint: Path, archive: Path, cases: list[Case]
+) -> None:
+    loaded = Checkpoint.load(checkpoint)
+    model = loaded.model()
+    text = "typical pigment network, flat lesion"
+    ids, mask, _ = TextEncoderInput(loaded.tokenizer, loaded.text)([text])
+    pixels = torch.from_numpy(
+        np.stack([prepare(decode(c.image), loaded.image) for c in [*cases[:40], cases[50]]])
+    )
+    with torch.no_grad():
+        d_t = model(pixels[:40])
+        d_q = model(pixels[40:], torch.from_numpy(ids), torch.from_numpy(mask))
+    expected = ((d_q * block_scale(model.similarity_head.layout, 0.6)) @ d_t.T)[0].numpy()
+    by_id = {case.case_id: n for n, case in enumerate(cases)}
+    with Searcher(bundle, archive) as searcher:
+        hits = searcher.query(cases[50].image, text, k=40)
+    np.testing.assert_allclose([h.score for h in hits], [expected[by_id[h.case_id]] for h in hits], atol=1e-5)
+
+
+@pytest.mark.parametrize("aggregation", ["mean", "max", "concat"])
+def test_every_aggregation_exports(aggregation: str, tokenizer: str, tmp_path: Path) -> None:
+    checkpoint = tiny_checkpoint(tokenizer, aggregation=aggregation, regions=3)
+    specs = graph_specs(checkpoint.model(), 64)
+    path = tmp_path / "similarity_head.onnx"
+    write_graph(specs["similarity_head"], path)
+    check_graph(path, specs["similarity_head"])
+
+
+def sabotage(monkeypatch: pytest.MonkeyPatch, bundle: Path, graph: str, by: float) -> None:
+    """Let one graph be written with weights that are not the checkpoint's; the others come from `bundle`."""
+
+    def write(spec: GraphSpec, path: Path) -> None:
+        if path.stem != graph:
+            shutil.copy(bundle / path.name, path)
+            return
+        with torch.no_grad():
+            for parameter in (off := copy.deepcopy(spec.module)).parameters():
+                parameter.mul_(by)
+        write_graph(dataclasses.replace(spec, module=off), path)
+
+    monkeypatch.setattr(bundle_writer, "write_graph", write)
+
+
+@pytest.mark.parametrize(
+    ("graph", "by", "code"),
+    [("composer", 1.01, "parity-value"), ("similarity_head", float("nan"), "parity-nan")],
+)
+def test_a_graph_that_is_off_is_named_and_leaves_no_bundle(
+    checkpoint: Path,
+    bundle: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    graph: str,
+    by: float,
+    code: str,
+) -> None:
+    sabotage(monkeypatch, bundle, graph, by)
+    out = tmp_path / "bundle"
+    result = CliRunner().invoke(main, [str(checkpoint), "--out", str(out)])
+    assert result.exit_code == 3
+    assert f"{graph}." in result.stderr and code in result.stderr
+    assert [p.name for p in tmp_path.iterdir()] == ["bundle.parity.json"]
+    report = json.loads((tmp_path / "bundle.parity.json").read_text())
+    assert report["passed"] is False and report["code"] == code
+    assert set(report["value_errors"]) == set(GRAPHS)
+
+
+def test_a_failed_export_leaves_the_old_bundle_as_it_was(
+    checkpoint: Path, bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "bundle"
+    shutil.copytree(bundle, out)
+    with pytest.raises(InputError, match="exists"):
+        export_bundle(checkpoint, out)
+    sabotage(monkeypatch, bundle, "text_encoder", 1.01)
+    with pytest.raises(ParityError, match=r"text_encoder\.tokens"):
+        export_bundle(checkpoint, out, overwrite=True)
+    assert Bundle.load(out).manifest.files == Bundle.load(bundle).manifest.files
+
+
+def test_ranks_are_judged_up_to_ties_only() -> None:
+    reference = np.array([[0.9, 0.5, 0.5 - 1e-8, 0.1], [0.4, 0.3, 0.2, 0.1]])
+    swapped_tie, swapped = reference.copy(), reference.copy()
+    swapped_tie[0, [1, 2]] = swapped_tie[0, [2, 1]]
+    swapped[1, [1, 2]] = swapped[1, [2, 1]]
+    assert parity._compare_ranks(reference, reference) == (2, 2)
+    assert parity._compare_ranks(reference, swapped_tie) == (1, 2)
+    assert parity._compare_ranks(reference, swapped) == (1, 1)
+    report = {
+        "not_finite": [], "value_errors": {}, "value_tolerance": 1e-4, "max_score_error": 0.0,
+        "score_tolerance": 1e-4, "images": 2, "top": 4, "lists_equal_up_to_ties": 1,
+    }  # fmt: skip
+    with pytest.raises(ParityError, match="ranks") as caught:
+        parity.judge(report)
+    assert caught.value.code == "parity-rank"
+    with pytest.raises(ParityError, match="scores"):
+        parity.judge(report | {"max_score_error": float("nan")})
+    parity.judge(report | {"lists_equal_up_to_ties": 2})
+
+
+def test_a_graph_outside_the_contract_is_refused(bundle: Path, checkpoint: Path, tmp_path: Path) -> None:
+    spec = graph_specs(Checkpoint.load(checkpoint).model(), 64)["similarity_head"]
+    good = onnx.load(bundle / "similarity_head.onnx")
+    path = tmp_path / "similarity_head.onnx"
+
+    def refused(damage, match: str) -> None:
+        model = onnx.ModelProto()
+        model.CopyFrom(good)
+        damage(model)
+        onnx.save(model, path)
+        with pytest.raises(ParityError, match=match):
+            check_graph(path, spec)
+
+    refused(
+        lambda m: m.graph.input[0].type.tensor_type.shape.dim[0].__setattr__("dim_value", 2),
+        "fixed batch of low",
+    )
+    refused(lambda m: m.opset_import.append(onnx.helper.make_opsetid("com.microsoft", 1)), "com.microsoft")
+    refused(lambda m: m.opset_import[0].__setattr__("version", 21), "opset 21")
+    refused(lambda m: m.graph.initializer.append(onnx.numpy_helper.from_array(np.ones(2), "d")), "float64")
+
+
+def test_a_folder_of_images_can_prove_it_if_it_holds_enough(checkpoint: Path, data: Path) -> None:
+    with pytest.raises(InputError, match="too few images"):
+        make_probe(Checkpoint.load(checkpoint), data)
+    probe = make_probe(Checkpoint.load(checkpoint), data, count=20)
+    assert probe.pixels.shape == (20, 64, 64, 3)
+
+
+def test_what_is_no_checkpoint_is_no_crash(tmp_path: Path) -> None:
+    path = tmp_path / "ckpt.pt"
+    path.write_text("not one")
+    result = CliRunner().invoke(main, [str(path), "--out", str(tmp_path / "bundle")])
+    assert result.exit_code == 1
+    assert "not a skinret checkpoint" in result.stderr
+    assert not (tmp_path / "bundle").exists()
+
+
+@pytest.mark.slow
+def test_a_full_size_swin_and_bert_pass_parity_with_a_dynamic_batch(tokenizer: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    swin = {"model_type": "swin", "out_features": ["stage2", "stage3", "stage4"]}  # Swin-T is Swin's default
+    model = Skinret(ModelConfig(vision=swin, text={"model_type": "bert"}, map_side=28))
+    assert model.similarity_head.layout.length == 2688
+    path = tmp_path / "full.pt"
+    Checkpoint(
+        config=model.config, image=ImageRecipe(), text=TextRecipe(), tokenizer=tokenizer,
+        state=model.state_dict(), name="full", version="1",
+    ).save(path)  # fmt: skip
+    found = export_bundle(path, tmp_path / "bundle").manifest.parity
+    assert found["max_score_error"] <= 1e-4
+    assert found["lists_equal_up_to_ties"] == found["images"] == 64
+
+
+def test_outputs_have_names_of_their_own() -> None:
+    assert not set(OUTPUTS["composer"]) & {"low", "mid", "high"}
+    assert tiny_config().to_dict() == ModelConfig.from_dict(tiny_config().to_dict()).to_dict()

@@ -1,0 +1,193 @@
+"""The door of the package: one query, its answer, and what it promises."""
+
+import json
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from skinret_infer import Case, InputError, RuntimeUnavailable, Searcher
+
+WORDS = "atypical pigment network, irregular streaks"
+
+
+def test_a_query_names_the_hits_and_what_ran(searcher: Searcher, cases: list[Case]) -> None:
+    results = searcher.query(cases[50].image, WORDS, k=7)
+    assert [hit.rank for hit in results] == [1, 2, 3, 4, 5, 6, 7]
+    assert results.runtime == "onnxruntime-cpu"
+    assert results.searched == 40 == len(searcher)
+    stages = {"image", "visual_encoder", "text_encoder", "composer", "similarity_head", "search", "total"}
+    assert set(results.timings_ms) == stages
+    assert json.loads(json.dumps(results.to_dict()))["hits"][0]["case_id"] == results[0].case_id
+    assert "similarity, not probability" in str(results)
+    by_id = {case.case_id: case for case in cases}
+    for hit in results:
+        case = by_id[hit.case_id]
+        assert (hit.diagnosis, hit.group, dict(hit.attributes)) == (
+            case.diagnosis,
+            case.group,
+            dict(case.attributes),
+        )
+        assert hit.confirmed_by == "unknown"
+
+
+def test_the_score_is_its_parts(searcher: Searcher, cases: list[Case]) -> None:
+    for beta in (0.0, 0.3, 1.0, None):
+        results = searcher.query(cases[50].image, WORDS, beta=beta)
+        b = results.beta
+        for hit in results:
+            assert -1 <= hit.score <= 1
+            assert hit.score == pytest.approx(b * hit.local + (1 - b) * hit.global_, abs=1e-9)
+            local = [hit.cosines[f"local_{level}"] for level in ("low", "mid", "high")]
+            assert hit.local == pytest.approx(np.mean(local), abs=1e-9)
+        assert [h.score for h in results] == sorted((h.score for h in results), reverse=True)
+    assert results.beta == searcher.manifest.beta == 0.6
+
+
+def test_a_case_finds_itself_with_score_one(searcher: Searcher, cases: list[Case]) -> None:
+    hit = searcher.query(cases[3].image, k=1)[0]
+    assert hit.case_id == cases[3].case_id
+    assert hit.score == pytest.approx(1, abs=1e-5)
+
+
+def test_words_change_the_answer_and_missing_words_do_not_matter(
+    searcher: Searcher, cases: list[Case]
+) -> None:
+    image = cases[50].image
+    alone = searcher.query(image)
+    assert searcher.query(image, "").to_dict()["hits"] == alone.to_dict()["hits"]
+    assert searcher.query(image, "  \n ").text == ""
+    assert "text_encoder" not in alone.timings_ms
+    assert [h.score for h in searcher.query(image, WORDS)] != [h.score for h in alone]
+
+
+def test_the_same_input_gives_the_same_answer_again_and_on_another_number_of_threads(
+    bundle: Path, archive: Path, cases: list[Case]
+) -> None:
+    answers = []
+    for threads in (1, 2, 2, 3):
+        with Searcher(bundle, archive, threads=threads) as searcher:
+            answers += [searcher.query(c.image, WORDS, k=40).to_dict()["hits"] for c in cases[50:53]]
+    assert answers[:3] == answers[3:6] == answers[6:9] == answers[9:12]
+
+
+def test_ties_break_by_case_id_whatever_the_order_of_adding(
+    bundle: Path, cases: list[Case], tmp_path: Path
+) -> None:
+    ids = ["b", "10", "a", "9", "é", "B"]
+    with Searcher(bundle, tmp_path / "ties.skinret") as searcher:
+        searcher.add([Case(i, cases[0].image, "nevus") for i in ids])
+        searcher.add([Case(f"other {n}", case.image) for n, case in enumerate(cases[1:20])])
+        first = [hit.case_id for hit in searcher.query(cases[0].image, k=6)]
+        assert first == sorted(ids)
+        assert [hit.case_id for hit in searcher.query(cases[0].image, k=3)] == sorted(ids)[:3]
+
+
+def test_a_batch_answers_as_single_queries_do(searcher: Searcher, cases: list[Case]) -> None:
+    asked = [(c.image, WORDS if n % 3 else None) for n, c in enumerate(cases[40:60])]
+    for one, (image, text) in zip(searcher.query_batch(asked, k=5), asked, strict=True):
+        alone = searcher.query(image, text, k=5)
+        assert [h.case_id for h in one] == [h.case_id for h in alone]
+        np.testing.assert_allclose([h.score for h in one], [h.score for h in alone], atol=1e-5)
+    assert searcher.query_batch([]) == []
+
+
+def test_more_hits_than_cases_gives_the_cases_there_are(searcher: Searcher, cases: list[Case]) -> None:
+    assert len(searcher.query(cases[50].image, k=10_000)) == 40
+
+
+@pytest.mark.parametrize("k", [0, -1, 1.5, "3", True, None])
+def test_k_must_be_a_positive_int(searcher: Searcher, cases: list[Case], k: object) -> None:
+    with pytest.raises(InputError, match="at least 1") as caught:
+        searcher.query(cases[50].image, k=k)
+    assert caught.value.code == "k-range"
+
+
+@pytest.mark.parametrize("beta", [-0.1, 1.1, float("nan"), "0.5", True])
+def test_beta_must_lie_between_0_and_1(searcher: Searcher, cases: list[Case], beta: object) -> None:
+    with pytest.raises(InputError) as caught:
+        searcher.query(cases[50].image, beta=beta)
+    assert caught.value.code == "beta-range"
+
+
+def test_filters_and_exclusions_apply_before_ranking(searcher: Searcher, cases: list[Case]) -> None:
+    everyone = searcher.query(cases[50].image, k=40)
+    female = [h.case_id for h in everyone if h.attributes["sex"] == "female"]
+    found = searcher.query(cases[50].image, k=3, where={"sex": "female", "group": ["mel", "nevus", "bkl"]})
+    assert [h.case_id for h in found] == female[:3]
+    assert found.searched == len(female)
+    best = everyone[0].case_id
+    assert [h.case_id for h in searcher.query(cases[50].image, k=39, exclude=[best])] == [
+        h.case_id for h in everyone
+    ][1:]
+    assert len(searcher.query(cases[50].image, where={"diagnosis": "no such"})) == 0
+
+
+def test_warnings_say_what_was_not_read(searcher: Searcher, cases: list[Case]) -> None:
+    long = searcher.query(cases[50].image, ", ".join(["irregular streaks"] * 40))
+    assert any("64 tokens" in w for w in long.warnings)
+    assert searcher.query(cases[50].image, WORDS).warnings == ()
+
+
+def test_an_explicit_runtime_is_used_or_refused(bundle: Path, archive: Path) -> None:
+    with pytest.raises(RuntimeUnavailable, match="openvino") as caught:
+        Searcher(bundle, archive, runtime="openvino")
+    assert caught.value.exit_code == 4
+    with pytest.raises(InputError, match="onnxruntime-cpu"):
+        Searcher(bundle, archive, runtime="cuda")
+    with pytest.raises(InputError):
+        Searcher(bundle, archive, threads=0)
+
+
+def test_many_threads_get_the_answers_that_one_would(searcher: Searcher, cases: list[Case]) -> None:
+    asked = cases[40:56]
+    expected = [searcher.query(c.image, WORDS).to_dict()["hits"] for c in asked]
+    found: dict[int, object] = {}
+
+    def ask(n: int) -> None:
+        found[n] = searcher.query(asked[n].image, WORDS).to_dict()["hits"]
+
+    threads = [threading.Thread(target=ask, args=(n,)) for n in range(len(asked))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert [found[n] for n in range(len(asked))] == expected
+
+
+def test_any_kind_of_image_gives_the_same_hits(searcher: Searcher, cases: list[Case]) -> None:
+    path = Path(str(cases[50].image))
+    with path.open("rb") as file, Image.open(path) as picture:
+        sources = [path, str(path), path.read_bytes(), file, picture, np.asarray(picture)]
+        answers = [searcher.query(source, WORDS).to_dict()["hits"] for source in sources]
+    assert all(answer == answers[0] for answer in answers)
+
+
+GUARD = """
+import sys, json
+touched = []
+sys.addaudithook(lambda event, args: touched.append(event) if event.startswith("socket.") else None)
+import skinret_infer
+with skinret_infer.Searcher(sys.argv[1], sys.argv[2]) as searcher:
+    hits = len(searcher.query(sys.argv[3], "irregular streaks", k=5))
+import os
+links = []
+for fd in os.listdir("/proc/self/fd") if os.path.isdir("/proc/self/fd") else []:
+    try:
+        links.append(os.readlink("/proc/self/fd/" + fd))
+    except OSError:
+        pass
+heavy = ("torch", "transformers", "skinret_training", "skinret_export", "onnx", "huggingface_hub", "scipy")
+print(json.dumps({"hits": hits, "sockets": touched, "open": [x for x in links if x.startswith("socket:")],
+                  "heavy": [m for m in heavy if m in sys.modules]}))
+"""
+
+
+def test_a_query_loads_no_torch_and_opens_no_socket(bundle: Path, archive: Path, cases: list[Case]) -> None:
+    command = [sys.executable, "-c", GUARD, bundle, archive, str(cases[50].image)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, stdin=subprocess.DEVNULL)
+    assert json.loads(done.stdout) == {"hits": 5, "sockets": [], "open": [], "heavy": []}

@@ -1,0 +1,250 @@
+"""Training: what the checkpoint holds, that it learns, and that a killed run goes on to the same end."""
+
+import dataclasses
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import BERT, SWIN
+from transformers import (
+    BertConfig,
+    BertModel,
+    Dinov2Backbone,
+    Dinov2Config,
+    ResNetBackbone,
+    ResNetConfig,
+    SwinBackbone,
+    SwinConfig,
+)
+
+from skinret_export.demo import write_small_tokenizer
+from skinret_infer import Case, InputError
+from skinret_infer.cases import CaseTable
+from skinret_infer.image import ImageRecipe
+from skinret_infer.text import TextRecipe
+from skinret_training.checkpoint import Checkpoint
+from skinret_training.data import load_dataset, split, symmetry, text_views
+from skinret_training.model import load_pretrained
+from skinret_training.train import TrainConfig, train
+
+QUICK = {
+    "image_size": 64, "map_side": 8, "width": 16, "epochs": 3, "batch": 16, "text_views": 3, "symmetries": 2,
+    "validation": 0.2, "folds": 4, "lr": 1e-3,
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def weights(cases: list[Case], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Local folders of a tiny Swin, ResNet, DINOv2 and BERT."""
+    folder = tmp_path_factory.mktemp("weights")
+    torch.manual_seed(0)
+    SwinBackbone(SwinConfig(**{k: v for k, v in SWIN.items() if k != "model_type"})).save_pretrained(
+        folder / "swin"
+    )
+    resnet = ResNetConfig(
+        embedding_size=16, hidden_sizes=[16, 32, 64, 128], depths=[1, 1, 1, 1], layer_type="basic"
+    )
+    ResNetBackbone(resnet).save_pretrained(folder / "resnet")
+    dinov2 = Dinov2Config(
+        hidden_size=32, num_hidden_layers=8, num_attention_heads=2, image_size=112, patch_size=8
+    )
+    Dinov2Backbone(dinov2).save_pretrained(folder / "dinov2")
+    vocabulary = write_small_tokenizer(folder / "bert", cases)
+    bert = BertConfig(
+        **{k: v for k, v in BERT.items() if k not in ("model_type", "vocab_size")}, vocab_size=vocabulary
+    )
+    BertModel(bert).save_pretrained(folder / "bert")
+    return folder
+
+
+def config(weights: Path, vision: str = "swin", **options: object) -> TrainConfig:
+    return TrainConfig(**{"vision": str(weights / vision), "text": str(weights / "bert"), **QUICK, **options})
+
+
+@pytest.mark.parametrize("vision", ["swin", "resnet", "dinov2"])
+def test_any_backbone_with_maps_at_three_depths_trains_and_its_checkpoint_stands_alone(
+    weights: Path, cases: list[Case], vision: str, tmp_path: Path
+) -> None:
+    trained = train(
+        CaseTable(cases, []), config(weights, vision, fold=0), cache=tmp_path / "maps", quiet=True
+    )
+    path = tmp_path / "ckpt.pt"
+    trained.checkpoint.save(path)
+    plain = torch.load(path, weights_only=True)
+    assert plain["format"] == "skinret-checkpoint-1"
+    loaded = Checkpoint.load(path)
+    pixels = torch.zeros(2, 64, 64, 3, dtype=torch.uint8)
+    with torch.no_grad():
+        d = loaded.model()(pixels)
+    assert d.shape == (2, loaded.model().similarity_head.layout.length)
+    assert set(trained.archive_ids).isdisjoint(trained.query_ids)
+    assert len(trained.archive_ids) + len(trained.query_ids) == len(cases)
+    assert loaded.metrics["held_out"]["image_words"]["queries"] == len(trained.query_ids)
+    assert "machine" not in str(loaded.origin) and str(weights) not in str(loaded.origin)
+
+
+def test_frozen_encoders_keep_their_weights_and_tuned_ones_do_not(
+    weights: Path, cases: list[Case], tmp_path: Path
+) -> None:
+    for tuned in (False, True):
+        options = {"tune_vision": tuned, "tune_text": tuned, "epochs": 1}
+        trained = train(CaseTable(cases, []), config(weights, **options), cache=tmp_path, quiet=True)
+        source, _ = load_pretrained(str(weights / "swin"), str(weights / "bert"), image_size=64)
+        for part in ("visual_encoder.backbone", "text_encoder"):
+            same = [
+                torch.equal(p, trained.checkpoint.state[f"{part}.{name}"])
+                for name, p in source.get_submodule(part).named_parameters()
+            ]
+            assert all(same) is not tuned
+
+
+def test_training_learns_what_is_in_the_pictures_and_the_words(
+    weights: Path, cases: list[Case], tmp_path: Path
+) -> None:
+    options = {"epochs": 25, "width": 32, "text_views": 4, "tune_text": True, "lr": 3e-3}
+    trained = train(CaseTable(cases, []), config(weights, **options), cache=tmp_path, quiet=True)
+    losses = [epoch["loss"] for epoch in trained.history]
+    assert np.mean(losses[-3:]) < np.mean(losses[:3]) - 0.2
+
+
+def test_kept_maps_are_used_again_and_never_for_other_data(
+    weights: Path, cases: list[Case], tmp_path: Path
+) -> None:
+    first = train(CaseTable(cases, []), config(weights), cache=tmp_path, quiet=True)
+    files = {p: p.stat().st_mtime_ns for p in tmp_path.glob("maps-*.npy")}
+    assert len(files) == 2 * 3
+    second = train(CaseTable(cases, []), config(weights), cache=tmp_path, quiet=True)
+    assert {p: p.stat().st_mtime_ns for p in tmp_path.glob("maps-*.npy")} == files
+    assert first.history == second.history
+    train(CaseTable(cases[:-1], []), config(weights), cache=tmp_path, quiet=True)
+    assert len(list(tmp_path.glob("maps-*.npy"))) == 4 * 3
+
+
+def test_a_stopped_run_goes_on_to_the_same_end(weights: Path, cases: list[Case], tmp_path: Path) -> None:
+    table, wanted = CaseTable(cases, []), config(weights, epochs=4, tune_vision=True)
+    whole = train(table, wanted, cache=tmp_path, quiet=True)
+    state = tmp_path / "run.resume"
+    for last in (0, 2):
+        stop = train(
+            table,
+            wanted,
+            cache=tmp_path,
+            resume=state,
+            quiet=True,
+            stop=lambda epoch, last=last: epoch == last,
+        )
+        assert len(stop.history) == last + 1
+    resumed = train(table, wanted, cache=tmp_path, resume=state, quiet=True)
+    assert resumed.history == whole.history
+    for name, tensor in whole.checkpoint.state.items():
+        assert torch.equal(tensor, resumed.checkpoint.state[name]), name
+    with pytest.raises(InputError, match="another lr"):
+        train(table, dataclasses.replace(wanted, lr=0.5), cache=tmp_path, resume=state, quiet=True)
+
+
+def test_a_killed_command_resumes(weights: Path, data: Path, tmp_path: Path) -> None:
+    out = tmp_path / "ckpt.pt"
+    command = [
+        sys.executable, "-m", "skinret_training.cli", data, "--out", out, "--vision", weights / "swin",
+        "--text", weights / "bert",
+        "--image-size", "64", "--width", "16", "--batch", "16", "--symmetries", "1",
+        "--text-views", "2",
+    ]  # fmt: skip
+    running = subprocess.Popen(
+        [*command, "--epochs", "500"], stderr=subprocess.PIPE, stdin=subprocess.DEVNULL
+    )
+    state = tmp_path / "ckpt.pt.resume"
+    deadline = time.monotonic() + 60
+    while not state.is_file() and running.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.05)
+    running.send_signal(signal.SIGKILL)
+    running.communicate()
+    assert state.is_file() and not out.exists()
+    saved = torch.load(state, weights_only=True)
+    done = subprocess.run(
+        [*command, "--epochs", str(len(saved["history"]) + 1)], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert f"resumed after epoch {len(saved['history']) - 1}" in done.stderr
+    assert out.is_file() and not state.exists()
+    assert not list(tmp_path.glob(".*.partial"))
+
+
+def test_the_held_out_fold_is_never_trained_or_chosen_on(cases: list[Case]) -> None:
+    dataset = load_dataset(CaseTable(cases, []), ImageRecipe(size=64), TextRecipe(), quiet=True)
+    seen = []
+    for fold in range(4):
+        parts = split(dataset, folds=4, fold=fold, validation=0.2, seed=3)
+        together = np.concatenate([parts.train, parts.validation, parts.test])
+        assert sorted(together) == list(range(len(cases)))
+        assert sorted(parts.archive) == sorted([*parts.train, *parts.validation])
+        seen += parts.test.tolist()
+    assert sorted(seen) == list(range(len(cases)))
+
+
+def test_eight_symmetries_are_eight_and_the_first_is_the_picture() -> None:
+    pixels = torch.arange(2 * 5 * 5 * 3, dtype=torch.uint8).reshape(2, 5, 5, 3)
+    views = [symmetry(pixels, view) for view in range(8)]
+    assert torch.equal(views[0], pixels)
+    assert len({v.numpy().tobytes() for v in views}) == 8
+    assert all(v.shape == pixels.shape for v in views)
+
+
+def test_the_first_view_says_all_and_the_others_a_part() -> None:
+    phrases = ["irregular streaks", "flat lesion", "blue-whitish veil", "back location"]
+    said = text_views(phrases, 20, np.random.default_rng(0))
+    assert said[0] == ", ".join(phrases)
+    assert all(set(view.split(", ")) <= set(phrases) for view in said)
+    assert len(set(said)) > 5
+    assert text_views([], 3, np.random.default_rng(0)) == ["", "", ""]
+
+
+def test_bad_data_and_options_are_named(weights: Path, cases: list[Case], tmp_path: Path) -> None:
+    bad = tmp_path / "bad.jpg"
+    bad.write_bytes(Path(str(cases[0].image)).read_bytes()[:300])
+    with pytest.raises(InputError, match="damaged") as caught:
+        train(
+            CaseTable([Case("x7", bad, group="mel"), *cases], []), config(weights), cache=tmp_path, quiet=True
+        )
+    assert "x7" in caught.value.__notes__[0]
+    nevi = [case for case in cases if case.group == "nevus"]
+    with pytest.raises(InputError, match="nothing to tell apart"):
+        train(CaseTable(nevi, []), config(weights), cache=tmp_path, quiet=True)
+    few = nevi + [case for case in cases if case.group == "bkl"][:2]
+    with pytest.raises(InputError, match="2 of bkl"):
+        train(CaseTable(few, []), config(weights, fold=0), cache=tmp_path, quiet=True)
+    with pytest.raises(InputError, match="does not exist"):
+        config(weights, fold=4)
+    with pytest.raises(InputError, match="pooled evenly"):
+        load_pretrained(str(weights / "swin"), str(weights / "bert"), image_size=64, map_side=3)
+    with pytest.raises(InputError, match="local folder"):
+        load_pretrained(str(tmp_path / "nothing"), str(weights / "bert"))
+    with pytest.raises(InputError, match=r"three depths|no maps"):
+        load_pretrained(str(weights / "bert"), str(weights / "bert"))
+
+
+@pytest.mark.parametrize("content", [b"", b"no checkpoint", b"PK\x03\x04 cut short", b"\x80\x04N."])
+def test_a_file_that_is_no_checkpoint_is_refused(content: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "ckpt.pt"
+    path.write_bytes(content)
+    with pytest.raises(InputError, match="not a skinret checkpoint") as caught:
+        Checkpoint.load(path)
+    assert caught.value.code == "checkpoint-format"
+    with pytest.raises(InputError, match="does not exist"):
+        Checkpoint.load(tmp_path / "none.pt")
+
+
+def test_a_checkpoint_of_another_make_or_with_code_in_it_is_refused(tmp_path: Path) -> None:
+    for number, data in enumerate(
+        ({"state_dict": {}}, [1, 2], {"format": "skinret-checkpoint-1"}, {"f": Path("x")})
+    ):
+        path = tmp_path / f"{number}.pt"
+        torch.save(data, path)
+        with pytest.raises(InputError) as caught:
+            Checkpoint.load(path)
+        assert caught.value.code == "checkpoint-format"
