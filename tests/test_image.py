@@ -1,0 +1,562 @@
+"""What `decode` gives for every kind of picture, and what it says to everything else."""
+
+import io
+import re
+import struct
+import subprocess
+import sys
+import warnings
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from skinret_infer.errors import InputError
+from skinret_infer.image import ImageRecipe, decode, digest, prepare
+
+HEIGHT, WIDTH = 48, 72
+FORMATS: dict[str, dict[str, Any]] = {
+    "JPEG": {"quality": 92},
+    "PNG": {},
+    "TIFF": {},
+    "BMP": {},
+    "WEBP": {"lossless": True},
+}
+
+
+def _smooth() -> np.ndarray:
+    """An RGB picture in which no pixel, row or column equals its mirror."""
+    y, x = np.mgrid[:HEIGHT, :WIDTH].astype(float)
+    channels = 40 + 2.6 * x, 210 - 3.7 * y, 128 + 60 * np.sin(x / 9) * np.cos(y / 11)
+    return np.stack(channels, axis=-1).astype(np.uint8)
+
+
+PICTURE = _smooth()
+
+
+def _saved(image: Image.Image, format: str, **options: Any) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, format, **options)
+    return buffer.getvalue()
+
+
+def _exif(orientation: int) -> Image.Exif:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    return exif
+
+
+SAVED = {name: _saved(Image.fromarray(PICTURE), name, **options) for name, options in FORMATS.items()}
+
+
+def _one_bit_png(width: int, height: int) -> bytes:
+    """An honest white PNG of 1 bit a pixel, without ever holding its pixels."""
+    packer, row = zlib.compressobj(1), b"\0" + b"\xff" * ((width + 7) // 8)
+    data = b"".join(packer.compress(row * 1000) for _ in range(height // 1000)) + packer.flush()
+    chunks = (b"IHDR", struct.pack(">2I5B", width, height, 1, 0, 0, 0, 0)), (b"IDAT", data), (b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + b"".join(
+        struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+        for kind, body in chunks
+    )
+
+
+def _refusal(source: Any, code: str | None = None, name: str = "") -> str:
+    """Check that a source is refused as the contract says, and return the message."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+        with pytest.raises(InputError) as caught:
+            decode(source)
+    message = str(caught.value)
+    assert code in (None, caught.value.code), message
+    assert name in message
+    assert re.search(r"\. [A-Z].*\.$", message), f"no cure: {message}"
+    return message
+
+
+# -- what is refused --
+
+
+@pytest.mark.parametrize(
+    ("content", "code"),
+    [
+        pytest.param(b"", "image-empty", id="empty"),
+        pytest.param(np.random.default_rng(0).bytes(5000), "image-unreadable", id="random bytes"),
+        pytest.param(b"case_id,image,diagnosis\n1,a.jpg,nevus\n" * 20, "image-unreadable", id="text"),
+        pytest.param(bytes(128) + b"DICM" + bytes(400), "image-unreadable", id="dicom"),
+        pytest.param(_saved(Image.fromarray(PICTURE), "GIF"), "image-unreadable", id="a format not listed"),
+        pytest.param(_saved(Image.new("RGB", (1, 1)), "PNG"), "image-too-small", id="1 x 1"),
+        pytest.param(_saved(Image.new("RGB", (400, 31)), "PNG"), "image-too-small", id="31 high"),
+        pytest.param(_saved(Image.new("RGB", (31, 400)), "BMP"), "image-too-small", id="31 wide"),
+    ],
+)
+def test_a_file_that_is_no_usable_image_is_refused_by_name(content: bytes, code: str, tmp_path: Path) -> None:
+    path = tmp_path / "lesion 07.jpg"
+    path.write_bytes(content)
+    _refusal(path, code, name=str(path))
+    _refusal(str(path), code, name=str(path))
+    _refusal(content, code, name="the image bytes")
+    _refusal(io.BytesIO(content), code, name="the image file object")
+
+
+def test_a_missing_file_is_refused_by_name(tmp_path: Path) -> None:
+    _refusal(tmp_path / "no such.jpg", "image-missing", name=str(tmp_path / "no such.jpg"))
+
+
+def test_a_folder_is_refused_by_name(tmp_path: Path) -> None:
+    _refusal(tmp_path, "image-missing", name=str(tmp_path))
+
+
+def test_a_dicom_file_is_recognised_in_the_message() -> None:
+    assert "DICOM" in _refusal(bytes(128) + b"DICM" + bytes(400), "image-unreadable")
+
+
+@pytest.mark.parametrize("part", [0.3, 0.5, 0.8, 0.95])
+@pytest.mark.parametrize("format", ["JPEG", "PNG", "TIFF", "BMP", "WEBP"])
+def test_a_picture_cut_short_is_refused_rather_than_filled_up(
+    format: str, part: float, tmp_path: Path
+) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
+    whole = _saved(Image.fromarray(noise), format, **FORMATS[format])
+    path = tmp_path / "cut"
+    path.write_bytes(whole[: int(part * len(whole))])
+    code = "image-truncated"
+    if format == "TIFF" and int.from_bytes(whole[4:8], "little") > part * len(whole):
+        code = None  # its directory, which stands last, is cut off
+    _refusal(path, code, name=str(path))
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_a_picture_cut_within_its_header_is_refused(format: str) -> None:
+    for length in (2, 3, 8, 12, 20, 30):
+        _refusal(SAVED[format][:length])
+
+
+def test_31_pixels_a_side_are_too_few_and_32_are_enough() -> None:
+    assert decode(np.zeros((32, 32, 3), np.uint8)).shape == (32, 32, 3)
+    assert decode(Image.new("L", (32, 40))).shape == (40, 32, 3)
+    assert "31 x 32" in _refusal(np.zeros((32, 31, 3), np.uint8), "image-too-small")
+    assert "32 x 31" in _refusal(Image.new("RGB", (32, 31)), "image-too-small")
+
+
+@pytest.mark.parametrize("side", [10_000, 30_000])  # the second trips Pillow's own guard
+def test_a_picture_of_more_than_64_megapixels_is_refused_before_it_is_unpacked(
+    side: int, tmp_path: Path
+) -> None:
+    path = tmp_path / "bomb.png"
+    path.write_bytes(_one_bit_png(side, side))
+    assert "64 megapixels" in _refusal(path, "image-too-large", name=str(path))
+
+
+def test_an_array_of_more_than_64_megapixels_is_refused() -> None:
+    _refusal(np.broadcast_to(np.uint8(0), (8001, 8001, 3)), "image-too-large", name="array")
+
+
+@pytest.mark.parametrize("source", [PICTURE, Image.fromarray(PICTURE), SAVED["PNG"]], ids=type)
+def test_the_callers_own_limit_of_pixels_holds_for_every_kind_of_source(source: Any) -> None:
+    assert decode(source, max_pixels=HEIGHT * WIDTH).shape == PICTURE.shape
+    with pytest.raises(InputError) as caught:
+        decode(source, max_pixels=HEIGHT * WIDTH - 1)
+    assert caught.value.code == "image-too-large"
+
+
+def test_a_file_opened_as_text_is_refused_with_the_mode_to_use(tmp_path: Path) -> None:
+    path = tmp_path / "a.jpg"
+    path.write_bytes(SAVED["JPEG"])
+    with path.open(encoding="latin-1") as file:
+        assert '"rb"' in _refusal(file, "image-type")
+    assert '"rb"' in _refusal(io.StringIO("text"), "image-type")
+
+
+def test_a_file_opened_as_utf8_text_is_refused_with_the_mode_to_use(tmp_path: Path) -> None:
+    path = tmp_path / "a.jpg"
+    path.write_bytes(SAVED["JPEG"])
+    with path.open(encoding="utf-8") as file:  # its read() does not even give text
+        assert '"rb"' in _refusal(file, "image-type")
+
+
+def test_a_file_object_that_cannot_be_read_is_refused(tmp_path: Path) -> None:
+    with (tmp_path / "out").open("wb") as file:
+        _refusal(file)
+    _refusal(file)  # closed
+
+
+def test_a_path_with_a_nul_is_refused() -> None:
+    _refusal("lesion\0.jpg")
+
+
+def test_a_file_name_too_long_for_the_system_is_refused(tmp_path: Path) -> None:
+    _refusal(tmp_path / ("x" * 300), "image-missing")
+
+
+@pytest.mark.parametrize(
+    "array",
+    [
+        pytest.param(PICTURE.astype(np.float32) / 255, id="float"),
+        pytest.param(PICTURE.astype(np.int64), id="int64"),
+        pytest.param(PICTURE.astype(np.uint16), id="uint16"),
+        pytest.param(PICTURE > 99, id="bool"),
+        pytest.param(PICTURE[..., 0], id="H x W"),
+        pytest.param(PICTURE[..., :1], id="one channel"),
+        pytest.param(np.concatenate([PICTURE, PICTURE[..., :1]], axis=2), id="four channels"),
+        pytest.param(PICTURE.transpose(2, 0, 1), id="channels first"),
+        pytest.param(PICTURE[None], id="a batch"),
+        pytest.param(np.zeros((), np.uint8), id="a scalar"),
+        pytest.param(np.array([PICTURE, None], object), id="objects"),
+    ],
+)
+def test_an_array_of_another_type_or_shape_is_refused_with_what_it_is(array: np.ndarray) -> None:
+    assert str(array.dtype) in _refusal(array, "image-type", name="array")
+
+
+def test_an_array_without_pixels_is_too_small() -> None:
+    _refusal(np.zeros((0, 0, 3), np.uint8), "image-too-small")
+
+
+@pytest.mark.parametrize("source", [None, 7, True, [1, 2], {"path": "a.jpg"}, object(), decode], ids=type)
+def test_what_cannot_hold_an_image_is_refused_with_what_can(source: Any) -> None:
+    message = _refusal(source, "image-type")
+    assert "path" in message and type(source).__name__ in message
+
+
+@pytest.mark.parametrize("mode", ["F", "I"])
+def test_pixels_that_are_neither_8_nor_16_bits_are_refused(mode: str) -> None:
+    _refusal(Image.new(mode, (40, 40), 70_000), "image-mode")
+    _refusal(_saved(Image.new(mode, (40, 40), 70_000), "TIFF"), "image-mode")
+
+
+@pytest.mark.parametrize("mode", ["La", "RGBa", "PA", "RGBX", "LAB", "HSV", "YCbCr", "I;16L", "I;16B"])
+def test_a_pil_image_of_any_mode_is_converted_or_refused(mode: str) -> None:
+    try:
+        assert decode(Image.new(mode, (40, 50))).shape == (50, 40, 3)
+    except InputError as error:
+        assert error.code == "image-mode"
+
+
+def test_a_pil_image_whose_file_is_closed_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "a.png"
+    path.write_bytes(SAVED["PNG"])
+    with Image.open(path) as image:
+        pass
+    _refusal(image)
+
+
+_CHANGES = st.lists(st.tuples(st.one_of(st.integers(0, 120), st.integers(0, 2**14)), st.integers(1, 255)))
+
+
+@pytest.mark.parametrize("format", FORMATS)
+@settings(
+    max_examples=110, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck), database=None
+)
+@given(changes=_CHANGES, cut=st.none() | st.integers(0, 2**14))
+def test_damaged_bytes_give_an_input_error_or_a_picture(
+    format: str, changes: list[tuple[int, int]], cut: int | None
+) -> None:
+    data = bytearray(SAVED[format])
+    for place, flip in changes:
+        data[place % len(data)] ^= flip
+    if cut is not None:
+        del data[cut % len(data) :]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            pixels = decode(bytes(data))
+        except InputError as error:
+            assert error.code.startswith("image-")
+        else:
+            assert pixels.dtype == np.uint8 and pixels.ndim == 3 and pixels.shape[2] == 3
+
+
+# -- what is read, and as which pixels --
+
+
+@pytest.mark.parametrize("format", ["PNG", "TIFF", "BMP", "WEBP"])
+def test_a_lossless_file_gives_its_very_pixels(format: str) -> None:
+    np.testing.assert_array_equal(decode(SAVED[format]), PICTURE)
+
+
+def test_a_jpeg_gives_nearly_its_pixels() -> None:
+    assert np.abs(decode(SAVED["JPEG"]).astype(int) - PICTURE).mean() < 3
+
+
+def test_an_mpo_file_gives_its_first_picture() -> None:
+    image = Image.fromarray(PICTURE)
+    mpo = _saved(image, "MPO", save_all=True, append_images=[image.rotate(180)], quality=92)
+    np.testing.assert_array_equal(decode(mpo), decode(SAVED["JPEG"]))
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_every_format_is_read_by_a_fresh_process(format: str, tmp_path: Path) -> None:
+    path = tmp_path / "image"
+    path.write_bytes(SAVED[format])
+    code = "import sys; from skinret_infer.image import decode; print(decode(sys.argv[1]).shape)"
+    done = subprocess.run([sys.executable, "-c", code, str(path)], capture_output=True, text=True)
+    assert done.stdout == f"({HEIGHT}, {WIDTH}, 3)\n", done.stderr
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_path_str_bytes_file_object_and_pil_image_give_the_same_pixels(format: str, tmp_path: Path) -> None:
+    path = tmp_path / "lesion.anything"
+    path.write_bytes(SAVED[format])
+    expected = decode(SAVED[format])
+    with path.open("rb") as file, Image.open(path) as image:
+        for source in (path, str(path), file, io.BytesIO(SAVED[format]), image, expected):
+            np.testing.assert_array_equal(decode(source), expected)
+
+
+def test_what_the_caller_gave_is_left_as_it_was() -> None:
+    image, array = Image.fromarray(PICTURE).quantize(16), PICTURE.copy()
+    before = image.mode, image.tobytes(), dict(image.info)
+    decode(image), decode(array)
+    assert (image.mode, image.tobytes(), dict(image.info)) == before
+    np.testing.assert_array_equal(array, PICTURE)
+    stream = io.BytesIO(SAVED["PNG"])
+    decode(stream)
+    assert not stream.closed
+
+
+def _halves(mode: str, left: Any, right: Any, **info: Any) -> Image.Image:
+    """A 64 x 40 image of two colours."""
+    image = Image.new(mode, (64, 40), left)
+    image.paste(right, (32, 0, 64, 40))
+    image.info.update(info)
+    return image
+
+
+def _expect_halves(source: Any, left: tuple[int, int, int], right: tuple[int, int, int]) -> None:
+    pixels = decode(source)
+    assert pixels.shape == (40, 64, 3) and pixels.dtype == np.uint8
+    assert np.unique(pixels[:, :32].reshape(-1, 3), axis=0).tolist() == [list(left)]
+    assert np.unique(pixels[:, 32:].reshape(-1, 3), axis=0).tolist() == [list(right)]
+
+
+def _both(image: Image.Image, format: str, **options: Any) -> list[Any]:
+    return [image, _saved(image, format, **options)]
+
+
+def test_cmyk_is_converted() -> None:
+    for source in _both(_halves("CMYK", (255, 0, 0, 0), (0, 0, 0, 255)), "TIFF"):
+        _expect_halves(source, (0, 255, 255), (0, 0, 0))
+    for source in _both(_halves("CMYK", (0, 255, 255, 0), (0, 0, 0, 0)), "TIFF"):
+        _expect_halves(source, (255, 0, 0), (255, 255, 255))
+
+
+def test_a_cmyk_jpeg_is_not_inverted() -> None:
+    pixels = decode(_saved(_halves("CMYK", (0, 255, 255, 0), (0, 0, 0, 0)), "JPEG", quality=100))
+    assert np.abs(pixels[20, 10].astype(int) - (255, 0, 0)).max() <= 3
+    assert np.abs(pixels[20, 54].astype(int) - (255, 255, 255)).max() <= 3
+
+
+def _palette() -> Image.Image:
+    image = _halves("P", 0, 1)
+    image.putpalette([10, 20, 30, 200, 100, 50])
+    return image
+
+
+def test_a_palette_gives_its_colours() -> None:
+    for source in _both(_palette(), "PNG"):
+        _expect_halves(source, (10, 20, 30), (200, 100, 50))
+
+
+def test_a_transparent_colour_of_a_palette_is_white() -> None:
+    _expect_halves(_saved(_palette(), "PNG", transparency=0), (255, 255, 255), (200, 100, 50))
+
+
+def test_a_palette_with_alpha_is_laid_over_white() -> None:
+    saved = _saved(_palette(), "PNG", transparency=bytes([51, 255]))  # 51 is a fifth
+    _expect_halves(saved, (206, 208, 210), (200, 100, 50))
+
+
+def test_rgba_is_laid_over_white() -> None:
+    image = _halves("RGBA", (0, 100, 200, 51), (0, 100, 200, 0))
+    for format in ("PNG", "TIFF"):
+        for source in _both(image, format):
+            _expect_halves(source, (204, 224, 244), (255, 255, 255))
+    for source in _both(_halves("RGBA", (1, 2, 3, 255), (0, 0, 0, 204)), "PNG"):
+        _expect_halves(source, (1, 2, 3), (51, 51, 51))
+
+
+def test_grey_with_alpha_is_laid_over_white() -> None:
+    for source in _both(_halves("LA", (100, 51), (77, 255)), "PNG"):
+        _expect_halves(source, (224, 224, 224), (77, 77, 77))
+
+
+@pytest.mark.parametrize(
+    ("image", "transparent", "other"),
+    [
+        (_halves("RGB", (9, 99, 199), (1, 2, 3)), (9, 99, 199), (1, 2, 3)),
+        (_halves("L", 9, 77), 9, (77, 77, 77)),
+        (_halves("1", 0, 1), 0, (255, 255, 255)),
+    ],
+    ids=["RGB", "L", "1"],
+)
+def test_the_transparent_colour_of_a_png_is_white(
+    image: Image.Image, transparent: Any, other: tuple[int, int, int]
+) -> None:
+    _expect_halves(_saved(image, "PNG", transparency=transparent), (255, 255, 255), other)
+
+
+def test_16_bit_grey_is_scaled_to_8_bits() -> None:
+    levels = np.repeat(np.array([[200 * 257, 3 * 257]], np.uint16), 32, axis=1).repeat(40, axis=0)
+    image = Image.fromarray(levels)
+    assert image.mode == "I;16"
+    for source in (*_both(image, "PNG"), *_both(image, "TIFF"), image.convert("I")):
+        _expect_halves(source, (200, 200, 200), (3, 3, 3))
+
+
+def test_16_bit_grey_keeps_black_white_and_order() -> None:
+    levels = np.arange(0, 65536, 16, np.uint16).reshape(64, 64)
+    grey = decode(_saved(Image.fromarray(levels), "PNG"))
+    assert (grey == grey[..., :1]).all()
+    np.testing.assert_allclose(grey[..., 0], levels / 257, atol=1)
+    assert (np.diff(grey[..., 0].ravel().astype(int)) >= 0).all()
+    white = Image.fromarray(np.full((40, 40), 65535, np.uint16))
+    assert decode(_saved(white, "PNG")).min() == 255
+
+
+def test_16_bit_grey_of_either_byte_order_is_the_same() -> None:
+    levels = np.linspace(0, 65535, 64 * 64).astype(np.uint16).reshape(64, 64)
+    little = Image.frombytes("I;16", (64, 64), levels.astype("<u2").tobytes())
+    big = Image.frombytes("I;16B", (64, 64), levels.astype(">u2").tobytes())
+    np.testing.assert_array_equal(decode(little), decode(big))
+
+
+def test_one_bit_and_grey_become_rgb() -> None:
+    for source in (*_both(_halves("1", 0, 1), "PNG"), *_both(_halves("1", 0, 1), "TIFF")):
+        _expect_halves(source, (0, 0, 0), (255, 255, 255))
+    for source in (*_both(_halves("L", 9, 130), "PNG"), *_both(_halves("L", 9, 130), "BMP")):
+        _expect_halves(source, (9, 9, 9), (130, 130, 130))
+
+
+# What a file holds of an upright picture, by what EXIF 2.32 says of where its 0th row and 0th column are.
+_STORED: dict[int, Callable[[np.ndarray], np.ndarray]] = {
+    1: lambda p: p,  # row: top, column: left
+    2: lambda p: p[:, ::-1],  # top, right
+    3: lambda p: p[::-1, ::-1],  # bottom, right
+    4: lambda p: p[::-1],  # bottom, left
+    5: lambda p: p.swapaxes(0, 1),  # left, top
+    6: lambda p: p[:, ::-1].swapaxes(0, 1),  # right, top
+    7: lambda p: p[::-1, ::-1].swapaxes(0, 1),  # right, bottom
+    8: lambda p: p[::-1].swapaxes(0, 1),  # left, bottom
+}
+
+
+@pytest.mark.parametrize("orientation", _STORED)
+@pytest.mark.parametrize("format", ["PNG", "TIFF", "WEBP"])
+def test_every_exif_orientation_gives_the_upright_pixels(format: str, orientation: int) -> None:
+    stored = Image.fromarray(np.ascontiguousarray(_STORED[orientation](PICTURE)))
+    saved = _saved(stored, format, exif=_exif(orientation), **FORMATS[format])
+    np.testing.assert_array_equal(decode(saved), PICTURE)
+    assert digest(decode(saved)) == digest(PICTURE)
+    with Image.open(io.BytesIO(saved)) as image:
+        np.testing.assert_array_equal(decode(image), PICTURE)
+
+
+@pytest.mark.parametrize("orientation", _STORED)
+def test_every_exif_orientation_of_a_jpeg_is_honoured(orientation: int) -> None:
+    stored = Image.fromarray(np.ascontiguousarray(_STORED[orientation](PICTURE)))
+    pixels = decode(_saved(stored, "JPEG", exif=_exif(orientation), quality=95))
+    assert pixels.shape == PICTURE.shape
+    assert np.abs(pixels.astype(int) - PICTURE).mean() < 3
+
+
+@pytest.mark.parametrize("orientation", [0, 9, 65535])
+def test_an_exif_orientation_that_means_nothing_is_ignored(orientation: int) -> None:
+    saved = _saved(Image.fromarray(PICTURE), "PNG", exif=_exif(orientation))
+    np.testing.assert_array_equal(decode(saved), PICTURE)
+
+
+# -- the digest --
+
+
+def test_the_digest_depends_on_pixels_alone() -> None:
+    digests = {digest(decode(SAVED[name])) for name in ("PNG", "TIFF", "BMP", "WEBP")}
+    assert digests == {digest(PICTURE), digest(np.asfortranarray(PICTURE)), digest(PICTURE[::-1][::-1])}
+    assert len(digests) == 1
+
+
+def test_the_digest_depends_on_every_pixel_and_on_the_shape() -> None:
+    for place in ((0, 0, 0), (HEIGHT - 1, WIDTH - 1, 2), (20, 33, 1)):
+        other = PICTURE.copy()
+        other[place] ^= 1
+        assert digest(other) != digest(PICTURE)
+    assert digest(PICTURE.reshape(WIDTH, HEIGHT, 3)) != digest(PICTURE)
+    assert digest(PICTURE[..., ::-1]) != digest(PICTURE)
+
+
+# -- what the model sees --
+
+
+@pytest.mark.parametrize("across", [True, False], ids=["wide", "tall"])
+def test_crop_takes_the_central_square(across: bool) -> None:
+    wide = np.zeros((60, 100, 3), np.uint8)
+    wide[:, :20], wide[:, 80:] = (255, 0, 0), (0, 0, 255)  # outside the square
+    wide[:, 20:80] = (10, 120, 30)
+    seen = prepare(wide if across else wide.swapaxes(0, 1), ImageRecipe(size=48, fit="crop"))
+    assert seen.shape == (48, 48, 3)
+    assert np.unique(seen.reshape(-1, 3), axis=0).tolist() == [[10, 120, 30]]
+
+
+def test_crop_keeps_the_square_whole() -> None:
+    wide = np.zeros((64, 100, 3), np.uint8)
+    wide[:, 18:82] = np.random.default_rng(0).integers(0, 256, (64, 64, 3))
+    np.testing.assert_array_equal(prepare(wide, ImageRecipe(size=64)), wide[:, 18:82])
+
+
+def test_squash_keeps_all_of_the_picture() -> None:
+    wide = np.zeros((60, 120, 3), np.uint8)
+    wide[:, :40], wide[:, 40:80], wide[:, 80:] = (255, 0, 0), (0, 255, 0), (0, 0, 255)
+    seen = prepare(wide, ImageRecipe(size=48, fit="squash"))
+    assert seen.shape == (48, 48, 3)
+    assert [seen[24, x].tolist() for x in (4, 24, 43)] == [[255, 0, 0], [0, 255, 0], [0, 0, 255]]
+
+
+@settings(max_examples=40, deadline=None, derandomize=True, database=None)
+@given(
+    height=st.integers(32, 90),
+    width=st.integers(32, 90),
+    size=st.integers(1, 96),
+    fit=st.sampled_from(["crop", "squash"]),
+    resample=st.sampled_from(["bicubic", "bilinear"]),
+)
+def test_prepare_gives_the_same_square_every_time(
+    height: int, width: int, size: int, fit: str, resample: str
+) -> None:
+    pixels = np.random.default_rng(height * width).integers(0, 256, (height, width, 3), np.uint8)
+    recipe = ImageRecipe(size=size, fit=fit, resample=resample)
+    seen = prepare(pixels, recipe)
+    assert seen.shape == (size, size, 3) and seen.dtype == np.uint8
+    np.testing.assert_array_equal(prepare(pixels.copy(), recipe), seen)
+    strided = np.asfortranarray(pixels)
+    np.testing.assert_array_equal(prepare(strided, recipe), seen)
+
+
+@pytest.mark.parametrize(
+    "option",
+    [
+        {"fit": "pad"},
+        {"fit": ["crop"]},
+        {"fit": None},
+        {"resample": "nearest"},
+        {"resample": "BICUBIC"},
+        {"orientation": "none"},
+        {"decode": "rgb16"},
+    ],
+    ids=str,
+)
+def test_an_unknown_value_in_the_recipe_is_refused(option: dict[str, Any]) -> None:
+    with pytest.raises(InputError) as caught:
+        ImageRecipe(**option)
+    assert caught.value.code == "recipe-unknown"
+    assert next(iter(option)) in str(caught.value) and repr(next(iter(option.values()))) in str(caught.value)
+
+
+@pytest.mark.parametrize("size", [0, -1, 1.5, "224", None, True])
+def test_a_size_that_is_not_a_number_of_pixels_is_refused(size: Any) -> None:
+    with pytest.raises(InputError):
+        ImageRecipe(size=size)
