@@ -95,7 +95,7 @@ class Match:
 class _Scan:
     revision: str
     ids: npt.NDArray[np.int64]  # [N]
-    case_ids: npt.NDArray[np.str_]  # [N]
+    case_ids: list[str]  # N of them
     descriptors: Vector  # [N, D]
 
 
@@ -215,7 +215,7 @@ class Archive:
                 if len(blob) != 4 * self._layout.length:
                     raise self._damaged(f"a descriptor of {len(blob)} bytes in case {case_id!r}")
                 descriptors[n] = np.frombuffer(blob, "<f4")
-            self._scan = _Scan(revision, ids, np.array(case_ids), descriptors)
+            self._scan = _Scan(revision, ids, case_ids, descriptors)
         return self._scan
 
     def _filter(
@@ -255,7 +255,11 @@ class Archive:
                 )
             keep &= np.isin(scan.ids, np.fromiter((r[0] for r in rows), np.int64))
         if exclude:
-            keep &= ~np.isin(scan.case_ids, np.array(list(exclude)))
+            rows = db.execute(
+                "SELECT id FROM cases WHERE case_id IN (SELECT value FROM json_each(?))",
+                (json.dumps(list(exclude)),),
+            )
+            keep &= ~np.isin(scan.ids, np.fromiter((r[0] for r in rows), np.int64))
         return keep
 
     # -- the file --
@@ -428,5 +432,6 @@ def _exact_top(
         kth = np.partition(rough, len(kept) - k)[len(kept) - k]
         kept = kept[rough >= kth - 2.1 * bound]
     six = cosines(query, scan.descriptors[kept], layout)
-    order = np.lexsort((scan.case_ids[kept], -(six @ block_weights(beta))))[:k]
+    score = six @ block_weights(beta)
+    order = sorted(range(len(kept)), key=lambda n: (-score[n], scan.case_ids[kept[n]]))[:k]
     return kept[order], six[order]

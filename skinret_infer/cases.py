@@ -45,18 +45,33 @@ class Case:
                 expected="a str that is not empty",
                 found=repr(self.case_id),
             )
-        for name, value in self.attributes.items():
-            if not isinstance(name, str) or not isinstance(value, str | int | float | bool):
+        said = {n: getattr(self, n) for n in ("case_id", "diagnosis", "group", "confirmed_by", "image_ref")}
+        for name, value in {**said, **self.attributes}.items():
+            plain = isinstance(value, str if name in said else str | int | float | bool)
+            if (
+                not isinstance(name, str)
+                or not plain
+                or not _can_be_stored(name)
+                or not _can_be_stored(value)
+            ):
                 raise InputError(
-                    f"case {self.case_id}: attribute {name!r} cannot be kept",
+                    f"case {self.case_id!r}: {name!r} cannot be kept",
                     code="case-attribute",
-                    expected="a str, number or bool under a str",
-                    found=f"a {type(value).__name__}",
+                    expected="text in Unicode, or for an attribute also a finite number or bool",
+                    found=f"{value!r:.80}, a {type(value).__name__}",
                 )
         if not self.group:
             object.__setattr__(self, "group", self.diagnosis)
         if not self.image_ref and isinstance(self.image, str | Path):
-            object.__setattr__(self, "image_ref", str(self.image))
+            readable = str(self.image).encode("utf-8", "backslashreplace").decode("utf-8")
+            object.__setattr__(self, "image_ref", readable)
+
+
+def _can_be_stored(value: AttributeValue) -> bool:
+    """Say whether UTF-8 and JSON can hold a value: no lone surrogate, no NaN, no number beyond 64 bits."""
+    if isinstance(value, str):
+        return value.isascii() or value.encode("utf-8", "replace") == value.encode("utf-8", "surrogatepass")
+    return -(2**63) <= value < 2**63
 
 
 @dataclass(frozen=True, slots=True)
