@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from .cases import AttributeValue, Case
+from .cases import AttributeValue, Case, can_be_stored
 from .descriptor import Layout, Vector, block_weights, cosines, weigh
 from .errors import ArchiveError, InputError
 
@@ -224,7 +224,7 @@ class Archive:
         keep = np.ones(len(scan.ids), bool)
         for name, wanted in (where or {}).items():
             values = list(wanted) if isinstance(wanted, list | tuple | set | frozenset) else [wanted]
-            if not all(isinstance(v, str | int | float) for v in values):
+            if not all(isinstance(v, str | int | float) and can_be_stored(v) for v in values):
                 raise InputError(
                     f"the filter on {name!r} cannot be used",
                     code="filter-type",

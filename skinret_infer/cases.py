@@ -48,12 +48,7 @@ class Case:
         said = {n: getattr(self, n) for n in ("case_id", "diagnosis", "group", "confirmed_by", "image_ref")}
         for name, value in {**said, **self.attributes}.items():
             plain = isinstance(value, str if name in said else str | int | float | bool)
-            if (
-                not isinstance(name, str)
-                or not plain
-                or not _can_be_stored(name)
-                or not _can_be_stored(value)
-            ):
+            if not isinstance(name, str) or not plain or not can_be_stored(name) or not can_be_stored(value):
                 raise InputError(
                     f"case {self.case_id!r}: {name!r} cannot be kept",
                     code="case-attribute",
@@ -67,7 +62,7 @@ class Case:
             object.__setattr__(self, "image_ref", readable)
 
 
-def _can_be_stored(value: AttributeValue) -> bool:
+def can_be_stored(value: AttributeValue) -> bool:
     """Say whether UTF-8 and JSON can hold a value: no lone surrogate, no NaN, no number beyond 64 bits."""
     if isinstance(value, str):
         return value.isascii() or value.encode("utf-8", "replace") == value.encode("utf-8", "surrogatepass")

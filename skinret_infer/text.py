@@ -61,7 +61,7 @@ def check_text(text: object, recipe: TextRecipe) -> str:
             expected="a str or None",
             found=f"a {type(text).__name__}",
         )
-    text = text.strip()
+    text = text.encode("utf-8", "replace").decode("utf-8").strip()  # a lone surrogate is no character
     if len(text) > recipe.max_characters:
         raise InputError(
             "the query text is too long",

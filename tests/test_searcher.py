@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 from skinret_infer import Case, InputError, RuntimeUnavailable, Searcher
+from skinret_infer.engines import onnxruntime
 
 WORDS = "atypical pigment network, irregular streaks"
 
@@ -191,3 +192,28 @@ def test_a_query_loads_no_torch_and_opens_no_socket(bundle: Path, archive: Path,
     command = [sys.executable, "-c", GUARD, bundle, archive, str(cases[50].image)]
     done = subprocess.run(command, capture_output=True, text=True, check=True, stdin=subprocess.DEVNULL)
     assert json.loads(done.stdout) == {"hits": 5, "sockets": [], "open": [], "heavy": []}
+
+
+def test_a_missing_or_doubled_onnxruntime_is_explained(
+    bundle: Path, archive: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(onnxruntime.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(RuntimeUnavailable, match=r"skinret-infer\[cpu\]"):
+        Searcher(bundle, archive)
+    monkeypatch.undo()
+    monkeypatch.setattr(onnxruntime, "_installed", lambda distribution: True)
+    with pytest.raises(RuntimeUnavailable, match="overwrite each other"):
+        Searcher(bundle, archive, runtime="onnxruntime-cpu")
+
+
+def test_the_answer_does_not_depend_on_the_order_of_adding(
+    bundle: Path, cases: list[Case], tmp_path: Path
+) -> None:
+    answers = []
+    for name, order in (("there", cases[:30]), ("back", cases[29::-1])):
+        with Searcher(bundle, tmp_path / name) as searcher:
+            searcher.add(order[:16])
+            searcher.add(order)
+            answers.append({h.case_id: h.score for h in searcher.query(cases[50].image, WORDS, k=12)})
+    assert answers[0].keys() == answers[1].keys()
+    assert list(answers[0].values()) == pytest.approx(list(answers[1].values()), abs=1e-6)

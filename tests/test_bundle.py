@@ -1,0 +1,456 @@
+"""A bundle is loaded whole and proven, or refused with the file that is to blame."""
+
+import dataclasses
+import hashlib
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from skinret_infer import BundleError, Case, Searcher, SkinretError
+from skinret_infer.bundle import FILES, GRAPHS, Bundle, Manifest, read_manifest
+from skinret_infer.descriptor import Layout
+from skinret_infer.image import ImageRecipe
+from skinret_infer.text import TextRecipe
+
+
+@pytest.fixture
+def copy(bundle: Path, tmp_path: Path) -> Path:
+    """A bundle that may be damaged."""
+    return shutil.copytree(bundle, tmp_path / "bundle")
+
+
+def _rewrite(folder: Path, edit: Callable[[dict[str, Any]], Any]) -> Path:
+    path = folder / "manifest.json"
+    manifest = json.loads(path.read_text("utf-8"))
+    edit(manifest)
+    path.write_text(json.dumps(manifest), "utf-8")
+    return path
+
+
+def _set(folder: Path, place: str, value: Any) -> Path:
+    """Write a value at a dotted place of the manifest, such as "levels.0.height"."""
+
+    def edit(manifest: Any) -> None:
+        *way, last = place.split(".")
+        for step in way:
+            manifest = manifest[int(step) if isinstance(manifest, list) else step]
+        manifest[int(last) if isinstance(manifest, list) else last] = value
+
+    return _rewrite(folder, edit)
+
+
+def _replace(folder: Path, name: str, content: bytes) -> Path:
+    """Replace a file and its hash, as one who means it would."""
+    (folder / name).write_bytes(content)
+    sha256 = hashlib.sha256(content).hexdigest()
+    _rewrite(folder, lambda manifest: manifest["files"].update({name: sha256}))
+    return folder / name
+
+
+def _refusal(folder: Any, code: str, names: object = "") -> str:
+    with pytest.raises(BundleError) as caught:
+        Bundle.load(folder)
+    assert caught.value.code == code, caught.value
+    assert str(names) in str(caught.value)
+    return str(caught.value)
+
+
+# -- files --
+
+
+def test_a_bundle_as_it_was_exported_loads(bundle: Path) -> None:
+    loaded = Bundle.load(bundle)
+    assert loaded == Bundle.load(str(bundle))
+    assert loaded.path == bundle and set(loaded.manifest.files) == set(FILES)
+    assert all(loaded.graph(name).is_file() for name in GRAPHS)
+    assert {path.name for path in bundle.iterdir()} == {*FILES, "manifest.json"}
+
+
+@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("place", [0, 0.5, -1], ids=["first", "middle", "last"])
+def test_a_changed_byte_is_found_and_its_file_named(name: str, place: float, copy: Path) -> None:
+    content = bytearray((copy / name).read_bytes())
+    content[int(place * len(content)) if place == 0.5 else int(place)] ^= 1
+    (copy / name).write_bytes(content)
+    _refusal(copy, "bundle-hash", copy / name)
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_file_cut_short_emptied_or_grown_is_found_and_named(name: str, copy: Path) -> None:
+    content = (copy / name).read_bytes()
+    for other in (content[:-1], b"", content + b"\n"):
+        (copy / name).write_bytes(other)
+        _refusal(copy, "bundle-hash", copy / name)
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_missing_file_is_named(name: str, copy: Path) -> None:
+    (copy / name).unlink()
+    _refusal(copy, "bundle-incomplete", copy / name)
+    (copy / name).mkdir()
+    _refusal(copy, "bundle-incomplete", copy / name)
+
+
+def test_a_file_without_a_hash_in_the_manifest_is_refused(copy: Path) -> None:
+    _rewrite(copy, lambda manifest: manifest["files"].pop("composer.onnx"))
+    _refusal(copy, "bundle-hash", copy / "composer.onnx")
+
+
+def test_a_folder_without_a_manifest_is_no_bundle(copy: Path, tmp_path: Path) -> None:
+    (copy / "manifest.json").unlink()
+    assert "manifest.json" in _refusal(copy, "bundle-missing", copy)
+
+
+@pytest.mark.parametrize("what", ["nothing", "a file", "too long", "nul"])
+def test_what_is_no_folder_is_no_bundle(what: str, tmp_path: Path) -> None:
+    (tmp_path / "a file").write_bytes(b"")
+    name = {"too long": "x" * 300, "nul": "a\0b"}.get(what, what)
+    assert "skinret-export" in _refusal(tmp_path / name, "bundle-missing", tmp_path / name)
+
+
+# -- the manifest --
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"nonsense",
+        b"{",
+        b"null",
+        b"[]",
+        b"7",
+        b'"schema"',
+        b"{}",
+        b'{"schema": 1}',
+        b"\xff\xfe{}",
+        b"[" * 100_000,
+        b"1" * 5000,
+        b'{"schema": 1, "levels": [], "image": [], "text": [], "layout": []}',
+    ],
+    ids=lambda content: repr(content[:20]),
+)
+def test_a_manifest_that_is_none_is_refused_by_name(content: bytes, copy: Path) -> None:
+    (copy / "manifest.json").write_bytes(content)
+    _refusal(copy, "bundle-manifest", copy / "manifest.json")
+
+
+@pytest.mark.parametrize("schema", [2, 99, 10**30])
+def test_a_newer_schema_asks_for_a_newer_package(schema: int, copy: Path) -> None:
+    _set(copy, "schema", schema)
+    _rewrite(copy, lambda manifest: manifest.update(what_comes_next={}))
+    message = _refusal(copy, "bundle-newer", copy / "manifest.json")
+    assert str(schema) in message and "install --upgrade skinret-infer" in message
+
+
+def test_a_command_in_a_cure_can_be_copied_as_it_stands(copy: Path) -> None:
+    _set(copy, "schema", 2)
+    assert "pip install" in _refusal(copy, "bundle-newer")
+
+
+@pytest.mark.parametrize("schema", [0, -1, None, "1", 1.0, 1.5, True, [1]], ids=repr)
+def test_a_schema_that_never_was_is_refused(schema: Any, copy: Path) -> None:
+    _set(copy, "schema", schema)
+    assert "schema" in _refusal(copy, "bundle-manifest", copy / "manifest.json")
+
+
+@pytest.mark.parametrize("place", ["", "image", "text", "layout", "levels.1"])
+def test_an_unknown_field_is_named(place: str, copy: Path) -> None:
+    _set(copy, f"{place}.surprise".lstrip("."), 1)
+    assert "surprise" in _refusal(copy, "bundle-manifest", copy / "manifest.json")
+
+
+_OPTIONAL = {"files", "metrics", "parity", "intended_use"}
+
+
+@pytest.mark.parametrize("field", [f.name for f in dataclasses.fields(Manifest) if f.name not in _OPTIONAL])
+def test_a_missing_field_is_named(field: str, copy: Path) -> None:
+    _rewrite(copy, lambda manifest: manifest.pop(field))
+    assert field in _refusal(copy, "bundle-manifest", copy / "manifest.json")
+
+
+@pytest.mark.parametrize("place", ["layout.local", "layout.global_", "levels.2.width"])
+def test_a_missing_inner_field_is_named(place: str, copy: Path) -> None:
+    *way, last = place.split(".")
+
+    def edit(manifest: Any) -> None:
+        for step in way:
+            manifest = manifest[int(step) if isinstance(manifest, list) else step]
+        del manifest[last]
+
+    _rewrite(copy, edit)
+    assert last in _refusal(copy, "bundle-manifest", copy / "manifest.json")
+
+
+def test_a_bundle_that_does_not_say_which_checkpoint_it_came_from_is_refused(copy: Path) -> None:
+    """The fingerprint, which binds an archive to its model, would be that of any such bundle."""
+    _rewrite(copy, lambda manifest: manifest["origin"].pop("checkpoint_sha256"))
+    _refusal(copy, "bundle-manifest", "checkpoint_sha256")
+
+
+@pytest.mark.parametrize(
+    ("place", "value"),
+    [
+        ("model", 7),
+        ("version", 1),
+        ("regions", "8"),
+        ("regions", 8.0),
+        ("opset", None),
+        ("opset", True),
+        ("beta", "0.6"),
+        ("beta", None),
+        ("beta", [0.6]),
+        ("aggregation", None),
+        ("origin", []),
+        ("files", []),
+        ("files", None),
+        ("metrics", "good"),
+        ("image", None),
+        ("image", "224"),
+        ("image.size", "64"),
+        ("image.size", 64.0),
+        ("image.size", 0),
+        ("image.fit", 1),
+        ("text", []),
+        ("text.length", None),
+        ("text.length", 0.5),
+        ("text.length", 0),
+        ("text.phrases", ["{} streaks"]),
+        ("text.phrases.streaks", 5),
+        ("levels", None),
+        ("levels", 3),
+        ("levels", []),
+        ("levels.0", 7),
+        ("levels.0", ["height", "width", "channels"]),
+        ("levels.0.height", "8"),
+        ("layout", None),
+        ("layout", []),
+        ("layout.local", None),
+        ("layout.local", 7),
+        ("layout.local", "abc"),
+        ("layout.local", ["a", "b", "c"]),
+        ("layout.local", [32, 64]),
+        ("layout.local", [32, 64, 128, 256]),
+        ("layout.local", [0.5, 0.5, 0.5]),
+        ("layout.local", [True, True, True]),
+        ("layout.global_", [32, 64, None]),
+        ("layout.global_", [32, 64, 0]),
+    ],
+    ids=repr,
+)
+def test_a_value_of_another_type_is_refused_and_its_field_named(place: str, value: Any, copy: Path) -> None:
+    _set(copy, place, value)
+    message = _refusal(copy, "bundle-manifest", copy / "manifest.json")
+    if value is not None and place in ("model", "regions", "opset", "beta", "image.size", "layout.local"):
+        assert place in message
+
+
+@pytest.mark.parametrize(
+    ("place", "value"),
+    [
+        ("beta", -0.1),
+        ("beta", 2.0),
+        ("beta", 2),
+        ("beta", float("nan")),
+        ("beta", float("inf")),
+        ("regions", -8),
+        ("opset", -1),
+        ("image.size", -64),
+        ("text.length", -1),
+        ("text.max_characters", -1),
+        ("levels.1.channels", -1),
+        ("layout.local", [32, -64, 128]),
+    ],
+    ids=repr,
+)
+def test_a_number_out_of_range_is_refused_and_its_field_named(place: str, value: Any, copy: Path) -> None:
+    _set(copy, place, value)
+    assert place.split(".")[-1] in _refusal(copy, "bundle-manifest", copy / "manifest.json")
+
+
+@pytest.mark.parametrize("beta", [0, 1, 0.0, 1.0, 0.37])
+def test_any_beta_from_0_to_1_is_taken(beta: float, copy: Path) -> None:
+    _set(copy, "beta", beta)
+    assert Bundle.load(copy).manifest.beta == beta
+
+
+@pytest.mark.parametrize("place", ["image.fit", "image.resample", "image.orientation", "image.decode"])
+def test_an_image_recipe_that_this_package_does_not_know_is_refused(place: str, copy: Path) -> None:
+    _set(copy, place, "lanczos9")
+    with pytest.raises(SkinretError, match="lanczos9"):
+        Bundle.load(copy)
+
+
+_JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=5), inner, max_size=4),
+    max_leaves=8,
+)
+_PLACES = (
+    *("schema", "model", "image", "image.size", "image.fit", "text", "text.length", "text.phrases"),
+    *("levels", "levels.0", "levels.0.height", "layout", "layout.local", "layout.global_", "regions"),
+    *("beta", "origin", "files", "metrics", "parity", "intended_use"),
+)
+
+
+@settings(max_examples=200, deadline=None, derandomize=True, database=None)
+@given(place=st.sampled_from(_PLACES), value=_JSON)
+def test_whatever_stands_in_a_manifest_it_is_read_or_refused(
+    bundle: Path, tmp_path_factory: pytest.TempPathFactory, place: str, value: Any
+) -> None:
+    folder = tmp_path_factory.getbasetemp() / "manifest"
+    folder.mkdir(exist_ok=True)
+    shutil.copy(bundle / "manifest.json", folder)
+    path = _set(folder, place, value)
+    try:
+        manifest = read_manifest(path)
+    except SkinretError:
+        return
+    assert 0 <= manifest.beta <= 1
+    assert manifest.layout.length > 0 and len(manifest.layout.starts) == 6
+
+
+def test_a_manifest_written_and_read_again_is_the_same(bundle: Path, tmp_path: Path) -> None:
+    manifest = Bundle.load(bundle).manifest
+    (tmp_path / "manifest.json").write_text(manifest.to_json(), "utf-8")
+    assert read_manifest(tmp_path / "manifest.json") == manifest
+
+
+# -- what the hash cannot tell --
+
+
+def _use(folder: Path, archive: Path, cases: list[Case]) -> None:
+    with Searcher(folder, archive) as searcher:
+        searcher.add(cases[:2])
+        searcher.query(cases[2].image, "atypical pigment network")
+
+
+@pytest.mark.parametrize("graph", GRAPHS)
+@pytest.mark.parametrize("content", [b"nonsense", b"", None], ids=["nonsense", "empty", "cut"])
+def test_a_graph_that_is_no_onnx_is_named(
+    graph: str, content: bytes | None, copy: Path, tmp_path: Path
+) -> None:
+    name = f"{graph}.onnx"
+    whole = (copy / name).read_bytes()
+    _replace(copy, name, whole[: len(whole) // 2] if content is None else content)
+    Bundle.load(copy)
+    with pytest.raises(BundleError) as caught:
+        Searcher(copy, tmp_path / "cases.skinret")
+    assert caught.value.code == "bundle-graph" and str(copy / name) in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "other"),
+    [
+        ("composer.onnx", "similarity_head.onnx"),
+        ("visual_encoder.onnx", "text_encoder.onnx"),
+        ("similarity_head.onnx", "visual_encoder.onnx"),
+    ],
+)
+def test_a_graph_in_the_place_of_another_is_refused(
+    name: str, other: str, copy: Path, tmp_path: Path, cases: list[Case]
+) -> None:
+    _replace(copy, name, (copy / other).read_bytes())
+    with pytest.raises(BundleError, match=name.removesuffix(".onnx")):
+        _use(copy, tmp_path / "cases.skinret", cases)
+
+
+@pytest.mark.parametrize(
+    ("place", "value"),
+    [
+        ("image.size", 128),
+        ("text.length", 32),
+        ("layout.local", [32, 64, 64]),
+    ],
+    ids=repr,
+)
+def test_a_manifest_that_does_not_fit_its_graphs_is_refused(
+    place: str, value: Any, copy: Path, tmp_path: Path, cases: list[Case]
+) -> None:
+    _set(copy, place, value)
+    with pytest.raises(BundleError):
+        _use(copy, tmp_path / "cases.skinret", cases)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"nonsense",
+        b"{}",
+        b"[]",
+        b"\xff\xfe\x00",
+        b'{"model": {"type": "WordPiece"}}',
+        b'{"model": {"type": "WordPiece", "vocab": {}, "unk_token": "[UNK]",'
+        b' "continuing_subword_prefix": "##", "max_input_chars_per_word": 100}}',
+    ],
+    ids=lambda content: repr(content[:40]),
+)
+def test_a_tokenizer_that_is_nonsense_is_refused(
+    content: bytes, copy: Path, tmp_path: Path, cases: list[Case]
+) -> None:
+    _replace(copy, "tokenizer.json", content)
+    Bundle.load(copy)
+    with pytest.raises(BundleError) as caught:
+        _use(copy, tmp_path / "cases.skinret", cases)
+    assert caught.value.code == "bundle-tokenizer" and "tokenizer.json" in str(caught.value)
+
+
+def test_a_bundle_that_is_refused_leaves_no_archive(copy: Path, tmp_path: Path) -> None:
+    _replace(copy, "composer.onnx", b"nonsense")
+    with pytest.raises(BundleError):
+        Searcher(copy, tmp_path / "new" / "cases.skinret")
+    assert not (tmp_path / "new").exists()
+
+
+# -- the fingerprint --
+
+
+@pytest.fixture
+def manifest(bundle: Path) -> Manifest:
+    return Bundle.load(bundle).manifest
+
+
+def test_the_fingerprint_is_the_same_where_the_descriptors_are(manifest: Manifest) -> None:
+    for change in (
+        {"metrics": {"mAP": 0.9}},
+        {"parity": {"passed": True, "worst": 1e-6}},
+        {"precision": "fp16"},
+        {"files": dict.fromkeys(FILES, "0" * 64)},
+        {"model": "other", "version": "2"},
+        {"beta": 0.1},
+        {"opset": 20},
+        {"intended_use": ""},
+        {"text": TextRecipe(length=32)},
+        {"origin": {**manifest.origin, "packages": {}, "data": "elsewhere"}},
+    ):
+        assert dataclasses.replace(manifest, **change).fingerprint == manifest.fingerprint, change
+
+
+def test_the_fingerprint_changes_with_what_a_descriptor_depends_on(manifest: Manifest) -> None:
+    local, global_ = manifest.layout.local, manifest.layout.global_
+    changes: list[dict[str, Any]] = [
+        {"image": ImageRecipe(size=65)},
+        {"image": ImageRecipe(size=64, fit="squash")},
+        {"image": ImageRecipe(size=64, resample="bilinear")},
+        {"layout": Layout(local=(*local[:2], local[2] + 1), global_=global_)},
+        {"layout": Layout(local=local, global_=(*global_[:2], global_[2] + 1))},
+        {"layout": Layout(local=local[::-1], global_=global_)},
+        {"origin": {**manifest.origin, "checkpoint_sha256": "0" * 64}},
+    ]
+    prints = {dataclasses.replace(manifest, **change).fingerprint for change in changes}
+    assert len(prints | {manifest.fingerprint}) == len(changes) + 1
+    assert all(len(print_) == 64 for print_ in prints)
+
+
+def test_the_fingerprint_does_not_depend_on_the_order_of_the_manifest(copy: Path, manifest: Manifest) -> None:
+    path = copy / "manifest.json"
+    turned = dict(reversed(json.loads(path.read_text("utf-8")).items()))
+    path.write_text(json.dumps(turned), "utf-8")
+    assert Bundle.load(copy).manifest.fingerprint == manifest.fingerprint
