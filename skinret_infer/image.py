@@ -17,8 +17,8 @@ ImageSource: TypeAlias = str | Path | bytes | IO[bytes] | Image.Image | Pixels
 
 MAX_PIXELS = 64_000_000  # above any camera's dermoscopy picture, below what a decompression bomb needs
 MIN_SIDE = 32  # fewer pixels than that show no dermoscopic structure
-FORMATS = ("JPEG", "MPO", "PNG", "TIFF", "BMP", "WEBP")
-_CURE = f"give a {', '.join(FORMATS[:1] + FORMATS[2:])} file that an image viewer opens"
+FORMATS = ("JPEG", "PNG", "TIFF", "BMP", "WEBP")  # Pillow opens MPO, a JPEG of several pictures, as JPEG
+_CURE = f"give a {', '.join(FORMATS)} file that an image viewer opens"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

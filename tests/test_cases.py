@@ -192,8 +192,8 @@ def test_a_cell_too_long_for_a_file_name_is_a_missing_image(table: Callable[...,
     assert "line 2" in _refusal(path, "table-image")
 
 
-def test_an_image_name_with_a_nul_is_a_missing_image(table: Callable[..., Path]) -> None:
-    assert "line 2" in _refusal(table(HEADER + "1,a\0.jpg,x\n"))
+def test_an_image_name_with_a_nul_is_refused(table: Callable[..., Path]) -> None:
+    _refusal(table(HEADER + "1,a\0.jpg,x\n"))
 
 
 @pytest.mark.parametrize(
@@ -430,6 +430,18 @@ def test_a_field_of_a_case_is_text_or_the_case_is_refused(field: str, value: Any
     except InputError:
         return
     assert isinstance(getattr(case, field), str)
+
+
+def test_an_attribute_may_bear_the_name_of_a_field_and_hides_no_fault_of_it() -> None:
+    case = Case("1", b"", "melanoma", attributes={"diagnosis": "x", "group": 7})
+    assert case.diagnosis == "melanoma" and case.attributes == {"diagnosis": "x", "group": 7}
+    with pytest.raises(InputError):
+        Case("1", b"", diagnosis=None, attributes={"diagnosis": "x"})  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("value", [2**62, -(2**62), 1e300, -1e300, 5e-324, 0.1])
+def test_any_finite_number_is_kept(value: float) -> None:
+    assert Case("1", b"", attributes={"n": value}).attributes == {"n": value}
 
 
 @pytest.mark.parametrize(
