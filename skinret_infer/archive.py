@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .cases import AttributeValue, Case, can_be_stored
-from .descriptor import Layout, Vector, block_weights, cosines, weigh
+from .descriptor import Layout, Vector, block_weights, cosines, unit_blocks, weigh
 from .errors import ArchiveError, InputError
 
 SCHEMA = 1
@@ -39,7 +39,8 @@ PRAGMA application_id = {_APPLICATION_ID};
 PRAGMA user_version = {SCHEMA};
 """
 _COLUMNS = ("case_id", "diagnosis", "group", "confirmed_by", "attributes", "image_ref", "image_sha256")
-_SELECT = ", ".join(f'"{c}"' for c in _COLUMNS)
+# Only what must be is quoted: SQLite reads a quoted name that is no column as a text.
+_SELECT = ", ".join(_COLUMNS).replace("group", '"group"')
 _BUSY_SECONDS = 30.0
 
 
@@ -91,6 +92,10 @@ class Match:
     cosines: npt.NDArray[np.float64]
 
 
+class _Malformed(Exception):
+    """Something in the file is not what this package wrote."""
+
+
 @dataclass(frozen=True, slots=True)
 class _Scan:
     revision: str
@@ -138,12 +143,13 @@ class Archive:
 
     def write(self, records: Sequence[Record], descriptors: Vector) -> None:
         """Write cases in one transaction, all or none; a case id that is there already is replaced."""
-        if descriptors.shape != (len(records), self._layout.length) or not np.isfinite(descriptors).all():
+        shape = (len(records), self._layout.length)
+        if descriptors.shape != shape or not unit_blocks(descriptors, self._layout).all():
             raise InputError(
                 "the descriptors cannot be stored",
                 code="descriptor-shape",
-                found=f"shape {descriptors.shape}",
-                expected=f"{len(records)} x {self._layout.length} finite numbers",
+                found=f"shape {descriptors.shape}, or a block of another length or with NaN",
+                expected=f"{shape[0]} x {shape[1]} finite numbers in six unit blocks",
             )
         blobs = [d.tobytes() for d in descriptors.astype("<f4")]
         with self._writing(create=True) as db:
@@ -189,7 +195,7 @@ class Archive:
             keep = self._filter(db, scan, where, exclude)
             order, six = _exact_top(scan, keep, query, k, beta, self._layout)
             found = {i: r for i, r in self._rows(db, scan.ids[order])}
-            scores = six @ block_weights(beta) / 3
+            scores = (six * block_weights(beta)).sum(axis=1) / 3
             matches = [
                 Match(found[int(scan.ids[n])], float(s), c)
                 for n, s, c in zip(order, scores, six, strict=True)
@@ -202,19 +208,27 @@ class Archive:
             yield row[0], _record(row[1:])
 
     def _scanned(self, db: sqlite3.Connection, count: int) -> _Scan:
-        revision = db.execute("SELECT value FROM meta WHERE name = 'revision'").fetchone()[0]
+        row = db.execute("SELECT value FROM meta WHERE name = 'revision'").fetchone()
+        if not row:
+            raise _Malformed("no revision")
+        revision = str(row[0])
         if self._scan is None or self._scan.revision != revision:
             ids = np.empty(count, np.int64)
             case_ids: list[str] = []
             descriptors = np.empty((count, self._layout.length), np.float32)
-            for n, (number, case_id, blob) in enumerate(
-                db.execute("SELECT id, case_id, descriptor FROM cases ORDER BY id")
-            ):
-                ids[n] = number
+            for number, case_id, blob in db.execute("SELECT id, case_id, descriptor FROM cases ORDER BY id"):
+                n = len(case_ids)
+                whole = isinstance(blob, bytes) and len(blob) == 4 * self._layout.length
+                if n == count or not isinstance(case_id, str) or not whole:
+                    raise _Malformed(f"a descriptor of another length in case {case_id!r}")
+                ids[n], descriptors[n] = number, np.frombuffer(blob, "<f4")
                 case_ids.append(case_id)
-                if len(blob) != 4 * self._layout.length:
-                    raise self._damaged(f"a descriptor of {len(blob)} bytes in case {case_id!r}")
-                descriptors[n] = np.frombuffer(blob, "<f4")
+            if len(case_ids) != count:
+                raise _Malformed(f"{len(case_ids)} of {count} cases")
+            if not (right := unit_blocks(descriptors, self._layout)).all():
+                raise _Malformed(
+                    f"a descriptor without unit blocks in case {case_ids[int(np.argmin(right))]!r}"
+                )
             self._scan = _Scan(revision, ids, case_ids, descriptors)
         return self._scan
 
@@ -222,6 +236,13 @@ class Archive:
         self, db: sqlite3.Connection, scan: _Scan, where: Mapping[str, Any] | None, exclude: Collection[str]
     ) -> npt.NDArray[np.bool_]:
         keep = np.ones(len(scan.ids), bool)
+        if where is not None and not isinstance(where, Mapping):
+            raise InputError(
+                "the filter cannot be used",
+                code="filter-type",
+                expected='a mapping such as {"sex": "female"}',
+                found=repr(where),
+            )
         for name, wanted in (where or {}).items():
             values = list(wanted) if isinstance(wanted, list | tuple | set | frozenset) else [wanted]
             if not all(isinstance(v, str | int | float) and can_be_stored(v) for v in values):
@@ -266,11 +287,16 @@ class Archive:
 
     def _open(self) -> None:
         """Connect if there is a file to connect to, and check that it is ours."""
-        if self._connection or not self.path.is_file() or not self.path.stat().st_size:
-            return
+        with self._translated():
+            if self._connection or not self.path.is_file() or not self.path.stat().st_size:
+                return
         db = self._connect()
         try:
             with self._translated():
+                pages = db.execute("PRAGMA page_count").fetchone()[0]
+                if not pages and not self.path.stat().st_size:  # a first commit that a kill undid
+                    db.close()
+                    return
                 application = db.execute("PRAGMA application_id").fetchone()[0]
                 schema = db.execute("PRAGMA user_version").fetchone()[0]
                 if application != _APPLICATION_ID:
@@ -304,6 +330,10 @@ class Archive:
         self._connection = db
 
     def _connect(self) -> sqlite3.Connection:
+        if "\0" in str(self.path):
+            raise ArchiveError(
+                f"archive {str(self.path)!r} cannot be", code="archive-io", cure="check the path"
+            )
         with self._translated():
             db = sqlite3.connect(
                 self.path, timeout=_BUSY_SECONDS, isolation_level=None, check_same_thread=False
@@ -337,8 +367,10 @@ class Archive:
                     raise ArchiveError(
                         f"archive {self.path} does not exist", code="archive-empty", cure="check the path"
                     )
-                self._connection = self._create()
+                self._create()
+                self._open()
             db = self._connection
+            assert db is not None
             db.execute("BEGIN IMMEDIATE")
             try:
                 yield db
@@ -349,21 +381,23 @@ class Archive:
                     db.execute("ROLLBACK")
                 raise
 
-    def _create(self) -> sqlite3.Connection:
-        """Make the tables in one transaction: a kill leaves an empty file, which counts as none."""
+    def _create(self) -> None:
+        """Make the tables in one transaction: a kill leaves an empty file, which counts as none.
+
+        Another writer that was faster is left to have made them.
+        """
         self.path.parent.mkdir(parents=True, exist_ok=True)
         db = self._connect()
         meta = {"fingerprint": self._fingerprint, "model": self._model, "revision": "0"}
         try:
             db.execute("BEGIN IMMEDIATE")
-            for statement in filter(str.strip, _CREATE.split(";")):
-                db.execute(statement)
-            db.executemany("INSERT INTO meta VALUES (?, ?)", meta.items())
+            if not db.execute("PRAGMA application_id").fetchone()[0]:
+                for statement in filter(str.strip, _CREATE.split(";")):
+                    db.execute(statement)
+                db.executemany("INSERT INTO meta VALUES (?, ?)", meta.items())
             db.execute("COMMIT")
-        except BaseException:
+        finally:
             db.close()
-            raise
-        return db
 
     def _check_open(self) -> None:
         if self._closed:
@@ -394,7 +428,9 @@ class Archive:
                     expected=f"it to be free within {_BUSY_SECONDS:g} s",
                     cure="wait until the other process has finished",
                 ) from None
-            if "malformed" in text or "no such table" in text or "no such column" in text:
+            if any(
+                sign in text for sign in ("malformed", "no such table", "no column", "such column", "UTF-8")
+            ):
                 raise self._damaged(text) from None
             raise ArchiveError(
                 f"archive {self.path} cannot be used",
@@ -403,7 +439,9 @@ class Archive:
                 found=text,
                 cure="check its permissions and the free disk space",
             ) from None
-        except sqlite3.DatabaseError as error:
+        except (sqlite3.IntegrityError, sqlite3.ProgrammingError, UnicodeEncodeError) as error:
+            raise InputError("a case cannot be stored", code="case-attribute", found=str(error)) from None
+        except (sqlite3.DatabaseError, _Malformed, UnicodeDecodeError) as error:
             raise self._damaged(str(error)) from None
         except OSError as error:
             raise ArchiveError(
@@ -416,7 +454,14 @@ class Archive:
 
 def _record(row: Sequence[Any]) -> Record:
     case_id, diagnosis, group, confirmed_by, attributes, image_ref, image_sha256 = row
-    return Record(case_id, diagnosis, group, confirmed_by, json.loads(attributes), image_ref, image_sha256)
+    try:
+        known = json.loads(attributes)
+    except (ValueError, TypeError, RecursionError):
+        known = None
+    texts = (case_id, diagnosis, group, confirmed_by, image_ref, image_sha256)
+    if not isinstance(known, dict) or not all(isinstance(text, str) for text in texts):
+        raise _Malformed(f"facts of another type in case {case_id!r}")
+    return Record(case_id, diagnosis, group, confirmed_by, known, image_ref, image_sha256)
 
 
 def _exact_top(
@@ -428,10 +473,10 @@ def _exact_top(
         weighted = weigh(query, layout, beta)
         rough = (scan.descriptors @ weighted)[kept]
         # |fl(x.y) - x.y| <= D u |x||y| in any order of summation (Higham 2002, 3.5); |y| = sqrt(6).
-        bound = layout.length * 2.0**-24 * float(np.linalg.norm(weighted)) * 6**0.5
+        bound = (layout.length + 2) * 2.0**-24 * float(np.linalg.norm(weighted)) * 6**0.5
         kth = np.partition(rough, len(kept) - k)[len(kept) - k]
         kept = kept[rough >= kth - 2.1 * bound]
     six = cosines(query, scan.descriptors[kept], layout)
-    score = six @ block_weights(beta)
+    score = (six * block_weights(beta)).sum(axis=1)  # not BLAS: the same bits whatever stands beside
     order = sorted(range(len(kept)), key=lambda n: (-score[n], scan.case_ids[kept[n]]))[:k]
     return kept[order], six[order]

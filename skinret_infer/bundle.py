@@ -8,11 +8,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
-from .descriptor import LEVELS, Layout
+from .descriptor import COMPOSED, LEVELS, Layout
 from .errors import BundleError, SkinretError
 from .image import ImageRecipe
 from .text import TextRecipe
 
+Shapes = dict[str, tuple[int | None, ...]]
 SCHEMA = 1
 GRAPHS = ("visual_encoder", "text_encoder", "composer", "similarity_head")
 FILES = (*(f"{name}.onnx" for name in GRAPHS), "tokenizer.json")
@@ -72,6 +73,21 @@ class Manifest:
         return json.dumps(dataclasses.asdict(self), indent=2, ensure_ascii=False) + "\n"
 
 
+def contract(manifest: Manifest) -> dict[str, tuple[Shapes, Shapes]]:
+    """Return for each graph the shapes, without the batch, of inputs and outputs; None is any size."""
+    maps: Shapes = {n: (v.height, v.width, v.channels) for n, v in zip(LEVELS, manifest.levels, strict=True)}
+    composed = dict(zip(COMPOSED, maps.values(), strict=True))
+    masks: Shapes = {f"masks_{n}": (manifest.regions, *shape[:2]) for n, shape in maps.items()}
+    size, mask = manifest.image.size, (manifest.text.length,)
+    tokens: Shapes = {"tokens": (manifest.text.length, None)}
+    return {
+        "visual_encoder": ({"pixels": (size, size, 3)}, maps),
+        "text_encoder": ({"input_ids": mask, "attention_mask": mask}, tokens),
+        "composer": ({**maps, **tokens, "attention_mask": mask}, composed),
+        "similarity_head": (maps, {"descriptor": (manifest.layout.length,), **masks}),
+    }
+
+
 @dataclass(frozen=True, slots=True)
 class Bundle:
     """A bundle whose every hash has been checked."""
@@ -83,12 +99,20 @@ class Bundle:
     def load(cls, path: str | Path) -> "Bundle":
         """Read the manifest and check every file against its hash. Raises BundleError."""
         path = Path(path)
-        if not (path / "manifest.json").is_file():
+        try:
+            found = (
+                ""
+                if (path / "manifest.json").is_file()
+                else f"no such f{'ile in it' if path.is_dir() else 'older'}"
+            )
+        except OSError as error:
+            found = str(error)
+        if found:
             raise BundleError(
                 f"{path} is not a bundle",
                 code="bundle-missing",
                 expected="a folder with manifest.json",
-                found="no such file in it" if path.is_dir() else "no such folder",
+                found=found,
                 cure="make one with skinret-export",
             )
         manifest = read_manifest(path / "manifest.json")
@@ -116,9 +140,30 @@ class Bundle:
         """Return the path of one of the four graphs."""
         return self.path / f"{name}.onnx"
 
-    def tokenizer(self) -> str:
-        """Return the text of tokenizer.json."""
-        return (self.path / "tokenizer.json").read_text("utf-8")
+    def tokenizer(self) -> bytes:
+        """Return the content of tokenizer.json."""
+        return (self.path / "tokenizer.json").read_bytes()
+
+
+def check_contract(bundle: Bundle, graph: str, inputs: Mapping[str, Any], outputs: Mapping[str, Any]) -> None:
+    """Check the names and shapes, batch first, that a runtime finds in a graph. Raises BundleError."""
+    for said, found in zip(contract(bundle.manifest)[graph], (inputs, outputs), strict=True):
+        fits = list(said) == list(found) and all(
+            len(found[name]) == len(shape) + 1
+            and all(
+                want is None or not isinstance(have, int) or want == have
+                for want, have in zip(shape, found[name][1:], strict=True)
+            )
+            for name, shape in said.items()
+        )
+        if not fits:
+            raise BundleError(
+                f"{bundle.graph(graph)} is not the graph that the manifest speaks of",
+                code="bundle-graph",
+                expected=f"{said} for each of a batch",
+                found=str(dict(found)),
+                cure="export the bundle again",
+            )
 
 
 def read_manifest(path: Path) -> Manifest:
@@ -143,7 +188,7 @@ def read_manifest(path: Path) -> Manifest:
             cure="pip install --upgrade skinret-infer",
         )
     try:
-        if schema != SCHEMA:
+        if schema != SCHEMA or not isinstance(schema, int) or isinstance(schema, bool):
             raise TypeError(f"schema: {schema!r}")
         levels = tuple(_build(Level, level, f"levels[{i}]") for i, level in enumerate(data["levels"]))
         if len(levels) != len(LEVELS):
@@ -151,10 +196,13 @@ def read_manifest(path: Path) -> Manifest:
         parts: dict[str, Any] = {
             "image": _build(ImageRecipe, data["image"], "image"),
             "text": _build(TextRecipe, data["text"], "text"),
-            "layout": _build(Layout, {k: tuple(v) for k, v in data["layout"].items()}, "layout"),
+            "layout": _build(Layout, data["layout"], "layout"),
             "levels": levels,
         }
-        return _build(Manifest, {**data, **parts}, "manifest")
+        manifest = _build(Manifest, {**data, **parts}, "manifest")
+        if not isinstance(manifest.origin["checkpoint_sha256"], str):
+            raise TypeError("origin.checkpoint_sha256 is no text")
+        return manifest
     except SkinretError:
         raise
     except (KeyError, TypeError, ValueError, AttributeError) as error:
@@ -174,25 +222,37 @@ def file_sha256(path: str | Path) -> str:
 
 
 T = TypeVar("T")
-_TYPES: Mapping[Any, Any] = {
-    int: int,
-    float: (int, float),
-    str: str,
-    Mapping[str, Any]: dict,
-    Mapping[str, str]: dict,
-}
+_TEXTS, _OBJECT, _SHAPE = Mapping[str, str], Mapping[str, Any], tuple[int, int, int]
 
 
-def _build(cls: type[T], data: Mapping[str, Any], where: str) -> T:
-    """Make a dataclass of a JSON object: no unknown field, each plain one of its type and not negative."""
+def _build(cls: type[T], data: Any, where: str) -> T:
+    """Make a dataclass of a JSON object: no unknown field, each plain one of its type and in its range."""
+    if not isinstance(data, dict):
+        raise TypeError(f"{where}: {data!r:.80}")
     fields = {f.name: f for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
     if unknown := set(data) - set(fields):
         raise TypeError(f"{where}: unknown {', '.join(sorted(unknown))}")
+    values = {}
     for name, value in data.items():
-        expected = _TYPES.get(fields[name].type)
-        if expected and (not isinstance(value, expected) or isinstance(value, bool)):
-            raise TypeError(f"{where}.{name}: {value!r}")
-        numbers = value if isinstance(value, tuple) else (value,)
-        if any(isinstance(n, int | float) and (n < 0 or (isinstance(n, float) and n > 1)) for n in numbers):
-            raise ValueError(f"{where}.{name}: {value!r}")
-    return cls(**data)
+        kind = fields[name].type
+        if kind == _SHAPE and isinstance(value, list):
+            value = tuple(value)
+        if not _fits(kind, value):
+            raise ValueError(f"{where}.{name}: {value!r:.80}")
+        values[name] = value
+    return cls(**values)
+
+
+def _fits(kind: Any, value: Any) -> bool:
+    """Say whether a value read from JSON may be in a field: integers are sizes, floats lie in [0, 1]."""
+    if kind is int:
+        return isinstance(value, int) and not isinstance(value, bool) and value > 0
+    if kind is float:
+        return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= 1
+    if kind is str:
+        return isinstance(value, str)
+    if kind == _SHAPE:
+        return isinstance(value, tuple) and len(value) == 3 and all(_fits(int, v) for v in value)
+    if kind == _TEXTS:
+        return isinstance(value, dict) and all(isinstance(v, str) for v in value.values())
+    return kind != _OBJECT or isinstance(value, dict)

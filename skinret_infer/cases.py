@@ -1,6 +1,7 @@
 """Cases, and the tables they come in: a CASES.csv, or a Derm7pt folder as it was released."""
 
 import csv
+import math
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -45,10 +46,21 @@ class Case:
                 expected="a str that is not empty",
                 found=repr(self.case_id),
             )
-        said = {n: getattr(self, n) for n in ("case_id", "diagnosis", "group", "confirmed_by", "image_ref")}
-        for name, value in {**said, **self.attributes}.items():
-            plain = isinstance(value, str if name in said else str | int | float | bool)
-            if not isinstance(name, str) or not plain or not can_be_stored(name) or not can_be_stored(value):
+        if not isinstance(self.attributes, Mapping):
+            raise InputError(
+                f"case {self.case_id!r}: the attributes cannot be kept",
+                code="case-attribute",
+                expected='a mapping such as {"streaks": "irregular"}',
+                found=f"{self.attributes!r:.80}",
+            )
+        texts = ("case_id", "diagnosis", "group", "confirmed_by", "image_ref")
+        said = [(name, getattr(self, name), str) for name in texts]
+        for name, value, kind in (
+            *said,
+            *((n, v, str | int | float | bool) for n, v in self.attributes.items()),
+        ):
+            plain = isinstance(name, str) and isinstance(value, kind)
+            if not plain or not can_be_stored(name) or not can_be_stored(value):
                 raise InputError(
                     f"case {self.case_id!r}: {name!r} cannot be kept",
                     code="case-attribute",
@@ -63,10 +75,10 @@ class Case:
 
 
 def can_be_stored(value: AttributeValue) -> bool:
-    """Say whether UTF-8 and JSON can hold a value: no lone surrogate, no NaN, no number beyond 64 bits."""
+    """Say whether SQLite and JSON hold a value: no NUL, no lone surrogate, no NaN, no int over 64 bits."""
     if isinstance(value, str):
-        return value.isascii() or value.encode("utf-8", "replace") == value.encode("utf-8", "surrogatepass")
-    return -(2**63) <= value < 2**63
+        return "\0" not in value and not any("\ud800" <= c <= "\udfff" for c in value)
+    return math.isfinite(value) if isinstance(value, float) else -(2**63) <= value < 2**63
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +106,11 @@ def read_cases(source: str | Path, images: str | Path | None = None) -> CaseTabl
     anything is returned: InputError names the line, and every missing image file.
     """
     source = Path(source)
-    if source.is_dir():
+    try:
+        is_folder = source.is_dir()
+    except OSError as error:
+        raise InputError(f"{source} cannot be read", code="table-unreadable", found=str(error)) from None
+    if is_folder:
         return _read_derm7pt(source)
     columns, rows = _read_csv(source, ("case_id", "image", "diagnosis"))
     folder = Path(images) if images else source.parent
@@ -102,22 +118,7 @@ def read_cases(source: str | Path, images: str | Path | None = None) -> CaseTabl
     cases, seen = [], dict[str, int]()
     named = {"case_id", "image", "diagnosis", "group", "confirmed_by"}
     for line, row in rows:
-        case_id = row["case_id"]
-        if not case_id:
-            raise InputError(
-                f"{source}, line {line}: case_id is empty",
-                code="table-value",
-                expected="a unique id for each case",
-            )
-        if case_id in seen:
-            raise InputError(
-                f"{source}, line {line}: case_id {case_id!r} appears twice",
-                code="table-duplicate",
-                expected="each case once",
-                found=f"it first stands in line {seen[case_id]}",
-                cure="remove or rename one",
-            )
-        seen[case_id] = line
+        case_id = _unique_id(row, "case_id", source, line, seen)
         cases.append(
             Case(
                 case_id,
@@ -133,11 +134,32 @@ def read_cases(source: str | Path, images: str | Path | None = None) -> CaseTabl
     return CaseTable(cases, [])
 
 
+def _unique_id(row: dict[str, str], column: str, table: Path, line: int, seen: dict[str, int]) -> str:
+    """Check a row's case id against those of earlier lines, and note it among them."""
+    case_id = row[column]
+    if not case_id:
+        raise InputError(
+            f"{table}, line {line}: {column} is empty",
+            code="table-value",
+            expected="a unique id for each case",
+        )
+    if case_id in seen:
+        raise InputError(
+            f"{table}, line {line}: {column} {case_id!r} appears twice",
+            code="table-duplicate",
+            expected="each case once",
+            found=f"it first stands in line {seen[case_id]}",
+            cure="remove or rename one",
+        )
+    seen[case_id] = line
+    return case_id
+
+
 def read_ids(path: str | Path) -> set[str]:
     """Read case ids, one a line."""
     try:
-        return {line.strip() for line in Path(path).read_text("utf-8").splitlines() if line.strip()}
-    except (OSError, UnicodeDecodeError) as error:
+        return {line.strip() for line in Path(path).read_text("utf-8-sig").splitlines() if line.strip()}
+    except (OSError, ValueError) as error:
         raise InputError(
             f"{path} cannot be read",
             code="table-missing",
@@ -161,7 +183,9 @@ def _read_derm7pt(folder: Path) -> CaseTable:
     files = _Files(root / "images")
     cases, left_out = [], Counter[str]()
     unknown: dict[str, list[int]] = {}
+    seen = dict[str, int]()
     for line, row in rows:
+        _unique_id(row, "case_num", meta, line, seen)
         group = derm7pt_group(row["diagnosis"])
         if group is None:
             if row["diagnosis"] in _DERM7PT_OTHERS:
@@ -208,6 +232,12 @@ def _read_csv(path: Path, needed: tuple[str, ...]) -> tuple[list[str], list[tupl
             reader = csv.DictReader(file, strict=True)
             columns = list(reader.fieldnames or [])
             missing = [c for c in needed if c not in columns]
+            if twice := sorted({c for c in columns if columns.count(c) > 1}):
+                raise InputError(
+                    f"{path}, line 1: columns appear twice: {', '.join(twice)}",
+                    code="table-columns",
+                    expected="each column once",
+                )
             if missing:
                 raise InputError(
                     f"{path}, line 1: columns are missing: {', '.join(missing)}",
@@ -229,7 +259,7 @@ def _read_csv(path: Path, needed: tuple[str, ...]) -> tuple[list[str], list[tupl
         raise InputError(
             f"{path} does not exist", code="table-missing", expected="a CASES.csv or a Derm7pt folder"
         ) from None
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
+    except (OSError, ValueError, csv.Error) as error:
         raise InputError(
             f"{path} cannot be read",
             code="table-unreadable",
@@ -256,7 +286,11 @@ class _Files:
 
     def find(self, name: str, line: int) -> Path:
         path = self._folder / name
-        if name and path.is_file():
+        try:
+            if name and path.is_file():
+                return path
+        except OSError:  # a name that no file can have
+            self._missing.append((line, f"{name:.80}..."))
             return path
         if self._folded is None:
             self._folded = {

@@ -60,6 +60,16 @@ def weigh(descriptor: Vector, layout: Layout, beta: float) -> Vector:
     return descriptor * np.repeat(block_weights(beta), layout.local + layout.global_).astype(np.float32)
 
 
+def unit_blocks(descriptors: Vector, layout: Layout) -> npt.NDArray[np.bool_]:
+    """Say for each descriptor [N, D] whether its six blocks are finite and of length one; bool [N]."""
+    right = np.empty(len(descriptors), bool)
+    for start in range(0, len(descriptors), 4096):
+        part = descriptors[start : start + 4096]
+        lengths = np.add.reduceat(part * part, layout.starts, axis=1)
+        right[start : start + 4096] = (np.abs(lengths - 1) < 1e-3).all(axis=1)
+    return right
+
+
 def cosines(query: Vector, cases: Vector, layout: Layout) -> npt.NDArray[np.float64]:
     """Return the six cosines of a query [D] with each case [N, D], float64 [N, 6].
 

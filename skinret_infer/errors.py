@@ -16,7 +16,7 @@ class SkinretError(Exception):
     def __init__(self, wrong: str, *, code: str, expected: str = "", found: str = "", cure: str = "") -> None:
         parts = [wrong, expected and f"expected {expected}", found and f"found {found}"]
         message = "; ".join(part for part in parts if part) + "."
-        super().__init__(f"{message} {cure[0].upper()}{cure[1:]}." if cure else message)
+        super().__init__(f"{message} To cure it: {cure}." if cure else message)
         self.code = code
 
 

@@ -47,6 +47,13 @@ class ImageRecipe:
                     found=repr(getattr(self, name)),
                     cure="update skinret-infer",
                 )
+        if isinstance(self.size, bool) or not isinstance(self.size, int) or self.size < 1:
+            raise InputError(
+                "image recipe: size cannot be used",
+                code="recipe-unknown",
+                expected="an int of at least 1",
+                found=repr(self.size),
+            )
 
 
 def decode(source: ImageSource, *, max_pixels: int = MAX_PIXELS) -> Pixels:
@@ -57,7 +64,7 @@ def decode(source: ImageSource, *, max_pixels: int = MAX_PIXELS) -> Pixels:
     orientation is applied. Raises InputError for anything that is not a whole image of a usable size.
     """
     if isinstance(source, np.ndarray):
-        return _check_array(source)
+        return _check_array(source, max_pixels)
     if isinstance(source, Image.Image):
         return _pixels(source, "the PIL image", max_pixels)
     name, stream = _open(source)
@@ -111,26 +118,37 @@ def _open(source: str | Path | bytes | IO[bytes]) -> tuple[str, IO[bytes]]:
             raise InputError(
                 f"image file {name} does not exist", code="image-missing", cure="check the path"
             ) from None
-        except OSError as error:
+        except (OSError, ValueError) as error:
             raise InputError(
-                f"image file {name} cannot be read",
+                f"image file {name!r:.200} cannot be read",
                 code="image-missing",
                 expected="a readable file",
-                found=error.strerror or str(error),
+                found=getattr(error, "strerror", None) or str(error),
                 cure="check the path and its permissions",
             ) from None
     elif hasattr(source, "read"):
-        name, data = "the image file object", source.read()
+        name = "the image file object"
+        try:
+            data = source.read()
+        except (OSError, ValueError) as error:
+            data, found = None, str(error)
+        else:
+            found = f"a {type(data).__name__}"
         if not isinstance(data, bytes):
             raise InputError(
-                f"{name} gives text", code="image-type", expected="bytes", cure='open it with mode "rb"'
+                f"{name} gives no bytes",
+                code="image-type",
+                expected="bytes",
+                found=found,
+                cure='open it with mode "rb"',
             )
     else:
         raise InputError(
             "the image cannot be used",
             code="image-type",
-            found=f"a {type(source).__name__}",
             expected="a path, bytes, a binary file object, a PIL image or an H x W x 3 uint8 array",
+            found=f"a {type(source).__name__}",
+            cure="pass one of those",
         )
     if not data:
         raise InputError(
@@ -190,11 +208,20 @@ def _pixels(image: Image.Image, name: str, max_pixels: int) -> Pixels:
         raise
     except Exception as error:
         raise _damaged(name, error) from None
-    return np.asarray(_to_rgb(upright, name))
+    try:
+        return np.asarray(_to_rgb(upright, name))
+    except ValueError as error:
+        raise InputError(
+            f"{name} has pixels of mode {image.mode}",
+            code="image-mode",
+            expected="RGB, grey, palette or CMYK",
+            found=str(error),
+            cure="save it as 8-bit RGB",
+        ) from None
 
 
 def _to_rgb(image: Image.Image, name: str) -> Image.Image:
-    if image.mode == "RGB":
+    if image.mode == "RGB" and not image.has_transparency_data:
         return image
     if image.mode == "F":
         raise InputError(
@@ -221,7 +248,7 @@ def _to_rgb(image: Image.Image, name: str) -> Image.Image:
     return image.convert("RGB")
 
 
-def _check_array(array: npt.NDArray[Any]) -> Pixels:
+def _check_array(array: npt.NDArray[Any], max_pixels: int) -> Pixels:
     if array.dtype != np.uint8 or array.ndim != 3 or array.shape[2] != 3:
         raise InputError(
             "the image array cannot be used",
@@ -230,5 +257,5 @@ def _check_array(array: npt.NDArray[Any]) -> Pixels:
             found=f"{' x '.join(map(str, array.shape))} of {array.dtype}",
             cure="convert it, or pass a PIL image",
         )
-    _check_size(array.shape[1], array.shape[0], "the image array", MAX_PIXELS)
+    _check_size(array.shape[1], array.shape[0], "the image array", max_pixels)
     return cast(Pixels, array)

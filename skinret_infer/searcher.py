@@ -107,8 +107,7 @@ class Searcher:
                 expected="error, skip or replace",
                 found=repr(on_duplicate),
             )
-        cases = list(cases)
-        _check_unique(cases)
+        cases = _checked(cases)
         report = Added()
         for start in range(0, len(cases), BATCH):
             batch = cases[start : start + BATCH]
@@ -124,11 +123,7 @@ class Searcher:
 
     def remove(self, case_ids: Collection[str]) -> int:
         """Remove cases from the archive, their bytes with them; return how many were there."""
-        if isinstance(case_ids, str):
-            raise InputError(
-                "case_ids cannot be used", code="option", expected="a list of ids", found="a single str"
-            )
-        return self._archive.remove(case_ids)
+        return self._archive.remove(_checked_ids("case_ids", case_ids))
 
     def query(
         self,
@@ -168,10 +163,7 @@ class Searcher:
             raise InputError(
                 "k cannot be used", code="k-range", expected="an int of at least 1", found=repr(k)
             )
-        if isinstance(exclude, str):
-            raise InputError(
-                "exclude cannot be used", code="option", expected="a list of case ids", found="a single str"
-            )
+        excluded = _checked_ids("exclude", exclude)
         weight = self.manifest.beta if beta is None else check_beta(beta)
         results: list[Results] = []
         for start in range(0, len(queries), BATCH):
@@ -184,7 +176,7 @@ class Searcher:
             shared = {name: ms / len(chunk) for name, ms in timings.items()}
             for text, descriptor, warned in zip(texts, descriptors, warnings, strict=True):
                 searching = time.perf_counter()
-                matches, searched = self._archive.search(descriptor, int(k), weight, where, exclude)
+                matches, searched = self._archive.search(descriptor, int(k), weight, where, excluded)
                 spent = shared | {"search": (time.perf_counter() - searching) * 1e3}
                 results.append(
                     Results(
@@ -288,17 +280,36 @@ def _hit(rank: int, match: Match) -> Hit:
     )
 
 
-def _check_unique(cases: Sequence[Case]) -> None:
+def _checked(given: Iterable[Case]) -> list[Case]:
+    cases = list(given) if isinstance(given, Iterable) else []
+    if not isinstance(given, Iterable) or not all(isinstance(case, Case) for case in cases):
+        raise InputError(
+            "the cases cannot be used", code="option", expected="a list of Case", found=f"{given!r:.80}"
+        )
     seen: set[str] = set()
     for case in cases:
         if case.case_id in seen:
             raise InputError(
-                f"case id {case.case_id!r} is given twice",
+                f"case id {case.case_id!r:.80} is given twice",
                 code="case-duplicate",
                 expected="each case once",
                 cure="remove or rename one; nothing was added",
             )
         seen.add(case.case_id)
+    return cases
+
+
+def _checked_ids(name: str, given: Collection[str]) -> list[str]:
+    """Return case ids as a list; a single str, or an id that is no str, would quietly match nothing."""
+    ids = list(given) if isinstance(given, Iterable) and not isinstance(given, str) else [None]
+    if not all(isinstance(i, str) for i in ids):
+        raise InputError(
+            f"{name} cannot be used",
+            code="option",
+            expected="a list of case ids, each a str",
+            found=f"{given!r:.80}",
+        )
+    return [str(i) for i in ids]
 
 
 def _changed(old: Record, new: Record) -> ArchiveError:

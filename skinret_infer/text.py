@@ -85,9 +85,11 @@ def check_text(text: object, recipe: TextRecipe) -> str:
 class TextEncoderInput:
     """The tokenizer of a bundle, set to the recipe's fixed length."""
 
-    def __init__(self, tokenizer_json: str, recipe: TextRecipe) -> None:
+    def __init__(self, tokenizer_json: str | bytes, recipe: TextRecipe) -> None:
         try:
-            self._tokenizer = Tokenizer.from_str(tokenizer_json)
+            text = tokenizer_json.decode("utf-8") if isinstance(tokenizer_json, bytes) else tokenizer_json
+            self._tokenizer = Tokenizer.from_str(text)
+            self._tokenizer.encode("a trial")
         except Exception as error:  # tokenizers raises a bare Exception
             raise BundleError(
                 "tokenizer.json cannot be read",

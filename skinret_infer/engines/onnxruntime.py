@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy.typing as npt
 
-from ..bundle import GRAPHS, Bundle
+from ..bundle import GRAPHS, Bundle, check_contract
 from ..errors import BundleError, RuntimeUnavailable
 
 Array = npt.NDArray[Any]
@@ -52,6 +52,12 @@ class OnnxRuntimeCpu:
                     found=str(error),
                     cure="upgrade onnxruntime, or export the bundle again",
                 ) from None
+            check_contract(
+                bundle,
+                graph,
+                {i.name: i.shape for i in session.get_inputs()},
+                {o.name: o.shape for o in session.get_outputs()},
+            )
             if session.get_providers() != [_PROVIDER]:
                 raise RuntimeUnavailable(
                     f"{graph} does not run where it should",
