@@ -65,7 +65,8 @@ def unit_blocks(descriptors: Vector, layout: Layout) -> npt.NDArray[np.bool_]:
     right = np.empty(len(descriptors), bool)
     for start in range(0, len(descriptors), 4096):
         part = descriptors[start : start + 4096]
-        lengths = np.add.reduceat(part * part, layout.starts, axis=1)
+        with np.errstate(over="ignore", invalid="ignore"):  # what overflows is not of length one
+            lengths = np.add.reduceat(part * part, layout.starts, axis=1)
         right[start : start + 4096] = (np.abs(lengths - 1) < 1e-3).all(axis=1)
     return right
 
