@@ -48,7 +48,7 @@ def draw_results(
         top = 34 + n * row_height
         _tile(page, pen, image, (_GAP, top), colours.get(groups[n], _FAINT) if groups else _FAINT)
         if groups:
-            pen.text((_GAP, top + _TILE + 4), groups[n], _INK, normal)
+            pen.text((_GAP, top + _TILE + 4), _fit(pen, groups[n], normal, _TILE), _INK, normal)
         said = results.text or "(the image alone)"
         pen.multiline_text(
             (2 * _GAP + _TILE, top + 4), _wrap(pen, said, normal, words_width - _GAP), _INK, normal, spacing=5
@@ -56,7 +56,8 @@ def draw_results(
         for hit in results:
             x = left + (hit.rank - 1) * (_TILE + _GAP)
             _tile(page, pen, Path(images) / hit.image_ref, (x, top), colours[hit.group])
-            pen.text((x, top + _TILE + 4), f"{hit.score:.3f}  {hit.group}", _INK, normal)
+            said = _fit(pen, f"{hit.score:.3f}  {hit.group}", normal, _TILE)
+            pen.text((x, top + _TILE + 4), said, _INK, normal)
             pen.text(
                 (x, top + _TILE + 23),
                 _fit(pen, f"{hit.case_id}: {hit.diagnosis}", small, _TILE),
@@ -66,8 +67,9 @@ def draw_results(
     x, y = _GAP, page.height - 28
     for name in names:
         pen.rectangle((x, y + 2, x + 14, y + 16), colours[name])
-        pen.text((x + 20, y), name, _INK, normal)
-        x += 44 + int(pen.textlength(name, normal))
+        label = _fit(pen, name, normal, _TILE)
+        pen.text((x + 20, y), label, _INK, normal)
+        x += 44 + int(pen.textlength(label, normal))
     pen.text((x + 10, y), "Score: similarity, not probability.", _FAINT, normal)
     with whole_file(path) as temporary:
         page.save(temporary, "PNG")
@@ -109,6 +111,7 @@ def _wrap(
 def _fit(
     pen: ImageDraw.ImageDraw, text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int
 ) -> str:
+    text = " ".join(text.split())
     while pen.textlength(text, font) > width:
         text = text[:-2].rstrip() + "…"
     return text

@@ -136,7 +136,8 @@ class FrozenMaps:
     def __init__(
         self, model: Skinret, dataset: Dataset, symmetries: int, cache: Path, *, quiet: bool = False
     ) -> None:
-        key = hashlib.sha256(f"{model.config.map_side} {dataset.digest}".encode())
+        facts = (model.config.map_side, model.config.mean, model.config.std, dataset.digest)
+        key = hashlib.sha256(repr(facts).encode())
         for name, tensor in sorted(model.visual_encoder.backbone.state_dict().items()):
             key.update(name.encode() + tensor.cpu().numpy().tobytes())
         self._views = [

@@ -247,6 +247,13 @@ class Skinret(nn.Module):
             maps = self.composer(*maps, self.text_encoder(input_ids, attention_mask), attention_mask)
         return cast(Tensor, self.similarity_head(*maps)[0])
 
+    def compose(self, maps: Maps, tokens: Tensor, attention_mask: Tensor, alone: Tensor) -> Maps:
+        """Compose maps with words, except the rows of `alone` (B,) bool, whose query is the image alone."""
+        composed = self.composer(*maps, tokens, attention_mask)
+        keep = alone[:, None, None, None]
+        kept = (torch.where(keep, x, y.to(x.dtype)) for x, y in zip(maps, composed, strict=True))
+        return cast(Maps, tuple(kept))
+
 
 def unit(x: Tensor) -> Tensor:
     """Scale the last axis to length one; a zero vector stays zero."""

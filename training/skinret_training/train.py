@@ -264,11 +264,7 @@ class _Loop:
                 (rng.random(len(batch)) < self.config.text_dropout) | self.words.blank[batch]
             ).to(self.device)
             with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.bf16):
-                composed = self.model.composer(*x, tokens, mask)
-            asked = [
-                torch.where(alone[:, None, None, None], plain, both.float())
-                for plain, both in zip(x, composed, strict=True)
-            ]
+                asked = self.model.compose(x, tokens, mask, alone)
             d_q, d_t = (self.model.similarity_head(*maps)[0] for maps in (asked, x))
             scores = (d_q * self.weights) @ d_t.T  # S / 3
             labels = torch.from_numpy(self.dataset.labels[batch]).to(self.device)
@@ -290,7 +286,8 @@ class _Loop:
                 first = np.zeros(len(batch), np.int64)
                 x = self.maps(batch, first)
                 if worded:
-                    x = self.model.composer(*x, *self.words.get(self.model, batch, first))
+                    alone = torch.from_numpy(self.words.blank[batch]).to(self.device)
+                    x = self.model.compose(x, *self.words.get(self.model, batch, first), alone)
                 parts.append(self.model.similarity_head(*x)[0])
             return torch.cat(parts)
 
@@ -298,7 +295,7 @@ class _Loop:
         figures = _figures(
             self.dataset, described(self.validation, True), archive, self.validation, self.train, self.weights
         )
-        alone = _figures(
+        by_image = _figures(
             self.dataset,
             described(self.validation, False),
             archive,
@@ -306,7 +303,7 @@ class _Loop:
             self.train,
             self.weights,
         )
-        return {**figures, "image_alone": alone}
+        return {**figures, "image_alone": by_image}
 
     def _out_of_patience(self) -> bool:
         return bool(self.best) and len(self.history) - 1 - int(self.best["epoch"]) >= self.config.patience
@@ -372,9 +369,13 @@ def held_out_metrics(
     def described(indices: Indices, worded: bool) -> torch.Tensor:
         parts = []
         for batch in np.array_split(indices, max(1, len(indices) // 16)):
-            ids, mask, _ = tokenize([", ".join(dataset.phrases[n]) for n in batch])
-            words = (torch.from_numpy(ids).to(device), torch.from_numpy(mask).to(device)) if worded else ()
-            parts.append(model(torch.from_numpy(dataset.pixels[batch]).to(device), *words))
+            maps = model.visual_encoder(torch.from_numpy(dataset.pixels[batch]).to(device))
+            if worded:
+                texts = [", ".join(dataset.phrases[n]) for n in batch]
+                ids, mask = (torch.from_numpy(a).to(device) for a in tokenize(texts)[:2])
+                alone = torch.tensor([not text for text in texts], device=device)
+                maps = model.compose(maps, model.text_encoder(ids, mask), mask, alone)
+            parts.append(model.similarity_head(*maps)[0])
         return torch.cat(parts)
 
     cases = described(archive, False)
