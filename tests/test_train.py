@@ -248,3 +248,33 @@ def test_a_checkpoint_of_another_make_or_with_code_in_it_is_refused(tmp_path: Pa
         with pytest.raises(InputError) as caught:
             Checkpoint.load(path)
         assert caught.value.code == "checkpoint-format"
+
+
+def test_a_backbones_own_normalisation_is_kept(weights: Path) -> None:
+    plain, _ = load_pretrained(str(weights / "swin"), str(weights / "bert"), image_size=64)
+    assert plain.config.mean == (0.485, 0.456, 0.406)
+    said = weights / "swin" / "preprocessor_config.json"
+    said.write_text('{"image_mean": [0.5, 0.5, 0.5], "image_std": [0.2, 0.2, 0.2]}')
+    try:
+        model, _ = load_pretrained(str(weights / "swin"), str(weights / "bert"), image_size=64)
+    finally:
+        said.unlink()
+    assert model.config.mean == (0.5, 0.5, 0.5)
+    white = torch.full((1, 64, 64, 3), 255, dtype=torch.uint8)
+    seen = []
+    model.visual_encoder.backbone.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    model.visual_encoder(white)
+    assert torch.allclose(seen[0], torch.full((1, 3, 64, 64), 2.5))
+
+
+def test_a_case_without_words_is_asked_by_its_image(weights: Path, cases: list[Case]) -> None:
+    model, _ = load_pretrained(str(weights / "swin"), str(weights / "bert"), image_size=64, map_side=8)
+    model.eval()
+    pixels = torch.randint(0, 255, (2, 64, 64, 3), dtype=torch.uint8)
+    maps = model.visual_encoder(pixels)
+    ids = torch.full((2, 6), 7)
+    composed = model.compose(
+        maps, model.text_encoder(ids, ids), torch.ones_like(ids), torch.tensor([True, False])
+    )
+    for before, after in zip(maps, composed, strict=True):
+        assert torch.equal(before[0], after[0]) and not torch.equal(before[1], after[1])

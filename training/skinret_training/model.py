@@ -8,13 +8,13 @@ Shapes: B images, levels i in {L, M, H} (low, mid, high), maps X^i of h x w x d_
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any, TypeAlias, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import AutoConfig, AutoModel
+from transformers.image_processing_base import ImageProcessingMixin
 from transformers.models.auto.modeling_auto import MODEL_FOR_BACKBONE_MAPPING
 
 from skinret_infer.descriptor import Layout
@@ -310,10 +310,11 @@ def load_backbone(name: str, image_size: int) -> tuple[nn.Module, dict[str, Any]
     ):
         _fix_positions(model, embeddings, image_size)
     model.eval()
-    recipe = {}
-    if (file := Path(name) / "preprocessor_config.json").is_file():
-        said = json.loads(file.read_text("utf-8"))
-        recipe = {k: tuple(said[f"image_{k}"]) for k in ("mean", "std") if f"image_{k}" in said}
+    try:
+        said = ImageProcessingMixin.get_image_processor_dict(name)[0]
+    except OSError:  # it does not say
+        said = {}
+    recipe = {k: tuple(said[f"image_{k}"]) for k in ("mean", "std") if said.get(f"image_{k}")}
     return cast(nn.Module, model), _plain(model.config), recipe
 
 
