@@ -272,9 +272,7 @@ def test_a_case_without_words_is_asked_by_its_image(weights: Path, cases: list[C
     model.eval()
     pixels = torch.randint(0, 255, (2, 64, 64, 3), dtype=torch.uint8)
     maps = model.visual_encoder(pixels)
-    ids = torch.full((2, 6), 7)
-    composed = model.compose(
-        maps, model.text_encoder(ids, ids), torch.ones_like(ids), torch.tensor([True, False])
-    )
+    ids, mask = torch.full((2, 6), 7), torch.ones(2, 6, dtype=torch.int64)
+    composed = model.compose(maps, model.text_encoder(ids, mask), mask, torch.tensor([True, False]))
     for before, after in zip(maps, composed, strict=True):
         assert torch.equal(before[0], after[0]) and not torch.equal(before[1], after[1])
