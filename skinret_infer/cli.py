@@ -94,7 +94,7 @@ _beta = click.option(
 )
 
 
-@main.command()
+@main.command(short_help="Add the cases of a table to an archive.")
 @click.argument("bundle", type=_PATH)
 @click.argument("archive", type=_PATH)
 @click.argument("cases", type=_PATH)
@@ -154,7 +154,7 @@ def index(
     click.echo(f"{report}; {archive} holds {total}", err=True)
 
 
-@main.command()
+@main.command(short_help="Show the most similar cases.")
 @click.argument("bundle", type=_PATH)
 @click.argument("archive", type=_PATH)
 @click.option("--image", required=True, type=_PATH, help="The dermoscopy image.")
@@ -202,7 +202,7 @@ def query(
     click.echo(json.dumps(results.to_dict(), ensure_ascii=False, indent=2) if as_json else str(results))
 
 
-@main.command("evaluate")
+@main.command("evaluate", short_help="Measure mAP and Acc@K.")
 @click.argument("bundle", type=_PATH)
 @click.argument("archive", type=_PATH)
 @click.argument("cases", type=_PATH)
@@ -242,7 +242,7 @@ def evaluate_command(
     click.echo(json.dumps(report, indent=2) if as_json else evaluate.table(report))
 
 
-@main.command("doctor")
+@main.command("doctor", short_help="Say what runs here, and what ails a bundle.")
 @click.argument("bundle", type=_PATH, required=False)
 @_json
 @report_errors

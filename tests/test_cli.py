@@ -154,3 +154,11 @@ def test_stdout_is_json_alone_when_run_as_a_program(bundle: Path, archive: Path,
     )
     assert len(json.loads(done.stdout)["hits"]) == 5
     assert done.stderr == ""
+
+
+def test_the_demo_writes_over_nothing_but_a_demo(tmp_path: Path) -> None:
+    mine = tmp_path / "cases.skinret"
+    mine.write_text("years of work")
+    result = run("demo", "--out", tmp_path)
+    assert result.exit_code == 1 and "not a folder of the demo" in result.stderr
+    assert mine.read_text() == "years of work" and [p.name for p in tmp_path.iterdir()] == ["cases.skinret"]

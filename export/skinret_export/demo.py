@@ -1,7 +1,6 @@
 """The whole road in one command: data, training, export, index, queries, and one picture to look at."""
 
 import logging
-import shutil
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ import torch
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import BertConfig, BertModel, PreTrainedTokenizerFast, SwinBackbone, SwinConfig
 
-from skinret_infer import Case, Searcher
+from skinret_infer import Case, InputError, Searcher
 from skinret_infer.cases import CaseTable, read_cases
 from skinret_infer.cli import report_errors
 from skinret_infer.evaluate import evaluate, table
@@ -39,7 +38,10 @@ SMALL: Mapping[str, Any] = {
 }
 
 
-@click.command(context_settings={"help_option_names": ["-h", "--help"], "show_default": True})
+@click.command(
+    short_help="Take the whole road, and look at the picture.",
+    context_settings={"help_option_names": ["-h", "--help"], "show_default": True},
+)
 @click.option(
     "--out", default=Path("demo"), type=click.Path(path_type=Path), help="Folder of all that is made."
 )
@@ -56,12 +58,13 @@ def demo(out: Path, data: Path | None, vision: str, text: str, epochs: int | Non
     """
     logging.basicConfig(format="  %(message)s")
     logging.getLogger("skinret_training").setLevel(logging.INFO)
+    _claim(out)
     given: dict[str, Any] = {"fold": 0}
     if data is None:
         data = out / "data"
-        shutil.rmtree(data, ignore_errors=True)
-        _say(f"drawing {CASES} cases to {data}")
-        write_dataset(data, CASES)
+        if not data.exists():
+            _say(f"drawing {CASES} cases to {data}")
+            write_dataset(data, CASES)
         cases = read_cases(data)
         write_small_weights(out / "weights", cases)
         given |= {**SMALL, "vision": str(out / "weights" / "vision"), "text": str(out / "weights" / "text")}
@@ -86,12 +89,29 @@ def demo(out: Path, data: Path | None, vision: str, text: str, epochs: int | Non
         _say("querying with the held-out fold, through the bundle")
         click.echo(table(evaluate(searcher, held_out)))
         asked = _one_of_each_group(held_out)
-        rows = [(case.image, searcher.query(case.image, _few_words(case), k=5)) for case in asked]
+        rows = [
+            (case.image, searcher.query(case.image, describe(_findings(case), DERM7PT_PHRASES), k=5))
+            for case in asked
+        ]
         click.echo(f"\nquery: case {asked[0].case_id}, {asked[0].group}: {rows[0][1].text}\n{rows[0][1]}")
     images = data / "release_v0" / "images" if (data / "release_v0").is_dir() else data / "images"
     draw_results(rows, images, out / "results.png", groups=[case.group for case in asked])
     _say(f"the picture is {out / 'results.png'}; the bundle {out / 'bundle'}; the archive {archive}")
     _say(f"ask it: skinret query {out / 'bundle'} {archive} --image PICTURE --text WORDS")
+
+
+def _claim(out: Path) -> None:
+    """Take a folder for the demo, which writes over what an earlier demo left there, and over nothing else."""
+    mark = out / ".skinret-demo"
+    if out.exists() and not mark.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise InputError(
+            f"{out} is not a folder of the demo",
+            code="exists",
+            expected="a new folder, an empty one, or one that an earlier demo made",
+            cure="give another --out",
+        )
+    out.mkdir(parents=True, exist_ok=True)
+    mark.touch()
 
 
 def write_small_weights(folder: Path, cases: CaseTable) -> None:
@@ -141,18 +161,17 @@ def write_small_tokenizer(folder: Path, cases: Iterable[Case]) -> int:
 
 
 def _one_of_each_group(cases: list[Case]) -> list[Case]:
-    """Return a held-out case of each group whose findings are worth a query."""
+    """Return a held-out case of each group, with about as many findings as a query has."""
     chosen: dict[str, Case] = {}
-    for case in sorted(cases, key=lambda c: -len(_few_words(c))):
+    for case in sorted(cases, key=lambda c: abs(len(_findings(c)) - 4)):
         chosen.setdefault(case.group, case)
     return [chosen[group] for group in sorted(chosen, key=lambda g: (g != "mel", g))]
 
 
-def _few_words(case: Case) -> str:
-    """Say what a clinician would: the findings that are there, not those that are absent."""
-    present = {name: value for name, value in case.attributes.items() if value != "absent"}
+def _findings(case: Case) -> dict[str, Any]:
+    """Return what a clinician would say: the criteria that are there, not those that are absent."""
     seven = list(DERM7PT_PHRASES)[:7]
-    return describe({name: present[name] for name in seven if name in present}, DERM7PT_PHRASES)
+    return {n: case.attributes[n] for n in seven if case.attributes.get(n, "absent") != "absent"}
 
 
 def _say(line: str) -> None:
