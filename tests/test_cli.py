@@ -10,6 +10,7 @@ import pytest
 from click.testing import CliRunner, Result
 from PIL import Image
 
+from skinret_export import demo
 from skinret_export.cli import main as export_main
 from skinret_infer import Case
 from skinret_infer.cli import main
@@ -162,3 +163,14 @@ def test_the_demo_writes_over_nothing_but_a_demo(tmp_path: Path) -> None:
     result = run("demo", "--out", tmp_path)
     assert result.exit_code == 1 and "not a folder of the demo" in result.stderr
     assert mine.read_text() == "years of work" and [p.name for p in tmp_path.iterdir()] == ["cases.skinret"]
+
+
+@pytest.mark.slow
+def test_the_demo_takes_the_whole_road(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(demo, "CASES", 60)
+    result = run("demo", "--out", tmp_path / "demo", "--epochs", 1)
+    assert result.exit_code == 0, result.stderr
+    assert "image words" in result.stdout and "rank" in result.stdout
+    made = {path.name for path in (tmp_path / "demo").iterdir()}
+    assert made >= {"bundle", "cases.skinret", "ckpt.pt", "data", "results.png"}
+    assert run("doctor", tmp_path / "demo" / "bundle").exit_code == 0

@@ -101,7 +101,7 @@ def demo(out: Path, data: Path | None, vision: str, text: str, epochs: int | Non
 
 
 def _claim(out: Path) -> None:
-    """Take a folder for the demo, which writes over what an earlier demo left there, and over nothing else."""
+    """Take a folder for the demo, which writes over what an earlier demo left there and nothing else."""
     mark = out / ".skinret-demo"
     if out.exists() and not mark.exists() and (not out.is_dir() or any(out.iterdir())):
         raise InputError(
