@@ -98,7 +98,8 @@ class Searcher:
         interrupted can simply be made again. One that is there with others follows `on_duplicate`: "error",
         "skip" or "replace". `progress(done, total)` is called after each batch.
 
-        Raises InputError for an unusable image or a duplicate; what was added before it stays added.
+        Raises InputError for an unusable image, ArchiveError for a case that is there with other facts; what
+        was added before it stays added.
         """
         if on_duplicate not in ("error", "skip", "replace"):
             raise InputError(
