@@ -129,7 +129,7 @@ def main(
     """Train on DATA, a Derm7pt release_v0 folder or a CASES.csv (case_id, image, diagnosis, attributes ...).
 
     With --fold, ckpt.archive.txt and ckpt.queries.txt beside ckpt.pt list the case ids of the training folds
-    and of the held-out one, for `skinret index --ids` and `skinret evaluate --ids`. A run that was killed goes
+    and of the held-out one, for `skinret index --ids` and `skinret evaluate --ids`. A killed run goes
     on where it was when the same command is given again.
     """
     logging.basicConfig(format="%(message)s")
