@@ -100,14 +100,11 @@ class Bundle:
         """Read the manifest and check every file against its hash. Raises BundleError."""
         path = Path(path)
         try:
-            found = (
-                ""
-                if (path / "manifest.json").is_file()
-                else f"no such f{'ile in it' if path.is_dir() else 'older'}"
-            )
+            missing = not (path / "manifest.json").is_file()
+            found = "no such file in it" if path.is_dir() else "no such folder"
         except OSError as error:
-            found = str(error)
-        if found:
+            missing, found = True, str(error)
+        if missing:
             raise BundleError(
                 f"{path} is not a bundle",
                 code="bundle-missing",

@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -147,9 +147,7 @@ def train(
         "minutes": round(minutes, 2),
     }
     if len(parts.test):
-        metrics["held_out"] = held_out_metrics(
-            model, dataset, tokenize, parts.archive, parts.test, quiet=quiet
-        )
+        metrics["held_out"] = held_out_metrics(model, dataset, tokenize, parts.archive, parts.test)
         metrics["protocol"] = (
             f"fold {config.fold} of {config.folds} stratified folds (seed {config.seed}) held out: "
             f"{len(parts.test)} queries, archive of the other folds: {len(parts.archive)} cases; "
@@ -196,9 +194,9 @@ class _Loop:
         self.train, self.validation = train, validation
         self.device = next(model.parameters()).device
         self.log_scale = torch.nn.Parameter(torch.tensor(1 / config.temperature, device=self.device).log())
-        self.trainable = {k: p for k, p in model.named_parameters() if p.requires_grad}
+        trainable = [p for p in model.parameters() if p.requires_grad]
         self.optimizer = torch.optim.Adam(
-            [*self.trainable.values(), self.log_scale], lr=config.lr, weight_decay=config.weight_decay
+            [*trainable, self.log_scale], lr=config.lr, weight_decay=config.weight_decay
         )
         self.weights = block_scale(model.similarity_head.layout, config.beta).to(self.device)
         self.history: list[dict[str, float]] = []
@@ -225,13 +223,9 @@ class _Loop:
                 )
                 if figures["mAP"] > self.best.get("mAP", -1.0):
                     self.best = {**figures, "epoch": epoch}
-                    state = self.model.state_dict()
-                    moving = [
-                        k
-                        for k in state
-                        if k in self.trainable or k not in dict(self.model.named_parameters())
-                    ]
-                    self.best_state = {k: state[k].detach().cpu().clone() for k in moving}
+                    still = {k for k, p in self.model.named_parameters() if not p.requires_grad}
+                    moving = {k: v for k, v in self.model.state_dict().items() if k not in still}
+                    self.best_state = {k: v.detach().cpu().clone() for k, v in moving.items()}
                 log.info(
                     "epoch %d: loss %.4f, validation mAP %.2f, Acc@1 %.2f",
                     epoch,
@@ -359,8 +353,6 @@ def held_out_metrics(
     tokenize: TextEncoderInput,
     archive: Indices,
     queries: Indices,
-    *,
-    quiet: bool = False,
 ) -> dict[str, Any]:
     """Query with the held-out fold, from pixels and in full precision, as the bundle will."""
     model.eval()
@@ -380,13 +372,9 @@ def held_out_metrics(
 
     cases = described(archive, False)
     weights = block_scale(model.similarity_head.layout, model.config.beta).to(device)
-    kinds: tuple[tuple[Literal["image_words", "image_alone"], bool], ...] = (
-        ("image_words", True),
-        ("image_alone", False),
-    )
     return {
         kind: _figures(dataset, described(queries, worded), cases, queries, archive, weights)
-        for kind, worded in kinds
+        for kind, worded in (("image_words", True), ("image_alone", False))
     }
 
 
