@@ -13,8 +13,9 @@ from .errors import BundleError, SkinretError
 from .image import ImageRecipe
 from .text import TextRecipe
 
-Shapes = dict[str, tuple[int | None, ...]]
+Shapes = dict[str, tuple[int | str | None, ...]]
 SCHEMA = 1
+TOKENS = "tokens"  # an axis of any length: one that a graph has fixed is not to the contract
 GRAPHS = ("visual_encoder", "text_encoder", "composer", "similarity_head")
 FILES = (*(f"{name}.onnx" for name in GRAPHS), "tokenizer.json")
 
@@ -35,7 +36,11 @@ class Level:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Manifest:
-    """What a bundle says of itself. `files` maps each file to its SHA-256."""
+    """What a bundle says of itself.
+
+    `files` maps each file to its SHA-256. `gates` maps "runtime/precision" to what the gate on ranks measured
+    where the bundle was made: a precision below fp32 runs only if such a record says that it passed.
+    """
 
     schema: int
     model: str
@@ -53,6 +58,7 @@ class Manifest:
     files: Mapping[str, str] = field(default_factory=dict)
     metrics: Mapping[str, Any] = field(default_factory=dict)
     parity: Mapping[str, Any] = field(default_factory=dict)
+    gates: Mapping[str, Any] = field(default_factory=dict)
     intended_use: str = INTENDED_USE
 
     @property
@@ -74,12 +80,16 @@ class Manifest:
 
 
 def contract(manifest: Manifest) -> dict[str, tuple[Shapes, Shapes]]:
-    """Return for each graph the shapes, without the batch, of inputs and outputs; None is any size."""
+    """Return for each graph the shapes, without the batch, of inputs and outputs.
+
+    None is a size that the manifest does not say, TOKENS an axis that must be free: no longer than the text
+    recipe's length, and as short as the words allow.
+    """
     maps: Shapes = {n: (v.height, v.width, v.channels) for n, v in zip(LEVELS, manifest.levels, strict=True)}
     composed = dict(zip(COMPOSED, maps.values(), strict=True))
     masks: Shapes = {f"masks_{n}": (manifest.regions, *shape[:2]) for n, shape in maps.items()}
-    size, mask = manifest.image.size, (manifest.text.length,)
-    tokens: Shapes = {"tokens": (manifest.text.length, None)}
+    size, mask = manifest.image.size, (TOKENS,)
+    tokens: Shapes = {"tokens": (TOKENS, None)}
     return {
         "visual_encoder": ({"pixels": (size, size, 3)}, maps),
         "text_encoder": ({"input_ids": mask, "attention_mask": mask}, tokens),
@@ -113,13 +123,22 @@ class Bundle:
                 cure="make one with skinret-export",
             )
         manifest = read_manifest(path / "manifest.json")
-        for name in FILES:
+        half = {graph_file(graph, "fp16") for graph in GRAPHS}
+        if unknown := set(manifest.files) - {*FILES, *half}:
+            raise BundleError(
+                f"{path / 'manifest.json'} lists files that no bundle has",
+                code="bundle-manifest",
+                expected=", ".join(sorted({*FILES, *half})),
+                found=", ".join(map(repr, sorted(unknown))),
+                cure="export the bundle again",
+            )
+        for name in sorted({*FILES, *manifest.files}):
             file = path / name
             if not file.is_file():
                 raise BundleError(
                     f"{file} is missing",
                     code="bundle-incomplete",
-                    expected=", ".join(FILES),
+                    expected=", ".join(sorted({*FILES, *manifest.files})),
                     cure="copy the bundle again, whole",
                 )
             expected, found = manifest.files.get(name), file_sha256(file)
@@ -133,13 +152,22 @@ class Bundle:
                 )
         return cls(path, manifest)
 
-    def graph(self, name: str) -> Path:
-        """Return the path of one of the four graphs."""
-        return self.path / f"{name}.onnx"
+    def graph(self, name: str, precision: str = "fp32") -> Path:
+        """Return the path of one of the four graphs; one of lower precision has a file of its own."""
+        return self.path / graph_file(name, precision)
+
+    def has(self, precision: str) -> bool:
+        """Say whether the bundle has the four graphs in a precision."""
+        return all(graph_file(name, precision) in self.manifest.files for name in GRAPHS)
 
     def tokenizer(self) -> bytes:
         """Return the content of tokenizer.json."""
         return (self.path / "tokenizer.json").read_bytes()
+
+
+def graph_file(name: str, precision: str = "fp32") -> str:
+    """Return the name of a graph's file."""
+    return f"{name}.onnx" if precision == "fp32" else f"{name}.{precision}.onnx"
 
 
 def check_contract(bundle: Bundle, graph: str, inputs: Mapping[str, Any], outputs: Mapping[str, Any]) -> None:

@@ -39,8 +39,9 @@ class Results:
     beta: float
     searched: int  # cases that the filter let through
     runtime: str  # what ran, such as "onnxruntime-cpu"
+    precision: str  # in which it ran, such as "fp32"
     model: str
-    timings_ms: Mapping[str, float]
+    timings_ms: Mapping[str, float]  # image, text, describe, search, and in all; the first three overlap
     warnings: tuple[str, ...] = ()
 
     def __len__(self) -> int:
@@ -77,7 +78,7 @@ class Results:
         lines += [f"warning: {w}" for w in self.warnings]
         total = self.timings_ms.get("total", 0.0)
         lines.append(
-            f"{len(self)} of {self.searched} cases, {total:.0f} ms on {self.runtime}. "
+            f"{len(self)} of {self.searched} cases, {total:.0f} ms on {self.runtime} in {self.precision}. "
             "Score: similarity, not probability."
         )
         return "\n".join(lines)

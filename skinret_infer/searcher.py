@@ -1,8 +1,10 @@
 """The door of the package: open a bundle and an archive, add cases, ask for the most similar ones."""
 
+import threading
 import time
-from collections import defaultdict
+from collections import OrderedDict
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -13,7 +15,7 @@ import numpy as np
 from .archive import Archive, Match, Record
 from .bundle import Bundle
 from .cases import Case
-from .descriptor import COMPOSED, LEVELS, Vector, check_beta
+from .descriptor import LEVELS, Vector, check_beta
 from .engines import Array, open_engine
 from .errors import ArchiveError, InputError, SkinretError
 from .image import ImageSource, Pixels, decode, digest, prepare
@@ -21,6 +23,9 @@ from .results import Hit, Results
 from .text import TextEncoderInput, check_text
 
 BATCH = 8  # images encoded at once, and cases written in one transaction
+_STEP = 16  # tokens: texts are padded to a multiple of it
+_TEXTS_KEPT = 128  # of the last texts, encoded: 25 MB at 64 tokens of 768 numbers
+_WORKERS = 4  # texts encoded at a time, of queries from several threads
 COSINES = tuple(f"{term}_{level}" for term in ("local", "global") for level in LEVELS)
 
 Progress = Callable[[int, int], None]
@@ -46,31 +51,48 @@ class Searcher:
     bundle : the folder that skinret-export made; every file is checked against its hash.
     archive : the path of the archive; the first `add` makes it.
     runtime : "auto", or one by name, which is then used or refused, never exchanged.
+    precision : "auto" takes the fastest that the gate on ranks has passed for this bundle; or one by name.
     threads : for the runtime; None takes as many as the process may use.
+    cache : a folder for what a runtime builds; None takes SKINRET_CACHE or the user's cache folder.
 
     Safe to call from several threads. Raises BundleError, ArchiveError, RuntimeUnavailable.
     """
 
     def __init__(
-        self, bundle: str | Path, archive: str | Path, *, runtime: str = "auto", threads: int | None = None
+        self,
+        bundle: str | Path,
+        archive: str | Path,
+        *,
+        runtime: str = "auto",
+        precision: str = "auto",
+        threads: int | None = None,
+        cache: str | Path | None = None,
     ) -> None:
         self._bundle = Bundle.load(bundle)
         self.manifest = manifest = self._bundle.manifest
         self._tokenize = TextEncoderInput(self._bundle.tokenizer(), manifest.text)
         self._model = f"{manifest.model} {manifest.version}"
         self._archive = Archive(archive, manifest.fingerprint, manifest.layout, self._model)
-        self._engine = open_engine(self._bundle, runtime, threads)
+        self._engine = open_engine(self._bundle, runtime, threads, precision=precision, cache=cache)
+        self._pool = ThreadPoolExecutor(_WORKERS, "skinret-words")
+        self._seen: OrderedDict[bytes, Array] = OrderedDict()  # token ids -> tokens [n, d_T]
+        self._lock = threading.Lock()
 
     @property
     def runtime(self) -> str:
         """The runtime that runs, such as "onnxruntime-cpu"."""
         return self._engine.name
 
+    @property
+    def precision(self) -> str:
+        """The precision that runs, such as "bf16"."""
+        return self._engine.precision
+
     def __len__(self) -> int:
         return len(self._archive)
 
     def __repr__(self) -> str:
-        return f"Searcher({self._model}, {self._archive.path}, {self.runtime})"
+        return f"Searcher({self._model}, {self._archive.path}, {self.runtime} {self.precision})"
 
     def __enter__(self) -> Self:
         return self
@@ -81,13 +103,15 @@ class Searcher:
         self.close()
 
     def close(self) -> None:
-        """Close the archive."""
+        """Close the archive and give back what the runtime holds."""
+        self._pool.shutdown()
         self._archive.close()
+        self._engine.close()
 
     def warmup(self) -> None:
         """Run every graph once, so that the first query is as fast as the next."""
         size = self.manifest.image.size
-        self._describe([np.zeros((size, size, 3), np.uint8)], ["lesion"])
+        self._describe([np.zeros((size, size, 3), np.uint8)], ["lesion"], {})
 
     def add(
         self, cases: Iterable[Case], *, on_duplicate: str = "error", progress: Progress | None = None
@@ -171,14 +195,15 @@ class Searcher:
             chunk = queries[start : start + BATCH]
             began = time.perf_counter()
             texts = [check_text(text, self.manifest.text) for _, text in chunk]
-            pixels = [prepare(decode(image), self.manifest.image) for image, _ in chunk]
-            timings = {"image": (time.perf_counter() - began) * 1e3}
-            descriptors, warnings = self._describe(pixels, texts, timings)
-            shared = {name: ms / len(chunk) for name, ms in timings.items()}
+            timings: dict[str, float] = {}
+            descriptors, warnings = self._describe([image for image, _ in chunk], texts, timings)
+            timings["total"] = (time.perf_counter() - began) * 1e3
+            each = {name: ms / len(chunk) for name, ms in timings.items()}
             for text, descriptor, warned in zip(texts, descriptors, warnings, strict=True):
                 searching = time.perf_counter()
                 matches, searched = self._archive.search(descriptor, int(k), weight, where, excluded)
-                spent = shared | {"search": (time.perf_counter() - searching) * 1e3}
+                search = (time.perf_counter() - searching) * 1e3
+                spent = each | {"search": search, "total": each["total"] + search}
                 results.append(
                     Results(
                         hits=tuple(_hit(rank, match) for rank, match in enumerate(matches, 1)),
@@ -187,20 +212,17 @@ class Searcher:
                         beta=weight,
                         searched=searched,
                         runtime=self.runtime,
+                        precision=self.precision,
                         model=self._model,
                         warnings=tuple(warned),
-                        timings_ms={
-                            name: round(ms, 3)
-                            for name, ms in (spent | {"total": sum(spent.values())}).items()
-                        },
+                        timings_ms={name: round(ms, 3) for name, ms in spent.items()},
                     )
                 )
         return results
 
     def describe(self, image: ImageSource, text: str | None = None) -> Vector:
         """Return the descriptor of a query, or without text of a case: float32 [D], six unit blocks."""
-        pixels = prepare(decode(image), self.manifest.image)
-        descriptors, _ = self._describe([pixels], [check_text(text, self.manifest.text)])
+        descriptors, _ = self._describe([image], [check_text(text, self.manifest.text)], {})
         row: Vector = descriptors[0]
         return row
 
@@ -224,44 +246,65 @@ class Searcher:
             records.append(record)
             pixels.append(prepare(picture, self.manifest.image))
         if records:
-            self._archive.write(records, self._describe(pixels, [""] * len(pixels))[0])
+            self._archive.write(records, self._engine.describe(np.stack(pixels), None))
             for record in records:
                 (report.replaced if record.case_id in there else report.added).append(record.case_id)
 
     def _describe(
-        self, pixels: Sequence[Pixels], texts: Sequence[str], timings: dict[str, float] | None = None
+        self, images: Sequence[ImageSource], texts: Sequence[str], timings: dict[str, float]
     ) -> tuple[Vector, list[list[str]]]:
-        """Return descriptors [B, D] and warnings; rows without text skip the composer."""
-        spent: dict[str, float] = defaultdict(float)
+        """Return descriptors [B, D] and warnings; what has no words is described by its image alone.
 
-        def run(graph: str, feeds: dict[str, Array], outputs: Sequence[str]) -> dict[str, Array]:
-            began = time.perf_counter()
-            values = self._engine.run(graph, feeds, outputs)
-            spent[graph] += (time.perf_counter() - began) * 1e3
-            return dict(zip(outputs, values, strict=True))
-
-        maps = run("visual_encoder", {"pixels": np.stack(pixels)}, LEVELS)
-        warnings: list[list[str]] = [[] for _ in texts]
+        The words are encoded in a thread of their own while the images are decoded and encoded. `timings`
+        gets milliseconds, which overlap: image, text, describe.
+        """
         worded = [n for n, text in enumerate(texts) if text]
+        alone = [n for n, text in enumerate(texts) if not text]
+        said: Future[tuple[Array, Array, list[list[str]]]] | None = None
         if worded:
-            ids, mask, warned = self._tokenize([texts[n] for n in worded])
-            words = run("text_encoder", {"input_ids": ids, "attention_mask": mask}, ["tokens"])
-            composed = run(
-                "composer",
-                {name: maps[name][worded] for name in LEVELS} | words | {"attention_mask": mask},
-                COMPOSED,
-            )
-            if len(worded) == len(texts):
-                maps = {name: composed[new] for name, new in zip(LEVELS, COMPOSED, strict=True)}
-            else:
-                for name, new in zip(LEVELS, COMPOSED, strict=True):
-                    maps[name][worded] = composed[new]
-            for n, w in zip(worded, warned, strict=True):
-                warnings[n] = w
-        descriptors = run("similarity_head", maps, ["descriptor"])["descriptor"]
-        if timings is not None:
-            timings.update(spent)
+            said = self._pool.submit(self._words, [texts[n] for n in worded], timings)
+        began = time.perf_counter()
+        pixels = np.stack([prepare(decode(image), self.manifest.image) for image in images])
+        decoded = time.perf_counter()
+        warnings: list[list[str]] = [[] for _ in texts]
+        descriptors = np.empty((len(texts), self.manifest.layout.length), np.float32)
+        if said is not None:
+            words = said.result
+            descriptors[worded] = self._engine.describe(pixels[worded], lambda: words()[:2])
+            for n, warned in zip(worded, words()[2], strict=True):
+                warnings[n] = warned
+        if alone:
+            descriptors[alone] = self._engine.describe(pixels[alone], None)
+        timings["image"] = (decoded - began) * 1e3
+        timings["describe"] = (time.perf_counter() - decoded) * 1e3
         return descriptors, warnings
+
+    def _words(self, texts: Sequence[str], timings: dict[str, float]) -> tuple[Array, Array, list[list[str]]]:
+        """Return tokens [B, n, d_T], attention_mask [B, n], warnings; words seen before are not encoded."""
+        began = time.perf_counter()
+        ids, mask, warnings = self._tokenize(texts)
+        # No longer than the words: what is masked adds nothing. In steps, so that few shapes occur.
+        lengths = [min(-(-int(n) // _STEP) * _STEP, ids.shape[1]) for n in mask.sum(axis=1)]
+        keys = [row[:n].tobytes() for row, n in zip(ids, lengths, strict=True)]
+        with self._lock:
+            known = {key: self._seen[key] for key in keys if key in self._seen}
+            for key in known:
+                self._seen.move_to_end(key)
+        if new := {key: i for i, key in enumerate(keys) if key not in known}:
+            rows, n = list(new.values()), max(lengths[i] for i in new.values())
+            encoded = self._engine.encode_text(ids[rows, :n], mask[rows, :n])
+            for (key, i), row in zip(new.items(), encoded, strict=True):
+                known[key] = row[: lengths[i]].copy()
+            with self._lock:
+                self._seen |= {key: known[key] for key in new}
+                while len(self._seen) > _TEXTS_KEPT:
+                    self._seen.popitem(last=False)
+        n = max(lengths)
+        tokens = np.zeros((len(texts), n, known[keys[0]].shape[1]), np.float32)
+        for row, key in zip(tokens, keys, strict=True):
+            row[: len(known[key])] = known[key]
+        timings["text"] = (time.perf_counter() - began) * 1e3
+        return tokens, mask[:, :n], warnings
 
 
 def _hit(rank: int, match: Match) -> Hit:

@@ -5,6 +5,7 @@ import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import onnx
 import torch
@@ -27,15 +28,19 @@ OUTPUTS = {
 
 @dataclass(frozen=True, slots=True)
 class GraphSpec:
-    """A module, an example batch by input name, and the contract's output names."""
+    """A module, an example batch by input name, the contract's output names, and the open axes."""
 
     module: nn.Module
     example: dict[str, Tensor]
     outputs: tuple[str, ...]
+    axes: dict[str, dict[int, Any]]
 
 
 def graph_specs(model: Skinret, tokens: int) -> dict[str, GraphSpec]:
-    """Return the four graphs of the contract with examples of batch 2; 1 would be taken as fixed."""
+    """Return the four graphs of the contract with examples of batch 2; 1 would be taken as fixed.
+
+    tokens : the most that a text has; the graphs take any number up to it.
+    """
     size, text_width = model.config.image_size, model.text_encoder.channels
     maps = {
         name: torch.zeros(2, *shape) for name, shape in zip(LEVELS, model.visual_encoder.shapes, strict=True)
@@ -47,12 +52,22 @@ def graph_specs(model: Skinret, tokens: int) -> dict[str, GraphSpec]:
         "composer": {**maps, "tokens": torch.zeros(2, tokens, text_width), "attention_mask": mask},
         "similarity_head": maps,
     }
-    return {name: GraphSpec(getattr(model, name), examples[name], OUTPUTS[name]) for name in GRAPHS}
+    batch = torch.export.Dim("batch", min=1, max=4096)
+    length = torch.export.Dim("tokens", min=1, max=tokens)
+    worded = {name: {0: batch, 1: length} for name in ("input_ids", "attention_mask", "tokens")}
+    return {
+        name: GraphSpec(
+            getattr(model, name),
+            examples[name],
+            OUTPUTS[name],
+            {n: worded.get(n, {0: batch}) for n in examples[name]},
+        )
+        for name in GRAPHS
+    }
 
 
 def write_graph(spec: GraphSpec, path: Path) -> None:
-    """Export a module with a dynamic batch to one file, without a trace of the machine."""
-    batch = torch.export.Dim("batch", min=1, max=4096)
+    """Export a module with its open axes to one file, without a trace of the machine."""
     for chatty in ("torch.onnx", "onnxscript"):  # what they fear is measured by parity afterwards
         logging.getLogger(chatty).setLevel(logging.ERROR)
     with warnings.catch_warnings():
@@ -67,7 +82,7 @@ def write_graph(spec: GraphSpec, path: Path) -> None:
                 external_data=False,
                 input_names=list(spec.example),
                 output_names=list(spec.outputs),
-                dynamic_shapes={name: {0: batch} for name in spec.example},
+                dynamic_shapes=spec.axes,
             )
         except torch.onnx.OnnxExporterError as error:
             raise ParityError(
@@ -94,10 +109,12 @@ def check_graph(path: Path, spec: GraphSpec) -> None:
         faults.append(str(error).splitlines()[0])
     if inputs != list(spec.example) or outputs != list(spec.outputs):
         faults.append(f"inputs {inputs} and outputs {outputs}")
+    dims = {v.name: v.type.tensor_type.shape.dim for v in (*graph.input, *graph.output)}
+    faults += [f"a fixed batch of {name}" for name, shape in dims.items() if not shape[0].dim_param]
     faults += [
-        f"a fixed batch of {v.name}"
-        for v in (*graph.input, *graph.output)
-        if not v.type.tensor_type.shape.dim[0].dim_param
+        f"a fixed length of {name}"
+        for name, shape in dims.items()
+        if name in ("input_ids", "attention_mask", "tokens") and not shape[1].dim_param
     ]
     domains = {n.domain for n in _nodes(graph)} | {o.domain for o in model.opset_import}
     if domains - {"", "ai.onnx"} or model.functions:

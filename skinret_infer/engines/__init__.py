@@ -1,47 +1,93 @@
-"""Runtimes: what runs the graphs of a bundle. One small file each; this one chooses."""
+"""Runtimes: what runs the graphs of a bundle. One small file each; this one chooses.
 
+"auto" takes the first of RUNTIMES that can run here, and of its precisions the fastest that has passed the
+gate on ranks (gate.py); fp32 needs no gate.
+"""
+
+import logging
 import os
-from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from pathlib import Path
 
-import numpy.typing as npt
-
+from .. import gate
 from ..bundle import Bundle
-from ..errors import InputError, RuntimeUnavailable
-from . import onnxruntime
+from ..errors import InputError, RuntimeUnavailable, SkinretError
+from . import onnxruntime, openvino, tensorrt
+from .base import Array, Engine, Say, Words
+from .cache import cache_folder
 
-Array = npt.NDArray[Any]
+__all__ = ["Array", "Engine", "Words", "available", "choose", "open_engine", "precisions", "usable_cpus"]
 
-RUNTIMES = ("onnxruntime-cpu", "onnxruntime-cuda", "openvino", "tensorrt", "tensorrt-rtx")
-
-
-class Engine(Protocol):
-    """The four graphs of a bundle, ready to run. Safe to call from several threads."""
-
-    name: str
-
-    def run(self, graph: str, feeds: Mapping[str, Array], outputs: Sequence[str]) -> list[Array]:
-        """Run one graph on arrays by name and return the outputs asked for."""
-        ...
+# The order of "auto": cards before CPUs; of two for the same, the one that was the faster when measured.
+RUNTIMES = ("tensorrt", "tensorrt-rtx", "onnxruntime-cuda", "openvino", "onnxruntime-cpu")
+PRECISIONS = ("fp32", "bf16", "fp16")
+_EXTRAS = {"onnxruntime-cpu": "cpu", "onnxruntime-cuda": "gpu"}
+_logger = logging.getLogger(__name__)
 
 
 def available() -> dict[str, str]:
-    """Return for each runtime "" if it can run here, or the reason why not."""
-    return {
-        name: onnxruntime.why_not() if name == "onnxruntime-cpu" else "not part of this version"
-        for name in RUNTIMES
-    }
+    """Return for each runtime, in the order of "auto", "" if it can run here, or the reason why not."""
+    return {name: why_not(name) for name in RUNTIMES}
 
 
-def open_engine(bundle: Bundle, runtime: str = "auto", threads: int | None = None) -> Engine:
-    """Open a bundle's graphs on a runtime; "auto" takes the first that works. Raises RuntimeUnavailable."""
-    if runtime != "auto" and runtime not in RUNTIMES:
-        raise InputError(
-            "the runtime is not known",
-            code="runtime-unknown",
-            expected=f"auto or one of {', '.join(RUNTIMES)}",
-            found=repr(runtime),
-        )
+def why_not(name: str) -> str:
+    """Return "" if a runtime can run here, or the reason why not."""
+    if name == "openvino":
+        return openvino.why_not()
+    return onnxruntime.why_not(name) if name.startswith("onnxruntime") else tensorrt.why_not(name)
+
+
+def precisions(name: str, bundle: Bundle) -> tuple[str, ...]:
+    """Return the precisions in which a runtime that can run here has a bundle's graphs, the fastest first."""
+    if name == "openvino":
+        return openvino.precisions()
+    return ("fp16", "fp32") if name != "onnxruntime-cpu" and bundle.has("fp16") else ("fp32",)
+
+
+def choose(
+    bundle: Bundle, runtime: str = "auto", precision: str = "auto", cache: Path | None = None
+) -> tuple[list[tuple[str, str]], dict[str, str]]:
+    """Return what may run, best first, and why the rest may not, by "runtime" or "runtime/precision".
+
+    Raises InputError for a name that is not known.
+    """
+    _known("runtime", runtime, RUNTIMES)
+    _known("precision", precision, PRECISIONS)
+    folder = cache or cache_folder()
+    may, refused = [], {}
+    for name in RUNTIMES if runtime == "auto" else (runtime,):
+        if reason := why_not(name):
+            refused[name] = reason
+            continue
+        has = precisions(name, bundle)
+        if precision != "auto" and precision not in has:
+            refused[f"{name}/{precision}"] = f"{name} has {', '.join(has)} here"
+        for p in has if precision == "auto" else {precision} & set(has):
+            if reason := gate.allowed(bundle, name, p, folder):
+                refused[f"{name}/{p}"] = reason
+            else:
+                may.append((name, p))
+    return may, refused
+
+
+def open_engine(
+    bundle: Bundle,
+    runtime: str = "auto",
+    threads: int | None = None,
+    *,
+    precision: str = "auto",
+    cache: str | Path | None = None,
+    say: Say = _logger.info,
+    gated: bool = True,
+) -> Engine:
+    """Open a bundle's graphs on a runtime in a precision. Raises RuntimeUnavailable, with the cure.
+
+    What is named is used or refused; only "auto" chooses. If what it chose does not open, it logs a warning
+    and takes the next.
+
+    cache : where built engines and gate records are kept; see `cache_folder`.
+    say : told when an engine is being built, which can take minutes the first time.
+    gated : False opens a precision that the gate has not passed. To measure with, never to search with.
+    """
     if threads is not None and (isinstance(threads, bool) or not isinstance(threads, int) or threads < 1):
         raise InputError(
             "threads cannot be used",
@@ -49,19 +95,67 @@ def open_engine(bundle: Bundle, runtime: str = "auto", threads: int | None = Non
             expected="None or an int of at least 1",
             found=repr(threads),
         )
-    reasons = available()
-    chosen = next((n for n in RUNTIMES if not reasons[n]), RUNTIMES[0]) if runtime == "auto" else runtime
-    if reasons[chosen]:
-        raise RuntimeUnavailable(
-            f"runtime {chosen} cannot run here",
-            code="runtime-unavailable",
-            found=reasons[chosen],
-            expected=f"one of: {', '.join(n for n in RUNTIMES if not reasons[n]) or 'none is installed'}",
-            cure='pip install "skinret-infer[cpu]"' if chosen == "onnxruntime-cpu" else 'use runtime="auto"',
-        )
-    return onnxruntime.OnnxRuntimeCpu(bundle, threads or usable_cpus())
+    folder = cache_folder(cache)
+    may, refused = choose(bundle, runtime, precision, folder)
+    if not gated:
+        may += [
+            (name, p) for name, _, p in (key.partition("/") for key in refused) if p in _has(name, bundle)
+        ]
+    last: SkinretError | None = None
+    for name, p in may:
+        try:
+            return _open(bundle, name, p, threads or usable_cpus(), folder, say)
+        except RuntimeUnavailable as error:
+            if runtime != "auto":
+                raise
+            _logger.warning("%s in %s is passed over: %s", name, p, error)
+            last = error
+    if last is not None:
+        raise last
+    asked = runtime if precision == "auto" else f"{runtime} in {precision}"
+    raise RuntimeUnavailable(
+        f"runtime {asked} cannot run here",
+        code="precision-refused" if any("/" in name for name in refused) else "runtime-unavailable",
+        expected=f"one of: {', '.join(n for n in RUNTIMES if not why_not(n)) or 'none is installed'}",
+        found="; ".join(reason if runtime == n else f"{n}: {reason}" for n, reason in refused.items()),
+        cure=_cure(runtime),
+    )
 
 
 def usable_cpus() -> int:
     """Return how many CPUs this process may use, by its affinity."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _open(bundle: Bundle, name: str, precision: str, threads: int, cache: Path, say: Say) -> Engine:
+    if name == "openvino":
+        return openvino.OpenVino(bundle, precision, threads, cache, say)
+    if name == "onnxruntime-cpu":
+        return onnxruntime.OnnxRuntimeCpu(bundle, threads)
+    if name == "onnxruntime-cuda":
+        return onnxruntime.OnnxRuntimeCuda(bundle, precision, threads)
+    return tensorrt.TensorRT(bundle, name, precision, cache=cache, say=say)
+
+
+def _has(name: str, bundle: Bundle) -> tuple[str, ...]:
+    return () if why_not(name) else precisions(name, bundle)
+
+
+def _cure(runtime: str) -> str:
+    if runtime == "auto":
+        return 'pip install "skinret-infer[openvino]" or "skinret-infer[cpu]"'
+    if why_not(runtime):
+        if runtime.startswith("tensorrt"):
+            return f'{tensorrt.cure(runtime)}; or use runtime="auto"'
+        return f'pip install "skinret-infer[{_EXTRAS.get(runtime, runtime)}]", or use runtime="auto"'
+    return 'measure it: `skinret gate BUNDLE CASES --runtime ... --precision ...`; or use precision="fp32"'
+
+
+def _known(what: str, name: str, names: tuple[str, ...]) -> None:
+    if name != "auto" and name not in names:
+        raise InputError(
+            f"the {what} is not known",
+            code=f"{what}-unknown",
+            expected=f"auto or one of {', '.join(names)}",
+            found=repr(name),
+        )

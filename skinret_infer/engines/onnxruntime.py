@@ -1,71 +1,50 @@
-"""ONNX Runtime on the CPU."""
+"""ONNX Runtime, on the CPU, where it says what is right, and on NVIDIA cards, where the maps stay there."""
 
-from __future__ import annotations
-
-import importlib.metadata
 import importlib.util
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy.typing as npt
-
 from ..bundle import GRAPHS, Bundle, check_contract
-from ..errors import BundleError, RuntimeUnavailable
+from ..descriptor import COMPOSED, LEVELS, Vector
+from ..errors import RuntimeUnavailable
+from .base import Array, HostEngine, Words, graph_error, version
 
-Array = npt.NDArray[Any]
-_PROVIDER = "CPUExecutionProvider"
+_PROVIDERS = {"onnxruntime-cpu": "CPUExecutionProvider", "onnxruntime-cuda": "CUDAExecutionProvider"}
+_CUDA_OPTIONS = {"use_tf32": "0"}  # fp32 is to be fp32; who wants speed takes a bundle's fp16 graphs
 
 
-def why_not() -> str:
-    """Return "" if ONNX Runtime can be imported here, or the reason why not."""
-    both = [d for d in ("onnxruntime", "onnxruntime-gpu") if _installed(d)]
-    if len(both) == 2:
-        return "onnxruntime and onnxruntime-gpu overwrite each other; uninstall both, then install one"
+def why_not(name: str) -> str:
+    """Return "" if the runtime can run here, or the reason why not."""
+    if version("onnxruntime") and version("onnxruntime-gpu"):
+        return (
+            "onnxruntime and onnxruntime-gpu are both installed and overwrite each other's files; "
+            "pip uninstall onnxruntime onnxruntime-gpu, then install one of them"
+        )
     if importlib.util.find_spec("onnxruntime") is None:
-        return "the package onnxruntime is not installed"
-    return ""
+        package = "onnxruntime" if name == "onnxruntime-cpu" else "onnxruntime-gpu"
+        return f"the package {package} is not installed"
+    try:
+        import onnxruntime as ort
+    except ImportError as error:
+        return f"the package onnxruntime cannot be imported: {error}"
+    if not hasattr(ort, "InferenceSession"):
+        return "the package onnxruntime lacks its files; uninstall onnxruntime and onnxruntime-gpu, then install one"
+    if _PROVIDERS[name] not in ort.get_available_providers():
+        return "the installed onnxruntime is the one for the CPU; onnxruntime-gpu takes its place"
+    return "" if name == "onnxruntime-cpu" else _cuda_fault(ort)
 
 
-class OnnxRuntimeCpu:
+class OnnxRuntimeCpu(HostEngine):
     """The four graphs as ONNX Runtime sessions on the CPU."""
 
     name = "onnxruntime-cpu"
+    precision = "fp32"
 
     def __init__(self, bundle: Bundle, threads: int) -> None:
-        import onnxruntime as ort
-
-        options = ort.SessionOptions()
-        options.intra_op_num_threads = threads
-        options.inter_op_num_threads = 1
-        options.log_severity_level = 3
-        # Each session has a pool of its own, and one graph runs at a time: no pool may spin in wait.
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        self._sessions: dict[str, Any] = {}
-        for graph in GRAPHS:
-            try:
-                session = ort.InferenceSession(str(bundle.graph(graph)), options, providers=[_PROVIDER])
-            except Exception as error:  # ONNX Runtime raises a family of its own, without a common base
-                raise BundleError(
-                    f"{bundle.graph(graph)} cannot be loaded",
-                    code="bundle-graph",
-                    expected="an ONNX graph of the manifest's opset",
-                    found=str(error),
-                    cure="upgrade onnxruntime, or export the bundle again",
-                ) from None
-            check_contract(
-                bundle,
-                graph,
-                {i.name: i.shape for i in session.get_inputs()},
-                {o.name: o.shape for o in session.get_outputs()},
-            )
-            if session.get_providers() != [_PROVIDER]:
-                raise RuntimeUnavailable(
-                    f"{graph} does not run where it should",
-                    code="runtime-provider",
-                    expected=_PROVIDER,
-                    found=", ".join(session.get_providers()),
-                )
-            self._sessions[graph] = session
+        self.facts: Mapping[str, Any] = {"onnxruntime": _version(), "threads": threads}
+        self._sessions = {
+            graph: _session(bundle, graph, self.name, self.precision, threads) for graph in GRAPHS
+        }
 
     def run(self, graph: str, feeds: Mapping[str, Array], outputs: Sequence[str]) -> list[Array]:
         """Run one graph on arrays by name and return the outputs asked for."""
@@ -73,9 +52,133 @@ class OnnxRuntimeCpu:
         return result
 
 
-def _installed(distribution: str) -> bool:
+class OnnxRuntimeCuda(HostEngine):
+    """The four graphs on an NVIDIA card; what one gives the next stays there.
+
+    device : where the maps are kept. Only a test says "cpu", to follow the same road without a card.
+    """
+
+    name = "onnxruntime-cuda"
+
+    def __init__(self, bundle: Bundle, precision: str, threads: int, device: str = "cuda") -> None:
+        self.precision = precision
+        self.facts: Mapping[str, Any] = {"onnxruntime": _version(), "device": device}
+        runtime = self.name if device == "cuda" else "onnxruntime-cpu"
+        self._device = device
+        self._sessions = {graph: _session(bundle, graph, runtime, precision, threads) for graph in GRAPHS}
+
+    def run(self, graph: str, feeds: Mapping[str, Array], outputs: Sequence[str]) -> list[Array]:
+        """Run one graph on arrays by name and return the outputs asked for."""
+        return [value.numpy() for value in self._bound(graph, feeds, outputs, "cpu")]
+
+    def describe(self, pixels: Array, words: Words | None) -> Vector:
+        """Return descriptors, float32 [B, D]; only they leave the card."""
+        maps = dict(
+            zip(LEVELS, self._bound("visual_encoder", {"pixels": pixels}, LEVELS, self._device), strict=True)
+        )
+        if words is not None:
+            tokens, mask = words()
+            feeds = {**maps, "tokens": tokens, "attention_mask": mask}
+            maps = dict(zip(LEVELS, self._bound("composer", feeds, COMPOSED, self._device), strict=True))
+        descriptor: Vector = self._bound("similarity_head", maps, ["descriptor"], "cpu")[0].numpy()
+        return descriptor
+
+    def _bound(self, graph: str, feeds: Mapping[str, Any], outputs: Sequence[str], device: str) -> list[Any]:
+        session = self._sessions[graph]
+        binding = session.io_binding()
+        try:
+            for name, value in feeds.items():
+                if hasattr(value, "device_name"):
+                    binding.bind_ortvalue_input(name, value)
+                else:
+                    binding.bind_cpu_input(name, value)
+            for name in outputs:
+                binding.bind_output(name, device)
+            session.run_with_iobinding(binding)
+        except Exception as error:  # ONNX Runtime raises a family of its own, without a common base
+            if not _out_of_memory(error):
+                raise
+            raise RuntimeUnavailable(
+                f"the graphics card has no memory left for {graph}",
+                code="gpu-memory",
+                expected="room for a batch of eight",
+                found=str(error).splitlines()[0][:300],
+                cure="free the card from other programs, or use a runtime of the CPU",
+            ) from None
+        return list(binding.get_outputs())
+
+
+def _session(bundle: Bundle, graph: str, runtime: str, precision: str, threads: int) -> Any:
+    import onnxruntime as ort
+
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.log_severity_level = 3
+    # Each session has a pool of its own: none may spin in wait while another computes.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    provider = _PROVIDERS[runtime]
+    providers: list[Any] = [provider]
+    if runtime == "onnxruntime-cuda":
+        providers = [(provider, _CUDA_OPTIONS), _PROVIDERS["onnxruntime-cpu"]]
     try:
-        importlib.metadata.version(distribution)
-    except importlib.metadata.PackageNotFoundError:
-        return False
-    return True
+        session = ort.InferenceSession(str(bundle.graph(graph, precision)), options, providers=providers)
+    except Exception as error:  # ONNX Runtime raises a family of its own, without a common base
+        if _out_of_memory(error):
+            raise RuntimeUnavailable(
+                f"the graphics card has no memory left for {graph}",
+                code="gpu-memory",
+                found=str(error).splitlines()[0][:300],
+                cure="free the card from other programs, or use a runtime of the CPU",
+            ) from None
+        raise graph_error(bundle, graph, precision, "onnxruntime", error) from None
+    check_contract(
+        bundle,
+        graph,
+        {i.name: i.shape for i in session.get_inputs()},
+        {o.name: o.shape for o in session.get_outputs()},
+    )
+    if session.get_providers()[0] != provider:
+        raise RuntimeUnavailable(
+            f"{graph} does not run where it should",
+            code="runtime-provider",
+            expected=provider,
+            found=", ".join(session.get_providers()),
+            cure="see what `skinret doctor` says of onnxruntime-cuda",
+        )
+    return session
+
+
+def _cuda_fault(ort: Any) -> str:
+    """Say why CUDA does not work, by running something on it: that it was compiled in says nothing."""
+    try:
+        ort.preload_dlls()
+        session = ort.InferenceSession(
+            _IDENTITY, providers=[("CUDAExecutionProvider", _CUDA_OPTIONS), "CPUExecutionProvider"]
+        )
+    except Exception as error:  # ONNX Runtime raises a family of its own, without a common base
+        return f"CUDA does not start: {str(error).splitlines()[0][:300]}"
+    if session.get_providers()[0] != "CUDAExecutionProvider":
+        return (
+            "CUDA does not start, and ONNX Runtime would run on the CPU: an NVIDIA driver, CUDA or cuDNN is "
+            'missing; pip install "skinret-infer[gpu]" brings the last two'
+        )
+    return ""
+
+
+def _out_of_memory(error: Exception) -> bool:
+    said = str(error).lower()
+    return (
+        "failed to allocate memory" in said or "out of memory" in said or "cudaerrormemoryallocation" in said
+    )
+
+
+def _version() -> str | None:
+    return version("onnxruntime-gpu") or version("onnxruntime")
+
+
+# y = Identity(x), float [1], opset 18: the smallest graph there is, as onnx.helper writes it.
+_IDENTITY = bytes.fromhex(
+    "08083a370a100a017812017922084964656e746974791201675a0f0a0178120a0a08080112040a020801620f0a"
+    "0179120a0a08080112040a02080142040a001012"
+)

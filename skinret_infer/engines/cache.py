@@ -1,0 +1,149 @@
+"""Built engines on disk. A file says what it was built from and for and proves its bytes, or is not used."""
+
+import contextlib
+import hashlib
+import json
+import os
+import sys
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from ..errors import RuntimeUnavailable
+from ..files import whole_file
+from .base import Say
+
+Key = Mapping[str, str]  # everything an engine depends on, by name
+_MAGIC = b"skinret engine 1\n"
+# What sets apart engines that are used side by side. In the rest of a key the newer takes the older's place.
+_PLACE = ("graph", "onnx", "runtime", "precision", "capability", "device", "platform")
+_building = threading.Lock()
+
+
+def cache_folder(folder: str | Path | None = None) -> Path:
+    """Return the cache: `folder`, else SKINRET_CACHE, else XDG_CACHE_HOME/skinret, else ~/.cache/skinret."""
+    if chosen := folder or os.environ.get("SKINRET_CACHE"):
+        return Path(chosen)
+    try:
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "skinret"
+    except RuntimeError as error:
+        raise RuntimeUnavailable(
+            "there is no folder to keep engines in",
+            code="engine-cache",
+            expected="a home folder",
+            found=str(error),
+            cure="set SKINRET_CACHE to a folder",
+        ) from None
+
+
+def engine_path(folder: Path, key: Key) -> Path:
+    """Return where the engine of a key stands; engines that differ only in version or driver share it."""
+    place = hashlib.sha256(json.dumps([key[name] for name in _PLACE]).encode()).hexdigest()
+    return (
+        folder / key["runtime"] / f"{key['graph']}-{key['precision']}-{key['capability']}-{place[:16]}.engine"
+    )
+
+
+def cached(
+    path: Path,
+    key: Key,
+    build: Callable[[], bytes],
+    *,
+    say: Say,
+    refused: str = "",
+    required: bool = False,
+) -> bytes | memoryview:
+    """Return the engine at `path` if it is whole and its key is `key`, else build it and keep it there.
+
+    Who finds another building the same one waits for it. Where nothing can be written the engine serves
+    this process alone and `say` tells: an answer is worth more than a file; with `required` it is an error.
+
+    refused : why the runtime would not take the engine that is there; it is then built again.
+    """
+    payload, fault = (None, refused) if refused else _read(path, key)
+    if payload is not None:
+        return payload
+    with _building, contextlib.ExitStack() as stack:
+        try:
+            path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            waited = stack.enter_context(_lock(path.with_suffix(".lock"), say))
+        except OSError as error:
+            _not_kept(path, error, say, required)
+            return build()
+        if waited or not refused:
+            payload, fault = _read(path, key)
+            if payload is not None:
+                return payload
+        if fault:
+            say(f"{path.name} {fault}; it is built again")
+        built = build()
+        try:
+            with whole_file(path) as temporary, temporary.open("wb") as file:
+                header = {"key": dict(key), "sha256": hashlib.sha256(built).hexdigest()}
+                file.write(_MAGIC + json.dumps(header).encode() + b"\n")
+                file.write(built)
+        except OSError as error:
+            _not_kept(path, error, say, required)
+        return built
+
+
+def _read(path: Path, key: Key) -> tuple[memoryview | None, str]:
+    """Return the payload, or None and what is wrong with the file; nothing, if there is none."""
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError:
+        return None, ""
+    except OSError as error:
+        return None, f"cannot be read ({error})"
+    end = data.find(b"\n", len(_MAGIC))
+    if not data.startswith(_MAGIC) or end < 0:
+        return None, "is not an engine of skinret"
+    try:
+        header: dict[str, Any] = json.loads(data[len(_MAGIC) : end])
+        said, sha256 = dict(header["key"]), header["sha256"]
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return None, "has a header that cannot be read"
+    if other := [f"{n} {said.get(n)}, not {v}" for n, v in key.items() if said.get(n) != v]:
+        return None, f"is of another kind ({'; '.join(other)})"
+    payload = memoryview(data)[end + 1 :]
+    if hashlib.sha256(payload).hexdigest() != sha256:
+        return None, "is cut short or damaged"
+    return payload, ""
+
+
+@contextlib.contextmanager
+def _lock(path: Path, say: Say) -> Iterator[bool]:
+    """Hold a lock between processes and give whether it had to be waited for.
+
+    Without flock, on Windows and some network drives, two may build at once; each then puts a whole file.
+    """
+    waited = False
+    with path.open("wb") as file:
+        if sys.platform != "win32":
+            import fcntl
+
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                waited = True
+                say(f"{path.stem} is being built by another process; waiting for it")
+                fcntl.flock(file, fcntl.LOCK_EX)
+            except OSError:
+                pass
+        yield waited
+
+
+def _not_kept(path: Path, error: OSError, say: Say, required: bool) -> None:
+    if required:
+        raise RuntimeUnavailable(
+            f"{path} cannot be written",
+            code="engine-cache",
+            expected="a folder that can be written",
+            found=str(error),
+            cure="give another cache folder, by option or as SKINRET_CACHE",
+        ) from None
+    say(
+        f"{path} cannot be written ({error}): the engine is not kept and every start builds it anew; "
+        "set SKINRET_CACHE to a folder that can be written"
+    )

@@ -1,0 +1,130 @@
+"""OpenVINO on the CPU: the fastest there, most of all where it computes in bf16 (AMX, AVX512-BF16)."""
+
+import importlib.util
+import platform
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ..bundle import GRAPHS, Bundle, check_contract
+from .base import Array, HostEngine, PerThread, Say, graph_error, version
+from .cache import cached, engine_path
+
+_HINTS = {"fp32": "f32", "bf16": "bf16"}
+
+
+def why_not() -> str:
+    """Return "" if OpenVINO can run here, or the reason why not."""
+    if importlib.util.find_spec("openvino") is None:
+        return "the package openvino is not installed"
+    try:
+        devices = _core().available_devices
+    except Exception as error:  # OpenVINO raises bare RuntimeErrors
+        return f"OpenVINO does not start: {error}"
+    return "" if "CPU" in devices else f"OpenVINO finds no CPU, only {', '.join(devices) or 'nothing'}"
+
+
+def precisions() -> tuple[str, ...]:
+    """Return what this CPU computes in, the fastest first."""
+    capabilities = _core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    return ("bf16", "fp32") if "BF16" in capabilities else ("fp32",)
+
+
+class OpenVino(HostEngine):
+    """The four graphs compiled by OpenVINO for the CPU, and kept so: the next start takes half the time.
+
+    In bf16 the weights are held in fp16: half the memory, and more digits than are then used.
+    """
+
+    name = "openvino"
+
+    def __init__(self, bundle: Bundle, precision: str, threads: int, cache: Path, say: Say) -> None:
+        core = _core()
+        self.precision = precision
+        device = core.get_property("CPU", "FULL_DEVICE_NAME").strip()
+        self.facts: Mapping[str, Any] = {"openvino": core_version(), "device": device, "threads": threads}
+        properties = {
+            "INFERENCE_PRECISION_HINT": _HINTS[precision],
+            "PERFORMANCE_HINT": "LATENCY",
+            "NUM_STREAMS": 1,
+            "INFERENCE_NUM_THREADS": threads,
+            "ENABLE_CPU_PINNING": False,  # several processes would pin themselves to the same cores
+        }
+        self._requests: dict[str, PerThread] = {}
+        for graph in GRAPHS:
+            onnx = bundle.graph(graph)
+            key = {
+                "graph": graph,
+                "onnx": bundle.manifest.files[onnx.name],
+                "precision": precision,
+                "runtime": self.name,
+                "version": core_version(),
+                "capability": "cpu",
+                "device": f"{device} {core.get_property('CPU', 'OPTIMIZATION_CAPABILITIES')}",
+                "platform": f"{sys.platform} {platform.machine()}",
+                "flags": str(properties),
+            }
+
+            def build(onnx: Path = onnx) -> bytes:
+                model = core.read_model(onnx)
+                if precision == "bf16":
+                    with tempfile.TemporaryDirectory() as folder:
+                        _openvino().save_model(model, f"{folder}/half.xml", compress_to_fp16=True)
+                        model = core.read_model(f"{folder}/half.xml")
+                        return bytes(core.compile_model(model, "CPU", properties).export_model().getvalue())
+                return bytes(core.compile_model(model, "CPU", properties).export_model().getvalue())
+
+            path = engine_path(cache, key)
+            try:
+                blob = bytes(cached(path, key, build, say=say))
+                try:
+                    compiled = core.import_model(blob, "CPU", properties)
+                except RuntimeError as error:
+                    refused = f"is refused by OpenVINO ({str(error).strip().splitlines()[-1]})"
+                    blob = bytes(cached(path, key, build, say=say, refused=refused))
+                    compiled = core.import_model(blob, "CPU", properties)
+            except RuntimeError as error:  # OpenVINO raises bare RuntimeErrors
+                raise graph_error(bundle, graph, "fp32", "openvino", error) from None
+            check_contract(bundle, graph, _shapes(compiled.inputs), _shapes(compiled.outputs))
+            self._requests[graph] = PerThread(compiled.create_infer_request)
+
+    def run(self, graph: str, feeds: Mapping[str, Array], outputs: Sequence[str]) -> list[Array]:
+        """Run one graph on arrays by name and return the outputs asked for."""
+        request = self._requests[graph].value
+        request.infer(dict(feeds), share_inputs=True)
+        return [request.get_tensor(name).data.copy() for name in outputs]
+
+    def close(self) -> None:
+        """Give back the compiled graphs."""
+        self._requests.clear()
+
+
+def core_version() -> str:
+    """Return OpenVINO's version with its build."""
+    return version("openvino") or "unknown"
+
+
+def _shapes(ports: Sequence[Any]) -> dict[str, list[int | None]]:
+    return {
+        port.any_name: [None if size.is_dynamic else size.get_length() for size in port.partial_shape]
+        for port in ports
+    }
+
+
+def _core() -> Any:
+    return _openvino().Core()
+
+
+def _openvino() -> Any:
+    """Import OpenVINO without its telemetry, which would write to the user's home and call out."""
+    if "openvino" not in sys.modules and "openvino_telemetry" not in sys.modules:
+        sys.modules["openvino_telemetry"] = None  # type: ignore[assignment]
+        try:
+            import openvino
+        finally:
+            del sys.modules["openvino_telemetry"]
+    import openvino
+
+    return openvino

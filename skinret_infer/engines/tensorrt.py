@@ -1,0 +1,620 @@
+"""TensorRT and TensorRT-RTX: one backend that takes the module, `tensorrt` or `tensorrt_rtx`.
+
+TensorRT refuses with None, False and a line in its log, never with an exception, and without a driver it
+crashes. So every answer is looked at, and a device is proved before the first of its objects is made.
+"""
+
+import collections
+import contextlib
+import functools
+import importlib
+import importlib.util
+import logging
+import math
+import platform
+import sys
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..bundle import GRAPHS, Bundle, check_contract, contract
+from ..descriptor import COMPOSED, LEVELS, Vector
+from ..errors import BundleError, InputError, RuntimeUnavailable
+from .base import Array, Say, Words
+from .cache import cache_folder, cached, engine_path
+
+MODULES = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
+BATCHES = ((1, 1, 1), (1, 8, 32))  # an optimization profile each: least, best and largest batch
+_MAX_BATCH = BATCHES[-1][-1]
+_OLDEST = (10, 12)  # tensorrt; what tensorrt_rtx numbers is another thing
+_FLAGS = "strongly typed, no TF32"  # fp32 is to be fp32; who wants speed takes a bundle's fp16 graphs
+_TYPES = {"FLOAT": np.dtype("float32"), "INT64": np.dtype("int64"), "UINT8": np.dtype("uint8")}
+_QUIET = 10.0  # seconds between two words of a build's progress
+_logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Target:
+    """The card an engine is for: TensorRT builds for the very card, TensorRT-RTX for a compute capability."""
+
+    capability: str  # "8.6"
+    device: str = "any"  # name and multiprocessors
+    driver: str = "any"
+
+
+def why_not(name: str) -> str:
+    """Return "" if the runtime can run here, or the reason why not. Touches no TensorRT without a device."""
+    if importlib.util.find_spec(MODULES[name]) is None:
+        return f"the package {MODULES[name]} is not installed"
+    try:
+        cuda = _cuda()
+    except ImportError as missing:
+        return f"the package cuda-bindings cannot be imported: {missing}"
+    error, count = cuda.cudaGetDeviceCount()
+    if error != cuda.cudaError_t.cudaSuccess or not count:
+        return f"there is no CUDA device: {cuda.cudaGetErrorString(error)[1].decode()}"
+    try:
+        trt, here = load(name), _first_device(cuda)
+    except RuntimeUnavailable as unavailable:
+        return str(unavailable)
+    # The head's products are of fp32, which TensorRT-RTX does not have for Turing, 7.5.
+    if name == "tensorrt-rtx" and here.capability not in _capabilities(trt).keys() - {"7.5"}:
+        return f"TensorRT-RTX does not build for {here.device}, of compute capability {here.capability}"
+    return ""
+
+
+def cure(name: str) -> str:
+    """Return what makes the runtime work here."""
+    return f'pip install "skinret-infer[{name}]", and an NVIDIA driver with which nvidia-smi shows the card'
+
+
+def load(name: str) -> Any:
+    """Import the runtime's module and check its version. Raises RuntimeUnavailable."""
+    found = ""
+    try:
+        trt = importlib.import_module(MODULES[name])
+        version = tuple(int(part) for part in trt.__version__.split(".")[:2])
+        if name == "tensorrt" and version < _OLDEST:
+            found = f"version {trt.__version__}"
+    except Exception as error:  # what a half-installed package raises is its own affair
+        found = f"{type(error).__name__}: {error}"
+    if found:
+        raise RuntimeUnavailable(
+            f"the package {MODULES[name]} cannot be used",
+            code="runtime-unavailable",
+            expected="tensorrt {}.{} or newer, or tensorrt_rtx".format(*_OLDEST),
+            found=found,
+            cure=cure(name),
+        )
+    return trt
+
+
+def target_here(name: str) -> Target:
+    """Return what engines must be built for to run here. Raises RuntimeUnavailable if none can."""
+    if reason := why_not(name):
+        raise RuntimeUnavailable(
+            f"runtime {name} cannot run here", code="runtime-unavailable", found=reason, cure=cure(name)
+        )
+    return _first_device(_cuda())
+
+
+def load_or_build(
+    name: str,
+    trt: Any,
+    bundle: Bundle,
+    graph: str,
+    precision: str,
+    target: Target,
+    *,
+    cache: Path,
+    say: Say,
+    refused: str = "",
+    required: bool = False,
+) -> tuple[Path, bytes | memoryview]:
+    """Return where a graph's engine is kept and the engine, built first unless a good one is there.
+
+    refused, required : as in `cached`.
+    """
+    onnx = bundle.graph(graph, precision)
+    if onnx.name not in bundle.manifest.files:
+        raise BundleError(
+            f"{bundle.path} has no {precision} graphs",
+            code="bundle-precision",
+            expected=onnx.name,
+            cure=f"export it again with {precision}, or ask for fp32",
+        )
+    if name == "tensorrt-rtx":  # it compiles for the card and the driver when it runs
+        target = Target(capability=target.capability)
+    key = {
+        "graph": graph,
+        "onnx": bundle.manifest.files[onnx.name],
+        "precision": precision,
+        "runtime": name,
+        "version": trt.__version__,
+        "capability": target.capability,
+        "device": target.device,
+        "driver": target.driver,
+        "platform": f"{sys.platform} {platform.machine()}",
+        "profiles": f"batches {BATCHES}, tokens 1 to {bundle.manifest.text.length}",
+        "flags": _FLAGS,
+    }
+    path = engine_path(cache, key)
+
+    def built() -> bytes:
+        say(f"{graph}: building an engine of {precision} for compute capability {target.capability}")
+        start = time.monotonic()
+        capabilities = [target.capability] if name == "tensorrt-rtx" else []
+        engine = build(
+            trt,
+            onnx.read_bytes(),
+            tokens=bundle.manifest.text.length,
+            capabilities=capabilities,
+            what=graph,
+            say=say,
+        )
+        say(f"{graph}: built in {time.monotonic() - start:.0f} s")
+        return engine
+
+    return path, cached(path, key, built, say=say, refused=refused, required=required)
+
+
+def build(
+    trt: Any,
+    model: bytes,
+    *,
+    tokens: int,
+    capabilities: Sequence[str] = (),
+    what: str = "the graph",
+    say: Say = lambda _: None,
+) -> bytes:
+    """Build an engine of an ONNX model, with a profile for single queries and one for batches.
+
+    tokens : the largest length of the token axis, where the model leaves it open.
+    capabilities : compute capabilities to build for, by tensorrt_rtx alone, which then needs no device;
+        none builds for the first device, which must have been proved to be there.
+
+    Raises RuntimeUnavailable with TensorRT's own words if it cannot parse or build the model.
+    """
+    log = _log(trt)
+    log.errors.clear()
+    builder = _made(trt.Builder(log), log, "a builder")
+    # TensorRT 11 and RTX know no other kind of network; 10.x must be told.
+    typed = getattr(trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED", None)
+    network = _made(builder.create_network(0 if typed is None else 1 << int(typed)), log, "a network")
+    parser = _made(trt.OnnxParser(network, log), log, "a parser")
+    if not parser.parse(model):
+        raise RuntimeUnavailable(
+            f"{trt.__name__} cannot read {what}",
+            code="engine-parse",
+            expected="operators and types that its ONNX parser knows",
+            found="; ".join(str(parser.get_error(i)) for i in range(min(parser.num_errors, 3))) or log.last,
+            cure="use another runtime, or export the bundle again",
+        )
+    config = _made(builder.create_builder_config(), log, "a configuration")
+    config.clear_flag(trt.BuilderFlag.TF32)
+    monitor = _monitor(trt, what, say)
+    config.progress_monitor = monitor
+    if capabilities:
+        known = _capabilities(trt)
+        if unknown := [c for c in capabilities if c not in known]:
+            raise RuntimeUnavailable(
+                f"{trt.__name__} does not build for compute capability {', '.join(unknown)}",
+                code="engine-capability",
+                expected=f"any of {', '.join(known)}",
+            )
+        config.num_compute_capabilities = len(capabilities)
+        for index, capability in enumerate(capabilities):
+            done = config.set_compute_capability(known[capability], index)
+            _must(done, log, f"compute capability {capability}")
+    for batch in BATCHES:
+        profile = _made(builder.create_optimization_profile(), log, "a profile")
+        for i in range(network.num_inputs):
+            tensor = network.get_input(i)
+            shape = tuple(tensor.shape)[1:]
+            least, most = (tuple(n if d < 0 else d for d in shape) for n in (1, tokens))
+            profile.set_shape(
+                tensor.name, *((b, *s) for b, s in zip(batch, (least, most, most), strict=True))
+            )
+        _must(config.add_optimization_profile(profile) >= 0, log, f"a profile of batch {batch}")
+    engine = builder.build_serialized_network(network, config)
+    if monitor.stopped is not None:
+        raise monitor.stopped
+    return bytes(memoryview(_made(engine, log, f"to build {what}")))
+
+
+class TensorRT:
+    """The four graphs of a bundle as TensorRT engines on the first CUDA device.
+
+    Each thread that is inside has a stream, execution contexts and device memory to itself; they are kept
+    for the next one.
+    """
+
+    def __init__(
+        self,
+        bundle: Bundle,
+        name: str,
+        precision: str = "fp32",
+        *,
+        cache: str | Path | None = None,
+        say: Say = lambda _: None,
+    ) -> None:
+        """Load the engines from the cache, building those that are not there; `say` is told of it.
+
+        Raises RuntimeUnavailable if there is no device or an engine cannot be had.
+        """
+        self.name, self.precision = name, precision
+        target = target_here(name)  # before the first object of TensorRT
+        self._cuda, self._trt = _cuda(), load(name)
+        self._log = _log(self._trt)
+        self.facts: Mapping[str, Any] = {
+            MODULES[name]: self._trt.__version__,
+            "device": target.device,
+            "compute_capability": target.capability,
+            "driver": target.driver,
+        }
+        folder = cache_folder(cache)
+        runtime = _made(self._trt.Runtime(self._log), self._log, "a runtime")
+        self._compiled: Any = None  # by TensorRT-RTX for this card, for all contexts, which it outlives
+        self._graphs = {graph: self._load(runtime, bundle, graph, target, folder, say) for graph in GRAPHS}
+        # The text encoder runs beside the rest, so it has lanes of its own: a lane keeps all it has run.
+        self._idle: dict[bool, list[_Lane]] = {True: [], False: []}
+        self._open, self._lock = True, threading.Lock()
+
+    def run(self, graph: str, feeds: Mapping[str, Array], outputs: Sequence[str]) -> list[Array]:
+        """Run one graph on arrays by name and return the outputs asked for; any batch."""
+        parts: list[list[Array]] = []
+        with self._lane(graph == "text_encoder") as lane:
+            for part in _parts(len(next(iter(feeds.values())))):
+                for name, array in feeds.items():
+                    lane.put(name, array[part])
+                lane.enqueue(graph)
+                parts.append([lane.get(name) for name in outputs])
+        return [np.concatenate(arrays) for arrays in zip(*parts, strict=True)]
+
+    def encode_text(self, ids: Array, mask: Array) -> Array:
+        """Return the token vectors, float32 [B, n, d_T], of ids and mask, int64 [B, n]."""
+        return self.run("text_encoder", {"input_ids": ids, "attention_mask": mask}, ["tokens"])[0]
+
+    def describe(self, pixels: Array, words: Words | None) -> Vector:
+        """Return the descriptors, float32 [B, D], of pixels, uint8 [B, H, W, 3]; the maps stay on the device.
+
+        words : gives tokens [B, n, d_T] and mask [B, n] to compose with; called once the device is at work
+            on the first images.
+        """
+        said: tuple[Array, Array] | None = None
+        descriptors = []
+        with self._lane(False) as lane:
+            for part in _parts(len(pixels)):
+                lane.put("pixels", pixels[part])
+                lane.enqueue("visual_encoder")
+                if words is None:
+                    lane.enqueue("similarity_head")
+                else:
+                    said = said or words()
+                    lane.put("tokens", said[0][part])
+                    lane.put("attention_mask", said[1][part])
+                    lane.enqueue("composer")
+                    lane.enqueue("similarity_head", dict(zip(LEVELS, COMPOSED, strict=True)))
+                descriptors.append(lane.get("descriptor"))
+        return np.concatenate(descriptors)
+
+    def close(self) -> None:
+        """Give the device memory back; a thread that is inside finishes, and then gives its own."""
+        with self._lock:
+            self._open = False
+            lanes = [lane for kind in self._idle.values() for lane in kind]
+            self._idle = {True: [], False: []}
+            self._graphs = {}
+        for lane in lanes:
+            lane.close()
+
+    def _load(
+        self, runtime: Any, bundle: Bundle, graph: str, target: Target, folder: Path, say: Say
+    ) -> "_Graph":
+        refused = ""
+        for _ in range(2):
+            payload = load_or_build(
+                self.name, self._trt, bundle, graph, self.precision, target,
+                cache=folder, say=say, refused=refused,
+            )[1]  # fmt: skip
+            self._log.errors.clear()
+            engine = runtime.deserialize_cuda_engine(payload)
+            if engine is not None or _out_of_memory(self._log.last):
+                break
+            refused = f"is refused by {self._trt.__name__} ({self._log.last})"
+        _made(engine, self._log, f"to load the engine of {graph}, which was built here")
+        said = contract(bundle.manifest)[graph]
+        shapes: tuple[dict[str, Any], dict[str, Any]] = ({}, {})
+        types: tuple[dict[str, Any], dict[str, Any]] = ({}, {})
+        for i in range(engine.num_io_tensors):
+            tensor = engine.get_tensor_name(i)
+            out = engine.get_tensor_mode(tensor).name == "OUTPUT"
+            shapes[out][tensor] = tuple(d if d >= 0 else None for d in engine.get_tensor_shape(tensor))
+            types[out][tensor] = _TYPES.get(engine.get_tensor_dtype(tensor).name)
+            if types[out][tensor] is None:
+                raise BundleError(
+                    f"{graph} has a tensor of another type",
+                    code="bundle-graph",
+                    expected=", ".join(map(str, _TYPES.values())),
+                    found=f"{tensor}: {engine.get_tensor_dtype(tensor)}",
+                    cure="export the bundle again",
+                )
+        # An engine has its tensors in an order of its own.
+        ordered = ({n: s[n] for n in (*c, *s) if n in s} for c, s in zip(said, shapes, strict=True))
+        check_contract(bundle, graph, *ordered)
+        scratch = [engine.get_device_memory_size_for_profile_v2(i) for i in range(len(BATCHES))]
+        how = self._trt.ExecutionContextAllocationStrategy.USER_MANAGED
+        if self.name == "tensorrt-rtx":
+            config = _made(engine.create_runtime_config(), self._log, "a runtime configuration")
+            config.set_execution_context_allocation_strategy(how)
+            self._compiled = self._compiled or _made(
+                config.create_runtime_cache(), self._log, "a kernel cache"
+            )
+            _must(config.set_runtime_cache(self._compiled), self._log, "a shared kernel cache")
+            how = config
+        return _Graph(engine, how, *types, scratch)
+
+    @contextlib.contextmanager
+    def _lane(self, text: bool) -> Iterator["_Lane"]:
+        with self._lock:
+            if not self._open:
+                raise RuntimeUnavailable("the engine is closed", code="engine-closed", cure="open it again")
+            lane = self._idle[text].pop() if self._idle[text] else None
+            graphs = self._graphs
+        lane = lane or _Lane(self._cuda, self._log, graphs)
+        try:
+            yield lane
+        except BaseException:  # it may be half way: another thread is not to go on from there
+            lane.close()
+            raise
+        with self._lock:
+            if self._open:
+                self._idle[text].append(lane)
+                return
+        lane.close()
+
+
+@dataclass(frozen=True, slots=True)
+class _Graph:
+    """An engine, how to make its contexts, what goes in and out, and the scratch bytes of each profile."""
+
+    engine: Any
+    how: Any
+    inputs: Mapping[str, np.dtype[Any]]
+    outputs: Mapping[str, np.dtype[Any]]
+    scratch: Sequence[int]
+
+
+class _Lane:
+    """A stream with its execution contexts and device memory, for one thread at a time.
+
+    Memory goes by the name of the tensor: what one graph leaves, the next one finds.
+    """
+
+    def __init__(self, cuda: Any, log: Any, graphs: Mapping[str, _Graph]) -> None:
+        self._cuda, self._log, self._graphs = cuda, log, graphs
+        self._contexts: dict[tuple[str, int], Any] = {}
+        self._memory: dict[str, tuple[int, int]] = {}  # address and size in bytes
+        self._tensors: dict[str, tuple[tuple[int, ...], np.dtype[Any]]] = {}
+        self._sent: list[Array] = []  # alive until the stream has been waited for
+        self._stream = int(_call(cuda, "cudaStreamCreateWithFlags", cuda.cudaStreamNonBlocking))
+
+    def put(self, name: str, array: Array) -> None:
+        """Copy an array to the device."""
+        array = np.ascontiguousarray(array)
+        self._sent.append(array)
+        address = self._reserve(name, array.shape, array.dtype)
+        kind = self._cuda.cudaMemcpyKind.cudaMemcpyHostToDevice
+        _call(self._cuda, "cudaMemcpyAsync", address, array.ctypes.data, array.nbytes, kind, self._stream)
+
+    def enqueue(self, name: str, sources: Mapping[str, str] | None = None) -> None:
+        """Run a graph on what is on the device and leave its outputs there.
+
+        sources : the tensor to take for an input, where that is not the one of its name.
+        """
+        graph, log = self._graphs[name], self._log
+        inputs = {tensor: (sources or {}).get(tensor, tensor) for tensor in graph.inputs}
+        profile = int(self._tensors[next(iter(inputs.values()))][0][0] > 1)
+        log.errors.clear()
+        context = self._context(name, profile)
+        for tensor, source in inputs.items():
+            shape, dtype = self._tensors[source]
+            if dtype != graph.inputs[tensor]:
+                raise InputError(
+                    f"{name} cannot take {source}",
+                    code="feed-type",
+                    expected=str(graph.inputs[tensor]),
+                    found=str(dtype),
+                )
+            _must(context.set_input_shape(tensor, shape), log, f"{source} of {shape} in {name}")
+            _must(context.set_tensor_address(tensor, self._memory[source][0]), log, f"{source} in {name}")
+        _must(not context.infer_shapes(), log, f"the shapes in {name}")
+        for tensor, dtype in graph.outputs.items():
+            address = self._reserve(tensor, tuple(context.get_tensor_shape(tensor)), dtype)
+            _must(context.set_tensor_address(tensor, address), log, f"{tensor} of {name}")
+        _must(context.execute_async_v3(self._stream), log, f"to run {name}")
+
+    def get(self, name: str) -> Array:
+        """Wait for a tensor and return it."""
+        shape, dtype = self._tensors[name]
+        array = np.empty(shape, dtype)
+        kind, source = self._cuda.cudaMemcpyKind.cudaMemcpyDeviceToHost, self._memory[name][0]
+        _call(self._cuda, "cudaMemcpyAsync", array.ctypes.data, source, array.nbytes, kind, self._stream)
+        _call(self._cuda, "cudaStreamSynchronize", self._stream)
+        self._sent.clear()
+        return array
+
+    def close(self) -> None:
+        """Give everything back. No error is raised: the one that led here is the one to tell."""
+        self._cuda.cudaStreamSynchronize(self._stream)
+        self._contexts.clear()
+        for address, _ in self._memory.values():
+            self._cuda.cudaFree(address)
+        self._memory.clear()
+        self._cuda.cudaStreamDestroy(self._stream)
+
+    def _context(self, name: str, profile: int) -> Any:
+        """Return the context of a graph's profile, with the scratch memory of the lane."""
+        graph, new = self._graphs[name], (name, profile) not in self._contexts
+        if new:
+            context = _made(
+                graph.engine.create_execution_context(graph.how), self._log, f"a context of {name}"
+            )
+        else:
+            context = self._contexts[name, profile]
+        size = graph.scratch[profile]  # one block for all graphs, which a stream runs one after another
+        context.set_device_memory(self._allocate("", size), size)
+        if new:
+            done = context.set_optimization_profile_async(profile, self._stream)
+            _must(done, self._log, f"profile {profile} of {name}")
+            self._contexts[name, profile] = context
+        return context
+
+    def _reserve(self, name: str, shape: tuple[int, ...], dtype: np.dtype[Any]) -> int:
+        self._tensors[name] = (shape, dtype)
+        return self._allocate(name, math.prod(shape) * dtype.itemsize)
+
+    def _allocate(self, name: str, size: int) -> int:
+        """Return the address of at least `size` bytes; when it grows, what was there is gone."""
+        address, had = self._memory.get(name, (0, 0))
+        if not address or had < size:
+            if address:
+                _call(self._cuda, "cudaStreamSynchronize", self._stream)  # it may still be in use
+                del self._memory[name]
+                _call(self._cuda, "cudaFree", address)
+            address = int(_call(self._cuda, "cudaMalloc", max(size, 1)))
+            self._memory[name] = (address, size)
+        return address
+
+
+def _parts(size: int) -> Iterator[slice]:
+    return (slice(start, start + _MAX_BATCH) for start in range(0, size, _MAX_BATCH))
+
+
+def _cuda() -> Any:
+    return importlib.import_module("cuda.bindings.runtime")
+
+
+def _first_device(cuda: Any) -> Target:
+    attribute = cuda.cudaDeviceAttr
+    major, minor, processors = (
+        _call(cuda, "cudaDeviceGetAttribute", which, 0)
+        for which in (
+            attribute.cudaDevAttrComputeCapabilityMajor,
+            attribute.cudaDevAttrComputeCapabilityMinor,
+            attribute.cudaDevAttrMultiProcessorCount,
+        )
+    )
+    name = _call(cuda, "cudaGetDeviceProperties", 0).name.decode().rstrip("\0")
+    driver = _call(cuda, "cudaDriverGetVersion")
+    return Target(
+        capability=f"{major}.{minor}",
+        device=f"{name}, {processors} multiprocessors",
+        driver=f"CUDA {driver // 1000}.{driver % 1000 // 10}",
+    )
+
+
+def _call(cuda: Any, function: str, *arguments: Any) -> Any:
+    """Call CUDA and return what it gives. Raises RuntimeUnavailable unless it succeeds."""
+    error, *values = getattr(cuda, function)(*arguments)
+    if error == cuda.cudaError_t.cudaSuccess:
+        return values[0] if values else None
+    found = cuda.cudaGetErrorString(error)[1].decode()
+    if error == cuda.cudaError_t.cudaErrorMemoryAllocation:
+        what = f"{arguments[0] / 2**20:.1f} MiB" if function == "cudaMalloc" else function
+        raise _memory_error(what, found)
+    raise RuntimeUnavailable(
+        f"{function} failed",
+        code="gpu-failed",
+        found=found,
+        cure="see what nvidia-smi and the system's log say, and start the process again",
+    )
+
+
+def _memory_error(what: str, found: str) -> RuntimeUnavailable:
+    return RuntimeUnavailable(
+        f"the GPU has no memory for {what}",
+        code="gpu-memory",
+        found=found,
+        cure="end what else runs on the card, ask for fewer images at once, or use another runtime",
+    )
+
+
+def _out_of_memory(message: str) -> bool:
+    return "outofmemory" in message.lower().replace(" ", "").replace("_", "")
+
+
+def _capabilities(trt: Any) -> dict[str, Any]:
+    """Return TensorRT-RTX's values by compute capability, such as "8.6"."""
+    members = trt.ComputeCapability.__members__.items()
+    return {f"{name[2:-1]}.{name[-1]}": value for name, value in members if name.startswith("SM")}
+
+
+def _made(thing: Any, log: Any, what: str) -> Any:
+    """Return what TensorRT has made. Raises RuntimeUnavailable if that is nothing."""
+    _must(thing is not None, log, what)
+    return thing
+
+
+def _must(done: bool, log: Any, what: str) -> None:
+    if done:
+        return
+    if _out_of_memory(log.last):
+        raise _memory_error(what, log.last)
+    raise RuntimeUnavailable(
+        f"TensorRT refuses {what}", code="engine-failed", found=log.last, cure="use another runtime"
+    )
+
+
+@functools.cache
+def _log(trt: Any) -> Any:
+    """Return TensorRT's log: it must outlive every object, and there is but one in a process."""
+
+    class Log(trt.ILogger):  # type: ignore[misc]
+        def __init__(self) -> None:
+            super().__init__()
+            self.errors: collections.deque[str] = collections.deque(maxlen=4)
+
+        @property
+        def last(self) -> str:
+            return "; ".join(self.errors) or "no word of why"
+
+        def log(self, severity: Any, message: str) -> None:
+            if severity <= trt.ILogger.ERROR:
+                self.errors.append(message)
+            _logger.debug("%s: %s", severity.name, message)
+
+    return Log()
+
+
+def _monitor(trt: Any, what: str, say: Say) -> Any:
+    """Return a monitor that says every ten seconds how a build goes on, and stops it at Ctrl-C."""
+
+    class Monitor(trt.IProgressMonitor):  # type: ignore[misc]
+        def __init__(self) -> None:
+            super().__init__()
+            self.stopped: BaseException | None = None
+            self.start = self.said = time.monotonic()
+
+        def phase_start(self, phase: str, parent: str | None, steps: int) -> None:
+            pass
+
+        def phase_finish(self, phase: str) -> None:
+            pass
+
+        def step_complete(self, phase: str, step: int) -> bool:
+            try:
+                now = time.monotonic()
+                if now - self.said > _QUIET:
+                    self.said = now
+                    say(f"{what}: {phase.lower()}, {now - self.start:.0f} s so far")
+            except BaseException as error:  # nothing may be raised through TensorRT
+                self.stopped = error
+            return self.stopped is None
+
+    return Monitor()
