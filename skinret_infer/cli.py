@@ -11,8 +11,10 @@ from typing import Any, ParamSpec, TypeVar
 
 import click
 
-from . import __version__, doctor, evaluate
+from . import __version__, doctor, evaluate, gate
+from .bundle import Bundle
 from .cases import read_cases, read_ids
+from .engines import RUNTIMES, cache_folder, open_engine
 from .errors import InputError, SkinretError
 from .figure import draw_results
 from .searcher import Searcher
@@ -83,10 +85,16 @@ _runtime = click.option(
     "--runtime",
     default="auto",
     show_default=True,
-    help="auto, onnxruntime-cpu ...; one by name is used or refused.",
+    help=f"auto or {', '.join(RUNTIMES)}; one by name is used or refused.",
 )
 _threads = click.option(
     "--threads", type=click.IntRange(1), help="For the runtime.  [default: the CPUs this process may use]"
+)
+_precision = click.option(
+    "--precision",
+    default="auto",
+    show_default=True,
+    help="auto, fp32, bf16, fp16; below fp32 only what the gate on ranks has passed.",
 )
 _json = click.option("--json", "as_json", is_flag=True, help="Print JSON on stdout.")
 _beta = click.option(
@@ -105,6 +113,7 @@ _beta = click.option(
 )
 @click.option("--skip", "duplicate", flag_value="skip", help="Leave a case that is there with other facts.")
 @_runtime
+@_precision
 @_threads
 @_json
 @report_errors
@@ -116,6 +125,7 @@ def index(
     ids: Path | None,
     duplicate: str | None,
     runtime: str,
+    precision: str,
     threads: int | None,
     as_json: bool,
 ) -> None:
@@ -133,7 +143,7 @@ def index(
         chosen = [case for case in chosen if case.case_id in wanted]
         _check_ids(wanted, {case.case_id for case in chosen}, cases)
     with (
-        Searcher(bundle, archive, runtime=runtime, threads=threads) as searcher,
+        Searcher(bundle, archive, runtime=runtime, precision=precision, threads=threads) as searcher,
         _progress("indexing", len(chosen)) as bar,
     ):
         report = searcher.add(
@@ -175,6 +185,7 @@ def index(
 @click.option("--images", type=_PATH, default=Path(), help="Folder of the archive's images, for --picture.")
 @_beta
 @_runtime
+@_precision
 @_threads
 @_json
 @report_errors
@@ -190,11 +201,12 @@ def query(
     images: Path,
     beta: float | None,
     runtime: str,
+    precision: str,
     threads: int | None,
     as_json: bool,
 ) -> None:
     """Show the most similar cases of ARCHIVE for an image and a few words."""
-    with Searcher(bundle, archive, runtime=runtime, threads=threads) as searcher:
+    with Searcher(bundle, archive, runtime=runtime, precision=precision, threads=threads) as searcher:
         results = searcher.query(image, text, k=k, where=_filters(where), exclude=exclude, beta=beta)
     if picture:
         draw_results([(image, results)], images, picture)
@@ -210,6 +222,7 @@ def query(
 @click.option("--ids", type=_PATH, help="Query only with the case ids in this file, one a line.")
 @_beta
 @_runtime
+@_precision
 @_threads
 @_json
 @report_errors
@@ -221,6 +234,7 @@ def evaluate_command(
     ids: Path | None,
     beta: float | None,
     runtime: str,
+    precision: str,
     threads: int | None,
     as_json: bool,
 ) -> None:
@@ -233,13 +247,58 @@ def evaluate_command(
     chosen = [case for case in table.cases if case.case_id in wanted]
     _check_ids(wanted, {case.case_id for case in chosen}, cases)
     with (
-        Searcher(bundle, archive, runtime=runtime, threads=threads) as searcher,
+        Searcher(bundle, archive, runtime=runtime, precision=precision, threads=threads) as searcher,
         _progress("queries", len(chosen)) as bar,
     ):
         report = evaluate.evaluate(
             searcher, chosen, beta=beta, progress=lambda done, _: bar.update(done - bar.pos)
         )
     click.echo(json.dumps(report, indent=2) if as_json else evaluate.table(report))
+
+
+@main.command("gate", short_help="Measure whether a lower precision keeps the ranks.")
+@click.argument("bundle", type=_PATH)
+@click.argument("cases", type=_PATH)
+@click.option("--images", type=_PATH, help="Folder of the images.  [default: the folder of CASES]")
+@click.option("--ids", type=_PATH, help="Ask only with the case ids in this file, one a line.")
+@click.option("--runtime", required=True, help=f"One of {', '.join(RUNTIMES)}.")
+@click.option("--precision", required=True, help="bf16 or fp16.")
+@_threads
+@_json
+@report_errors
+def gate_command(
+    bundle: Path,
+    cases: Path,
+    images: Path | None,
+    ids: Path | None,
+    runtime: str,
+    precision: str,
+    threads: int | None,
+    as_json: bool,
+) -> None:
+    """Ask RUNTIME in PRECISION and ONNX Runtime in fp32 with the same cases, and compare what they find.
+
+    At least 200 cases with words are needed. The verdict is kept in the cache folder for this bundle; a
+    precision that passed is used from then on by "auto". Exit code 3 if it is refused.
+    """
+    loaded, table = Bundle.load(bundle), read_cases(cases, images)
+    chosen = table.cases
+    if ids:
+        wanted = read_ids(ids)
+        chosen = [case for case in chosen if case.case_id in wanted]
+        _check_ids(wanted, {case.case_id for case in chosen}, cases)
+    asked = gate.questions(loaded.manifest, loaded.tokenizer(), chosen, f"cases of {cases.name}")
+    reference = open_engine(loaded, "onnxruntime-cpu", threads, precision="fp32")
+    candidate = open_engine(loaded, runtime, threads, precision=precision, gated=False)
+    with _progress("queries", 2 * len(asked)) as bar:
+        record = gate.measure(
+            loaded, reference, candidate, asked, progress=lambda done, _: bar.update(done - bar.pos)
+        )
+    path = gate.keep_record(loaded, record, cache_folder())
+    click.echo(f"the record is {path}", err=True)
+    click.echo(json.dumps(record, indent=2) if as_json else gate.describe(record))
+    if not record["passed"]:
+        sys.exit(3)
 
 
 @main.command("doctor", short_help="Say what runs here, and what ails a bundle.")

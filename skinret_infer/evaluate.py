@@ -54,6 +54,7 @@ def evaluate(
         "archive": size,
         "beta": searcher.manifest.beta if beta is None else beta,
         "runtime": searcher.runtime,
+        "precision": searcher.precision,
         "model": f"{searcher.manifest.model} {searcher.manifest.version}",
         **{kind: retrieval_metrics(found, groups) for kind, found in relevance.items()},
     }
@@ -63,7 +64,8 @@ def table(report: dict[str, Any]) -> str:
     """Return the report as lines for a person."""
     names = ["mAP", *(f"Acc@{k}" for k in ACC_AT)]
     lines = [
-        f"{report['queries']} queries, archive of {report['archive']} cases, {report['runtime']}",
+        f"{report['queries']} queries, archive of {report['archive']} cases, "
+        f"{report['runtime']} in {report['precision']}",
         " " * 22 + "".join(f"{n:>8}" for n in names),
     ]
     for kind in KINDS:

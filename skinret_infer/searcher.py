@@ -12,11 +12,12 @@ from typing import Any, Self
 
 import numpy as np
 
+from . import gate
 from .archive import Archive, Match, Record
 from .bundle import Bundle
 from .cases import Case
 from .descriptor import LEVELS, Vector, check_beta
-from .engines import Array, open_engine
+from .engines import Array, Engine, cache_folder, open_engine
 from .errors import ArchiveError, InputError, SkinretError
 from .image import ImageSource, Pixels, decode, digest, prepare
 from .results import Hit, Results
@@ -52,6 +53,7 @@ class Searcher:
     archive : the path of the archive; the first `add` makes it.
     runtime : "auto", or one by name, which is then used or refused, never exchanged.
     precision : "auto" takes the fastest that the gate on ranks has passed for this bundle; or one by name.
+        Cases are added in fp32 unless the gate has passed it for archives too.
     threads : for the runtime; None takes as many as the process may use.
     cache : a folder for what a runtime builds; None takes SKINRET_CACHE or the user's cache folder.
 
@@ -73,7 +75,9 @@ class Searcher:
         self._tokenize = TextEncoderInput(self._bundle.tokenizer(), manifest.text)
         self._model = f"{manifest.model} {manifest.version}"
         self._archive = Archive(archive, manifest.fingerprint, manifest.layout, self._model)
-        self._engine = open_engine(self._bundle, runtime, threads, precision=precision, cache=cache)
+        self._opening: Mapping[str, Any] = {"threads": threads, "cache": cache}
+        self._engine = open_engine(self._bundle, runtime, precision=precision, **self._opening)
+        self._writing: Engine | None = None
         self._pool = ThreadPoolExecutor(_WORKERS, "skinret-words")
         self._seen: OrderedDict[bytes, Array] = OrderedDict()  # token ids -> tokens [n, d_T]
         self._lock = threading.Lock()
@@ -107,6 +111,8 @@ class Searcher:
         self._pool.shutdown()
         self._archive.close()
         self._engine.close()
+        if self._writing not in (None, self._engine):
+            self._writing.close()
 
     def warmup(self) -> None:
         """Run every graph once, so that the first query is as fast as the next."""
@@ -246,9 +252,21 @@ class Searcher:
             records.append(record)
             pixels.append(prepare(picture, self.manifest.image))
         if records:
-            self._archive.write(records, self._engine.describe(np.stack(pixels), None))
+            self._archive.write(records, self._writer().describe(np.stack(pixels), None))
             for record in records:
                 (report.replaced if record.case_id in there else report.added).append(record.case_id)
+
+    def _writer(self) -> Engine:
+        """Return the engine that describes cases: the queries' own if it may write an archive, or fp32."""
+        with self._lock:
+            if self._writing is None:
+                name, precision = self._engine.name, self._engine.precision
+                folder = cache_folder(self._opening["cache"])
+                if gate.allowed(self._bundle, name, precision, folder, to_write=True):
+                    self._writing = open_engine(self._bundle, name, precision="fp32", **self._opening)
+                else:
+                    self._writing = self._engine
+            return self._writing
 
     def _describe(
         self, images: Sequence[ImageSource], texts: Sequence[str], timings: dict[str, float]

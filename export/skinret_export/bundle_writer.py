@@ -3,14 +3,18 @@
 import dataclasses
 import importlib.metadata
 import json
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 
-from skinret_infer.bundle import FILES, GRAPHS, SCHEMA, Bundle, Level, Manifest, file_sha256
-from skinret_infer.engines import open_engine
+from skinret_infer import gate
+from skinret_infer.bundle import GRAPHS, SCHEMA, Bundle, Level, Manifest, file_sha256, graph_file
+from skinret_infer.cases import Case
+from skinret_infer.engines import available, open_engine, precisions
 from skinret_infer.errors import InputError, ParityError
 from skinret_infer.files import whole_file, whole_folder
 from skinret_infer.image import decode, prepare
@@ -21,6 +25,8 @@ from skinret_training.synthetic import random_lesions
 
 from .graphs import OPSET, check_graph, graph_specs, write_graph
 from .parity import Probe, judge, measure
+from .portable import check_portable
+from .precision import write_fp16
 
 MIN_IMAGES = 64
 _PACKAGES = ("torch", "transformers", "onnx", "onnxscript", "onnxruntime", "numpy")
@@ -31,12 +37,18 @@ def export_bundle(
     out: str | Path,
     *,
     images: str | Path | None = None,
+    cases: Sequence[Case] = (),
+    fp16: bool = False,
+    gates: bool = True,
     overwrite: bool = False,
     say: Callable[[str], None] = lambda _: None,
 ) -> Bundle:
     """Export a checkpoint to a bundle folder and prove it against PyTorch.
 
     images : a folder of at least 64 images to prove it on; None draws them.
+    cases : at least 200 with words, on which lower precisions are measured (gate.py); none draws them.
+    fp16 : also write the graphs in fp16, for graphics cards; half as much again on the disk.
+    gates : measure the lower precisions of the runtimes that are installed here.
     say : told of each step.
 
     Raises ParityError if any graph is not what the contract says or disagrees with PyTorch; the report is
@@ -59,6 +71,11 @@ def export_bundle(
                 write_graph(spec, folder / f"{name}.onnx")
                 check_graph(folder / f"{name}.onnx", spec)
             (folder / "tokenizer.json").write_text(loaded.tokenizer, "utf-8")
+            if fp16:
+                say("fp16")
+                write_fp16(folder)
+                for name in GRAPHS:
+                    check_portable(onnx.load(folder / graph_file(name, "fp16")), graph_file(name, "fp16"))
             manifest = _manifest(loaded, model, file_sha256(checkpoint))
             say(f"parity on {len(probe.pixels)} {probe.source}")
             report = measure(model, open_engine(Bundle(folder, manifest), "onnxruntime-cpu"), probe)
@@ -70,11 +87,52 @@ def export_bundle(
                 temporary.write_text(json.dumps(strict, indent=2) + "\n", "utf-8")
             error.add_note(f"The report is {report_path}; no bundle was written.")
             raise
-        hashes = {name: file_sha256(folder / name) for name in FILES}
+        hashes = {file.name: file_sha256(file) for file in sorted(folder.iterdir())}
         manifest = dataclasses.replace(manifest, files=hashes, parity=report | {"passed": True})
+        if gates:
+            asked = _gate_questions(loaded, manifest, cases)
+            measured = measure_precisions(Bundle(folder, manifest), asked, say)
+            manifest = dataclasses.replace(manifest, gates=measured)
         (folder / "manifest.json").write_text(manifest.to_json(), "utf-8")
     report_path.unlink(missing_ok=True)
     return Bundle.load(out)
+
+
+def measure_precisions(
+    bundle: Bundle, asked: gate.Questions, say: Callable[[str], None] = lambda _: None
+) -> dict[str, Any]:
+    """Put every lower precision that runs here through the gate on ranks, but for TensorRT's.
+
+    Returns the records by "runtime/precision". One that fails is no fault of the bundle: it is refused
+    wherever the bundle goes.
+    """
+    records = {}
+    runs = [name for name, reason in available().items() if not reason and not name.startswith("tensorrt")]
+    with tempfile.TemporaryDirectory() as cache:
+        reference = open_engine(bundle, "onnxruntime-cpu", precision="fp32")
+        for name in runs:
+            for precision in precisions(name, bundle):
+                if precision != "fp32":
+                    say(f"ranks of {name} in {precision} on {len(asked)} {asked.source}")
+                    engine = open_engine(bundle, name, precision=precision, cache=cache, gated=False)
+                    record = gate.measure(bundle, reference, engine, asked)
+                    engine.close()
+                    records[f"{name}/{precision}"] = record
+                    say(gate.describe(record))
+    return records
+
+
+def _gate_questions(checkpoint: Checkpoint, manifest: Manifest, cases: Sequence[Case]) -> gate.Questions:
+    if cases:
+        return gate.questions(manifest, checkpoint.tokenizer, cases, "cases of the given table")
+    size = checkpoint.image.size
+    drawn = [
+        Case(str(n), picture, attributes=row)
+        for n, (row, picture) in enumerate(
+            random_lesions(gate.MIN_QUERIES, seed=20261122, size=(3 * size // 2, size))
+        )
+    ]
+    return gate.questions(manifest, checkpoint.tokenizer, drawn, "drawn images")
 
 
 def make_probe(checkpoint: Checkpoint, images: str | Path | None, count: int = MIN_IMAGES) -> Probe:

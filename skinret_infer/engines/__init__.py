@@ -12,10 +12,13 @@ from .. import gate
 from ..bundle import Bundle
 from ..errors import InputError, RuntimeUnavailable, SkinretError
 from . import onnxruntime, openvino, tensorrt
-from .base import Array, Engine, Say, Words
+from .base import Array, Engine, Say
 from .cache import cache_folder
 
-__all__ = ["Array", "Engine", "Words", "available", "choose", "open_engine", "precisions", "usable_cpus"]
+__all__ = [
+    "PRECISIONS", "RUNTIMES", "Array", "Engine", "available", "cache_folder", "choose", "open_engine",
+    "precisions", "usable_cpus", "why_not",
+]  # fmt: skip
 
 # The order of "auto": cards before CPUs; of two for the same, the one that was the faster when measured.
 RUNTIMES = ("tensorrt", "tensorrt-rtx", "onnxruntime-cuda", "openvino", "onnxruntime-cpu")

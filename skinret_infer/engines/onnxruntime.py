@@ -28,7 +28,7 @@ def why_not(name: str) -> str:
     except ImportError as error:
         return f"the package onnxruntime cannot be imported: {error}"
     if not hasattr(ort, "InferenceSession"):
-        return "the package onnxruntime lacks its files; uninstall onnxruntime and onnxruntime-gpu, then install one"
+        return "onnxruntime lacks its files; uninstall onnxruntime and onnxruntime-gpu, then install one"
     if _PROVIDERS[name] not in ort.get_available_providers():
         return "the installed onnxruntime is the one for the CPU; onnxruntime-gpu takes its place"
     return "" if name == "onnxruntime-cpu" else _cuda_fault(ort)
