@@ -1,18 +1,108 @@
-"""Benchmarks print what they measure; ratios are to PyTorch in the same run."""
+"""What the benchmarks stand on: a bundle, every runtime that runs here, PyTorch beside them, and a report."""
 
-import sys
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from material import Material, checklists, draw, findings, full_size, rows, write_archive
+from peer import PyTorch, load_modules
+from report import Report
 
-sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
+from skinret_infer import gate
+from skinret_infer.bundle import Bundle
+from skinret_infer.engines import Engine, available, open_engine, precisions, usable_cpus
+from skinret_infer.text import TextEncoderInput
+
+_REPORT = pytest.StashKey[Report]()
 
 
-@pytest.fixture(scope="session", autouse=True)
-def threads() -> int:
-    """Both sides use the CPUs that this process may use."""
-    from skinret_infer.engines import usable_cpus
+def pytest_addoption(parser: pytest.Parser) -> None:
+    group = parser.getgroup("skinret")
+    group.addoption("--bundle", type=Path, help="Measure this bundle.  [default: full size, random weights]")
+    group.addoption("--checkpoint", type=Path, help="With --bundle: the ckpt.pt that it was exported from.")
+    group.addoption("--out", type=Path, default=Path("build/benchmarks"), help="Folder of the report.")
 
-    torch.set_num_threads(usable_cpus())
-    return usable_cpus()
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    report = config.stash.get(_REPORT, None)
+    if report and report.rows:
+        terminalreporter.section("beside PyTorch")
+        terminalreporter.write_line(report.text())
+        for path in report.write(config.getoption("--out")):
+            terminalreporter.write_line(f"written: {path}")
+
+
+@pytest.fixture(scope="session")
+def report(request: pytest.FixtureRequest) -> Report:
+    made = Report(threads=usable_cpus())
+    request.config.stash[_REPORT] = made
+    return made
+
+
+@pytest.fixture(scope="session")
+def material(request: pytest.FixtureRequest, report: Report) -> Iterator[Material]:
+    torch.set_num_threads(report.threads)
+    path, checkpoint = (request.config.getoption(name) for name in ("--bundle", "--checkpoint"))
+    random = path is None
+    if path is None:
+        path, checkpoint = full_size(request.config.cache.mkdir("skinret") / "full-size")
+        report.note(
+            "Random weights: they change no speed, but have no ranks that lower precision could keep, so the "
+            "gate on ranks is not asked here. With a real bundle it decides what may run."
+        )
+    bundle = Bundle.load(path)
+    report.bundle = f"{bundle.manifest.model} {bundle.manifest.version}"
+    table = rows()
+    full = checklists(table)
+    lengths = TextEncoderInput(bundle.tokenizer(), bundle.manifest.text)(full)[1].sum(axis=1)
+    usual = [text for text, n in zip(full, lengths, strict=True) if 48 < n < 64]
+    with tempfile.TemporaryDirectory() as folder:
+        root = Path(folder)
+        np.save(root / "matrix.npy", write_archive(root / "cases.skinret", bundle))
+        yield Material(
+            bundle=bundle, checkpoint=checkpoint, random=random, images=draw(root / "images"),
+            full=usual if len(usual) >= 60 else full, short=findings(table), archive=root / "cases.skinret",
+            matrix=root / "matrix.npy", cache=root / "engines", threads=report.threads,
+        )  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def pairs(material: Material, report: Report) -> list[tuple[str, str]]:
+    """Each runtime and precision that runs here; why others do not, and what the gate refuses, is noted."""
+    found = []
+    for name, reason in available().items():
+        if reason:
+            report.note(f"Not here: {name}, {reason}.")
+            continue
+        for precision in precisions(name, material.bundle):
+            found.append((name, precision))
+            refused = gate.allowed(material.bundle, name, precision, material.cache)
+            if refused and not material.random:
+                report.refuse(f"{name} {precision}", refused)
+    return found
+
+
+@pytest.fixture(scope="session")
+def engines(material: Material, pairs: list[tuple[str, str]]) -> Iterator[dict[str, Engine]]:
+    """Every runtime in every precision, by label."""
+    opened = {
+        f"{name} {p}": open_engine(
+            material.bundle, name, material.threads, precision=p, cache=material.cache, gated=False
+        )
+        for name, p in pairs
+    }
+    yield opened
+    for engine in opened.values():
+        engine.close()
+
+
+@pytest.fixture(scope="session")
+def peers(material: Material, report: Report) -> dict[str, PyTorch]:
+    """PyTorch in its ways, by label; none without a checkpoint."""
+    if material.checkpoint is None:
+        report.note("Without --checkpoint there is no PyTorch to stand beside: ratios are to the first fp32.")
+        return {}
+    return load_modules(material.checkpoint, np.load(material.matrix))

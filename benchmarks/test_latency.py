@@ -1,61 +1,310 @@
-"""A composed query, graph by graph, at full size (Swin-T, BERT-base, random weights) beside PyTorch eager.
+"""How fast, how soon, in how much memory: every runtime that is installed, beside PyTorch in the same run.
 
-.venv/bin/python -m pytest benchmarks/test_latency.py -s
+    python -m pytest benchmarks                                    # a full-size bundle with random weights
+    python -m pytest benchmarks --bundle DIR --checkpoint ckpt.pt  # a real one
+
+Nothing here asks for speed; every answer is held against PyTorch's. The table comes at the end, and as
+Markdown, JSON and a picture in --out.
 """
 
-import statistics
+import json
+import signal
+import subprocess
+import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
-import torch
+from material import Material
+from peer import PyTorch
+from report import Report
 
-from skinret_export.graphs import OUTPUTS, GraphSpec, graph_specs, write_graph
-from skinret_infer.bundle import GRAPHS, Bundle
-from skinret_infer.engines import open_engine
-from skinret_training.model import ModelConfig, Skinret
+from skinret_infer import Case, Searcher
+from skinret_infer.descriptor import COMPOSED, LEVELS, weigh
+from skinret_infer.engines import Engine
+from skinret_infer.image import decode, prepare
+from skinret_infer.text import TextEncoderInput
 
-ROUNDS = 7
+COMPILING = 100.0  # seconds that torch.compile has in all
+Run = Callable[[int], object]  # of a round
 
-
-def milliseconds(run: Callable[[], object]) -> float:
-    run()
-    times = []
-    for _ in range(ROUNDS):
-        began = time.perf_counter()
-        run()
-        times.append((time.perf_counter() - began) * 1e3)
-    return statistics.median(times)
+pytestmark = pytest.mark.filterwarnings("ignore")
 
 
-@pytest.fixture(scope="module")
-def graphs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, GraphSpec]]:
-    torch.manual_seed(0)
-    swin = {"model_type": "swin", "out_features": ["stage2", "stage3", "stage4"]}
-    specs = graph_specs(
-        Skinret(ModelConfig(vision=swin, text={"model_type": "bert"}, map_side=28)), tokens=64
+def take_turns(
+    contestants: Mapping[str, Run], seconds: float, rounds: tuple[int, int] = (5, 25)
+) -> dict[str, list[float]]:
+    """Time every contestant once a round, in ms, so that a drift of the machine hits all alike.
+
+    rounds : at least, whatever they take, and at most.
+    """
+    for run in contestants.values():
+        run(0)
+    samples: dict[str, list[float]] = {name: [] for name in contestants}
+    end = time.monotonic() + seconds
+    for n in range(1, rounds[1] + 1):
+        if n > rounds[0] and time.monotonic() > end:
+            break
+        for name, run in contestants.items():
+            time.sleep(0.01)  # until the threads of the one before have gone to sleep
+            began = time.perf_counter()
+            run(n)
+            samples[name].append((time.perf_counter() - began) * 1e3)
+    return samples
+
+
+@pytest.fixture(scope="session")
+def beside(peers: dict[str, PyTorch], report: Report) -> "Beside":
+    return Beside(peers, report)
+
+
+class Beside:
+    """PyTorch's ways as contestants. torch.compile is tried before the clock runs."""
+
+    def __init__(self, peers: dict[str, PyTorch], report: Report) -> None:
+        self._peers, self._report, self._left, self._fault = peers, report, COMPILING, ""
+
+    def runs(self, make: Callable[[str, PyTorch], Run]) -> dict[str, Run]:
+        """Return what `make` makes of each of PyTorch's ways that works."""
+        runs = {name: make(name, peer) for name, peer in self._peers.items()}
+        if "torch.compile" in runs and not self._compiles(runs["torch.compile"]):
+            del runs["torch.compile"]
+        return runs
+
+    def missing(self) -> dict[str, str]:
+        """Return why torch.compile is not among the runs, if it is not."""
+        return {"torch.compile": self._fault} if self._fault else {}
+
+    def _compiles(self, run: Run) -> bool:
+        if self._fault:
+            return False
+
+        def late(*_: object) -> None:
+            raise TimeoutError(f"it took more than {COMPILING:.0f} s in all")
+
+        began, before = time.monotonic(), signal.signal(signal.SIGALRM, late)
+        signal.setitimer(signal.ITIMER_REAL, max(self._left, 0.01))
+        try:
+            for n in range(3):  # other words, another length
+                run(n)
+        except Exception as error:
+            late_now = "took more than" in str(error)
+            self._fault = "too long" if late_now else "failed"
+            self._report.note(f"torch.compile {self._fault}: {str(error).strip().splitlines()[0][:200]}.")
+        finally:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            signal.signal(signal.SIGALRM, before)
+            self._left -= time.monotonic() - began
+        return not self._fault
+
+
+# -- cold start and memory, before this process holds much --
+
+
+def test_cold_start_and_memory(material: Material, pairs: list[tuple[str, str]], report: Report) -> None:
+    asked = {
+        "image": str(material.images[0]), "texts": material.full[:20], "threads": material.threads,
+        "bundle": str(material.bundle.path), "archive": str(material.archive), "cache": str(material.cache),
+        "checkpoint": str(material.checkpoint), "matrix": str(material.matrix),
+    }  # fmt: skip
+    ways = {f"{name} {p}": (name, p) for name, p in pairs}
+    first = {label: start(asked, *way, queries=1) for label, way in ways.items()}
+    if material.checkpoint:
+        ways["PyTorch eager"] = ("pytorch", "fp32")
+        start(asked, *ways["PyTorch eager"], queries=1)
+    starts: dict[str, list[dict[str, float]]] = {label: [] for label in ways}
+    for n in range(3):
+        for label, way in ways.items():
+            starts[label].append(start(asked, *way, queries=20 if n == 2 else 1))
+
+    def row(section: str, name: str, key: str, last: int = 3, **options: Any) -> None:
+        samples = {label: [s[key] for s in each][-last:] for label, each in starts.items()}
+        report.add(section, name, "s" if last == 3 else "MB", samples, **options)
+
+    cold = "Cold start: a new process, its files in the page cache, to its first answer"
+    row(cold, "importing", "importing", drawn=False)
+    row(cold, "loading", "loading", drawn=False)
+    row(cold, "first answer", "answer", drawn=False)
+    row(cold, "in all", "cold", goal=2.5, absolute=True, label="cold start")
+    builds = {label: [it["cold"]] for label, it in first.items()}
+    report.add(cold, "the very first, which builds", "s", builds, drawn=False)
+    memory = "Memory of a serving process, after 20 queries"
+    row(memory, "resident", "resident", last=1, goal=1200, absolute=True, label="memory of a serving process")
+    row(memory, "of that, mapped files", "files", last=1, drawn=False)
+    row(memory, "at its peak", "peak", last=1, drawn=False)
+    assert all(s["hits"] == 10 for each in starts.values() for s in each)
+
+
+def start(asked: dict[str, Any], runtime: str, precision: str, queries: int) -> dict[str, float]:
+    """Start a process, ask it, and return what it says."""
+    script = Path(__file__).with_name("cold_start.py")
+    given = {**asked, "runtime": runtime, "precision": precision, "texts": asked["texts"][:queries]}
+    command = [sys.executable, script, json.dumps({**given, "began": time.time()})]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    said: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
+    return said
+
+
+# -- each graph --
+
+
+@pytest.mark.parametrize(
+    ("graph", "batch", "tokens", "goal"),
+    [
+        ("visual_encoder", 1, 0, 0.28),
+        ("visual_encoder", 8, 0, 0.38),
+        ("text_encoder", 1, 32, 0.50),
+        ("text_encoder", 8, 32, None),
+        ("text_encoder", 1, 64, 0.50),
+        ("text_encoder", 8, 64, None),
+        ("composer", 1, 64, None),
+        ("composer", 8, 64, None),
+        ("similarity_head", 1, 0, None),
+        ("similarity_head", 8, 0, None),
+    ],
+)
+def test_each_graph(
+    graph: str, batch: int, tokens: int, goal: float | None, feeds: "Feeds", engines: dict[str, Engine],
+    beside: Beside, report: Report,
+) -> None:  # fmt: skip
+    given, outputs = feeds(graph, batch, tokens)
+    answers: dict[str, list[np.ndarray]] = {}
+
+    def ask(name: str, run: Callable[..., list[np.ndarray]]) -> Run:
+        def once(_: int) -> None:
+            answers[name] = run(graph, given, outputs)[: len(outputs)]
+
+        return once
+
+    runs = beside.runs(lambda name, peer: ask(name, peer.run))
+    runs |= {name: ask(name, engine.run) for name, engine in engines.items()}
+    samples = take_turns(runs, seconds=6) | beside.missing()
+    name = f"{graph.replace('_', ' ')}, batch {batch}" + (f", {tokens} tokens" if tokens else "")
+    report.add("Each graph", name, "ms", samples, goal=goal, drawn=graph != "similarity_head")
+    truth = answers.get("PyTorch eager", next(iter(answers.values())))
+    for name, found in answers.items():
+        for ours, right in zip(found, truth, strict=True):
+            agree(name, ours.reshape(batch, -1), right.reshape(batch, -1))
+
+
+def agree(name: str, found: np.ndarray, truth: np.ndarray) -> None:
+    """Check that each answer [B, n] points where PyTorch's does, and nowhere more than there."""
+    lengths = np.linalg.norm(found, axis=1), np.linalg.norm(truth, axis=1)
+    cosine = found @ truth.T / np.outer(*lengths)
+    assert np.diag(cosine).min() >= 0.99, f"{name}: cosine with PyTorch {np.diag(cosine).min():.4f}"
+    assert (cosine.argmax(axis=1) == np.arange(len(found))).all(), f"{name}: nearer to another's answer"
+
+
+Feeds = Callable[[str, int, int], tuple[dict[str, np.ndarray], tuple[str, ...]]]
+
+
+@pytest.fixture(scope="session")
+def feeds(material: Material, engines: dict[str, Engine]) -> Feeds:
+    """Return what a graph is fed, and which outputs serve: pictures, tokens of words, real maps."""
+    recipe, text = material.bundle.manifest.image, material.bundle.manifest.text
+    pixels = np.stack([prepare(decode(path), recipe) for path in material.images[::4]])
+    known = np.unique(TextEncoderInput(material.bundle.tokenizer(), text)(material.full)[0])
+    ids = np.random.default_rng(6).choice(known, (8, text.length))
+    engine = next(engine for name, engine in engines.items() if name.endswith("fp32"))
+    mask = np.ones_like(ids)
+    given = dict(zip(LEVELS, engine.run("visual_encoder", {"pixels": pixels}, LEVELS), strict=True))
+    given |= {"pixels": pixels, "tokens": engine.encode_text(ids, mask)}
+
+    def make(graph: str, batch: int, tokens: int) -> tuple[dict[str, np.ndarray], tuple[str, ...]]:
+        words = {"input_ids": ids[:, :tokens], "attention_mask": mask[:, :tokens]}
+        maps = {level: given[level] for level in LEVELS}
+        fed, outputs = {
+            "visual_encoder": ({"pixels": pixels}, LEVELS),
+            "text_encoder": (words, ("tokens",)),
+            "composer": ({**maps, "tokens": given["tokens"], "attention_mask": mask}, COMPOSED),
+            "similarity_head": (maps, ("descriptor",)),
+        }[graph]
+        return {name: np.ascontiguousarray(array[:batch]) for name, array in fed.items()}, tuple(outputs)
+
+    return make
+
+
+# -- the whole road --
+
+
+@pytest.fixture(scope="session")
+def searchers(material: Material, engines: dict[str, Engine]) -> Iterator[dict[str, Searcher]]:
+    opened = open_searchers(material, engines, lambda _: material.archive)
+    yield opened
+    for searcher in opened.values():
+        searcher.close()
+
+
+def open_searchers(
+    material: Material, engines: dict[str, Engine], archive: Callable[[str], Path]
+) -> dict[str, Searcher]:
+    """Open a searcher on each engine that is open already, whatever the gate says."""
+    opened = {}
+    with pytest.MonkeyPatch.context() as patch:
+        for name, engine in engines.items():
+            patch.setattr("skinret_infer.searcher.open_engine", lambda *_, e=engine, **__: e)
+            opened[name] = Searcher(material.bundle.path, archive(name))
+    return opened
+
+
+@pytest.mark.parametrize("words", ["new, whole checklist", "new, three findings", "seen before"])
+def test_a_composed_query_end_to_end(
+    words: str, material: Material, searchers: dict[str, Searcher], beside: Beside, report: Report
+) -> None:
+    texts = {"new, whole checklist": material.full, "new, three findings": material.short}.get(
+        words, material.full[:1]
     )
-    folder = tmp_path_factory.mktemp("full")
-    for name, spec in specs.items():
-        write_graph(spec, folder / f"{name}.onnx")
-    return folder, specs
+
+    def ask(query: Callable[[Path, str], object]) -> Run:
+        return lambda n: query(material.images[n % len(material.images)], texts[n % len(texts)])
+
+    runs = beside.runs(lambda _, peer: ask(peer.query))
+    runs |= {name: ask(searcher.query) for name, searcher in searchers.items()}
+    samples = take_turns(runs, seconds=10) | beside.missing()
+    section = "A composed query, from a 768 x 512 JPEG to the ten best of 10,000 cases"
+    goal, label = 0.25 if words == "seen before" else 0.35, f"query, words {words}"
+    report.add(section, f"words {words}", "ms", samples, goal=goal, label=label)
 
 
-def test_each_graph_beside_pytorch_eager(graphs: tuple[Path, dict[str, GraphSpec]], threads: int) -> None:
-    folder, specs = graphs
-    engine = open_engine(Bundle(folder, None), "onnxruntime-cpu", threads)  # type: ignore[arg-type]
-    print(f"\n{threads} threads, medians of {ROUNDS}, ms a batch")
-    print(f"{'graph':<16}{'batch':>6}{'PyTorch':>10}{engine.name:>17}{'ratio':>8}")
-    for name in GRAPHS:
-        for batch in (1, 8):
-            feeds = {
-                k: v[:1].expand(batch, *v.shape[1:]).contiguous() for k, v in specs[name].example.items()
-            }
-            arrays = {k: np.ascontiguousarray(v.numpy()) for k, v in feeds.items()}
-            with torch.inference_mode():
-                eager = milliseconds(lambda name=name, feeds=feeds: specs[name].module(**feeds))
-            here = milliseconds(lambda name=name, arrays=arrays: engine.run(name, arrays, OUTPUTS[name]))
-            print(f"{name:<16}{batch:>6}{eager:>10.1f}{here:>17.1f}{here / eager:>8.2f}")
-            assert here > 0
+def test_the_answers_are_those_of_pytorch(
+    material: Material, searchers: dict[str, Searcher], peers: dict[str, PyTorch]
+) -> None:
+    if not peers:
+        pytest.skip("without --checkpoint there is no PyTorch to ask")
+    images, texts = material.images[:3], material.full[-3:]
+    truth = peers["PyTorch eager"].describe(images, texts)
+    manifest = material.bundle.manifest
+    matrix = np.load(material.matrix)
+    for name, searcher in searchers.items():
+        agree(name, np.stack(list(map(searcher.describe, images, texts))), truth)
+        for image, text, true in zip(images, texts, truth, strict=True):
+            scores = matrix @ weigh(true, manifest.layout, manifest.beta) / 3
+            given = scores[[int(hit.case_id) for hit in searcher.query(image, text)]]
+            assert np.sort(scores)[-10:].mean() - given.mean() <= 1e-3, f"{name}: other cases are better"
+
+
+def test_indexing(
+    material: Material, engines: dict[str, Engine], beside: Beside, report: Report, tmp_path: Path
+) -> None:
+    searchers = open_searchers(material, engines, lambda name: tmp_path / f"{name}.skinret")
+    images = material.images
+
+    def add(searcher: Searcher) -> Run:
+        return lambda n: searcher.add([Case(f"{n}-{i}", image) for i, image in enumerate(images)])
+
+    def describe(_: str, peer: PyTorch) -> Run:
+        return lambda _: [peer.describe(images[i : i + 8]) for i in range(0, len(images), 8)]
+
+    runs = beside.runs(describe) | {name: add(searcher) for name, searcher in searchers.items()}
+    samples = take_turns(runs, seconds=0, rounds=(3, 3))
+    rates = {name: [len(images) / ms * 1e3 for ms in each] for name, each in samples.items()}
+    report.add(
+        "Indexing JPEG files of 768 x 512", "images a second", "1/s", rates | beside.missing(), goal=2.8,
+        more_is_better=True, label="indexing",
+    )  # fmt: skip
+    for searcher in searchers.values():
+        assert len(searcher) == 4 * len(images)

@@ -345,7 +345,7 @@ class Archive:
     def _reading(self) -> Iterator[sqlite3.Connection | None]:
         """Give a connection inside one read transaction, or None where there is no file yet."""
         with self._lock, self._translated():
-            self._check_open()
+            self.check_open()
             self._open()
             db = self._connection
             if db is None:
@@ -360,7 +360,7 @@ class Archive:
     @contextlib.contextmanager
     def _writing(self, *, create: bool) -> Iterator[sqlite3.Connection]:
         with self._lock, self._translated():
-            self._check_open()
+            self.check_open()
             self._open()
             if self._connection is None:
                 if not create:
@@ -399,7 +399,8 @@ class Archive:
         finally:
             db.close()
 
-    def _check_open(self) -> None:
+    def check_open(self) -> None:
+        """Raise ArchiveError if the archive was closed."""
         if self._closed:
             raise ArchiveError(
                 f"archive {self.path} is closed", code="archive-closed", cure="open a new Searcher"

@@ -1,45 +1,68 @@
-"""Say what is installed here, what runs, and whether a bundle is whole and answers."""
+"""Say what is installed here, what runs, what "auto" would take and why, and whether a bundle answers."""
 
-import importlib.metadata
+import ctypes
+import functools
+import io
+import os
 import platform
+import re
+import sys
 import tempfile
 import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
-from . import __version__
+from . import __version__, gate
 from .bundle import Bundle
-from .engines import available, usable_cpus
-from .errors import SkinretError
+from .engines import PRECISIONS, available, cache_folder, choose, precisions, tensorrt, usable_cpus
+from .engines.base import version
+from .errors import RuntimeUnavailable, SkinretError
 from .searcher import Searcher
 
 NOTHING_RUNS = 'nothing here; pip install "skinret-infer[cpu]"'
+CPU_FLAGS = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_bf16", "amx_int8")
 _PACKAGES = (
-    "numpy",
-    "pillow",
-    "tokenizers",
-    "click",
-    "onnxruntime",
-    "onnxruntime-gpu",
-    "openvino",
-    "tensorrt",
-    "tensorrt-rtx-cu13",
-    "pydicom",
-)
+    "numpy", "pillow", "tokenizers", "click", "onnxruntime", "onnxruntime-gpu", "openvino", "tensorrt",
+    "tensorrt-rtx-cu13", "cuda-bindings", "pydicom",
+)  # fmt: skip
+_DRIVERS = {"linux": "libcuda.so.1", "win32": "nvcuda.dll"}
+_MAJOR, _MINOR = 75, 76  # CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_*
+_JUDGES: Mapping[str, Callable[[Iterable[float]], float]] = {
+    "score_lost": max,
+    "overlap": min,
+    "same_first": min,
+    "mAP_moved": functools.partial(max, key=abs),
+    "Acc@1_moved": functools.partial(max, key=abs),
+}
+_SHOWN = {
+    "score_lost": ("score lost", ".1e"),
+    "overlap": ("same top 10", ".3f"),
+    "same_first": ("same first", ".3f"),
+    "mAP_moved": ("mAP moved", "+.2f"),
+    "Acc@1_moved": ("Acc@1 moved", "+.2f"),
+}
+_WORDS = ("atypical pigment network", "irregular streaks", "blue-whitish veil")  # none is asked twice
 
 
 def examine(bundle: str | Path | None = None) -> dict[str, Any]:
     """Return a report of plain values; `healthy` says whether a query could be answered here."""
-    reasons = available()
+    gpu, reasons = _gpu(), available()
     report: dict[str, Any] = {
         "skinret_infer": __version__,
         "python": platform.python_version(),
         "platform": platform.platform(),
-        "cpus": usable_cpus(),
-        "packages": {name: version for name in _PACKAGES if (version := _version(name))},
-        "runtimes": {name: reason or "runs" for name, reason in reasons.items()},
+        "cpu": _cpu(),
+        "gpu": gpu,
+        "cache": _cache(),
+        "packages": {name: found for name in _PACKAGES if (found := version(name))},
+        "runtimes": {
+            name: {"runs": not reason, "reason": reason, "cure": _cure(name, reason, gpu)}
+            for name, reason in reasons.items()
+        },
         "auto": next((name for name, reason in reasons.items() if not reason), None),
     }
     healthy = report["auto"] is not None
@@ -49,53 +72,270 @@ def examine(bundle: str | Path | None = None) -> dict[str, Any]:
     return report | {"healthy": healthy}
 
 
-def describe(report: dict[str, Any]) -> str:
+def describe(report: Mapping[str, Any]) -> str:
     """Return the report as lines for a person."""
-    lines = [
-        f"skinret-infer {report['skinret_infer']}, Python {report['python']}, {report['platform']}, "
-        f"{report['cpus']} CPUs"
-    ]
-    lines.append(
-        "packages: " + ", ".join(f"{name} {version}" for name, version in report["packages"].items())
+    cpu, cache = report["cpu"], report["cache"]
+    has = {state: [n for n, s in (cpu["flags"] or {}).items() if s is state] for state in (True, False)}
+    flags = (
+        f"with {', '.join(has[True]) or 'nothing that matters'}; without {', '.join(has[False]) or 'none'}"
     )
-    lines += [f"  {name:<16} {state}" for name, state in report["runtimes"].items()]
-    lines.append(f"auto takes: {report['auto'] or NOTHING_RUNS}")
+    packages = ", ".join(f"{name} {found}" for name, found in report["packages"].items())
+    lines = [
+        f"skinret-infer {report['skinret_infer']}, Python {report['python']}, {report['platform']}",
+        f"CPU: {cpu['model']}; {cpu['usable']} of {cpu['cores']} cores may be used",
+        f"     {'which instructions it has is unknown' if cpu['flags'] is None else flags}",
+        f"GPU: {_gpu_words(report['gpu'])}",
+        f"cache: {cache['folder'] or 'nowhere'}: {cache['fault'] or 'can be written'}",
+        f"packages: {packages}",
+        'runtimes, in the order of "auto":',
+    ]
+    for name, state in report["runtimes"].items():
+        lines.append(f"  {name:<17}{'runs' if state['runs'] else state['reason']}")
+        if state["cure"]:
+            lines.append(f"{'':<19}cure: {state['cure']}")
+    if report["auto"] is None:
+        lines.append(f"auto takes: {NOTHING_RUNS}")
+    elif "bundle" not in report:
+        lines.append(
+            f"auto takes: {report['auto']}, in the fastest precision that the gate has passed for a bundle"
+        )
     if bundle := report.get("bundle"):
-        lines.append(f"bundle {bundle['path']}:")
-        lines += [f"  {name}: {value}" for name, value in bundle.items() if name != "path"]
+        lines += _bundle_lines(bundle)
     return "\n".join([*lines, "healthy" if report["healthy"] else "NOT healthy"])
+
+
+def _cpu() -> dict[str, Any]:
+    """Return model, flags (None where they are unknown), cores in the machine and cores usable."""
+    model, flags = platform.processor() or platform.machine() or "unknown", None
+    try:
+        said = Path("/proc/cpuinfo").read_text("utf-8", "replace")
+    except OSError:
+        said = ""
+    if found := re.search(r"^model name\s*:\s*(.+)$", said, re.MULTILINE):
+        model = found[1].strip()
+    if found := re.search(r"^flags\s*:(.*)$", said, re.MULTILINE):
+        there = set(found[1].split())
+        flags = {flag: flag in there for flag in CPU_FLAGS}
+    return {"model": model, "flags": flags, "cores": os.cpu_count(), "usable": usable_cpus()}
+
+
+def _gpu() -> dict[str, Any]:
+    """Ask the NVIDIA driver itself, which needs no package: its version, its cards, or why there are none."""
+    report: dict[str, Any] = {"driver": None, "cuda": None, "devices": [], "fault": ""}
+    try:
+        cuda = ctypes.CDLL(_DRIVERS.get(sys.platform, "libcuda.so"))
+    except OSError:
+        return report | {"fault": "no NVIDIA driver found"}
+
+    def ask(function: str, *arguments: Any) -> None:
+        if status := getattr(cuda, function)(*arguments):
+            said = ctypes.c_char_p()
+            cuda.cuGetErrorString(status, ctypes.byref(said))
+            raise OSError(f"{function}: {(said.value or str(status).encode()).decode()}")
+
+    number, name = ctypes.c_int(), ctypes.create_string_buffer(256)
+    value = ctypes.byref(number)
+    try:
+        report["driver"] = _driver_version()
+        ask("cuDriverGetVersion", value)
+        report["cuda"] = f"{number.value // 1000}.{number.value % 1000 // 10}"
+        ask("cuInit", 0)
+        ask("cuDeviceGetCount", value)
+        for index in range(number.value):
+            ask("cuDeviceGet", value, index)
+            device, parts = number.value, []
+            ask("cuDeviceGetName", name, len(name), device)
+            for attribute in (_MAJOR, _MINOR):
+                ask("cuDeviceGetAttribute", value, attribute, device)
+                parts.append(str(number.value))
+            report["devices"].append(
+                {"name": name.value.decode(errors="replace"), "compute_capability": ".".join(parts)}
+            )
+    except (OSError, AttributeError) as error:
+        report["fault"] = f"an NVIDIA driver is installed, but does not answer: {error}"
+    return report
+
+
+def _driver_version() -> str | None:
+    """Return the driver's own version, such as "580.65.06", where Linux tells it."""
+    try:
+        said = Path("/proc/driver/nvidia/version").read_text("utf-8", "replace")
+    except OSError:
+        return None
+    found = re.search(r"\b\d+\.\d+(\.\d+)?\b", said)
+    return found[0] if found else None
+
+
+def _gpu_words(gpu: Mapping[str, Any]) -> str:
+    cards = "; ".join(
+        f"{card['name']}, compute capability {card['compute_capability']}" for card in gpu["devices"]
+    )
+    driver = f"driver {gpu['driver'] or 'of unknown version'}, for CUDA {gpu['cuda']}" if gpu["cuda"] else ""
+    return "; ".join(filter(None, (cards, driver, gpu["fault"]))) if cards or gpu["fault"] else "no card"
+
+
+def _cache() -> dict[str, str]:
+    """Return the cache folder and what is wrong with it; it is not made, only what is above it is tried."""
+    try:
+        folder = cache_folder().absolute()
+        there = next(path for path in (folder, *folder.parents) if path.exists())
+        with tempfile.TemporaryFile(dir=there):
+            return {"folder": str(folder), "fault": ""}
+    except RuntimeUnavailable as error:
+        return {"folder": "", "fault": str(error)}
+    except OSError as error:
+        return {
+            "folder": str(folder),
+            "fault": f"cannot be written ({error.strerror or error}), so every start is slow as the first; "
+            "set SKINRET_CACHE to a folder that can be",
+        }
+
+
+def _cure(name: str, reason: str, gpu: Mapping[str, Any]) -> str:
+    """Return how to make a runtime run; "" if it runs or its reason says so already."""
+    if not reason or "uninstall" in reason:
+        return ""
+    if name in ("openvino", "onnxruntime-cpu"):
+        return f'pip install "skinret-infer[{"openvino" if name == "openvino" else "cpu"}]"'
+    if not gpu["cuda"]:
+        return "none without an NVIDIA card and its driver"
+    if name == "onnxruntime-cuda":
+        first = "pip uninstall onnxruntime, then " if version("onnxruntime") else ""
+        return f'{first}pip install "skinret-infer[gpu]"'
+    return tensorrt.cure(name)
 
 
 def _examine_bundle(path: Path) -> dict[str, Any]:
     report: dict[str, Any] = {"path": str(path)}
     try:
-        manifest = Bundle.load(path).manifest
+        bundle = Bundle.load(path)
+        manifest = bundle.manifest
+        may, refused = choose(bundle)
         report |= {
             "model": f"{manifest.model} {manifest.version}",
             "fingerprint": manifest.fingerprint[:12],
-            "precision": manifest.precision,
-            "descriptor": manifest.layout.length,
+            "files": len(manifest.files),
             "hashes": "all right",
+            "descriptor": manifest.layout.length,
+            "tokens": manifest.text.length,
+            "gates": _gates(bundle),
+            "may_run": [f"{name}/{precision}" for name, precision in may],
+            "refused": refused,
         }
-        with (
-            tempfile.TemporaryDirectory() as folder,
-            Searcher(path, Path(folder) / "none.skinret") as searcher,
-        ):
-            searcher.warmup()
-            picture = np.random.default_rng(0).integers(0, 255, (512, 768, 3), np.uint8)
-            times = []
-            for _ in range(3):
-                began = time.perf_counter()
-                searcher.describe(picture, "atypical pigment network")
-                times.append((time.perf_counter() - began) * 1e3)
-            report |= {"runtime": searcher.runtime, "query_ms": round(sorted(times)[1], 1)}
+        report |= _measure(path)
     except SkinretError as error:
         report |= {"error": str(error), "code": error.code}
     return report
 
 
-def _version(distribution: str) -> str | None:
+def _measure(path: Path) -> dict[str, Any]:
+    """Open a bundle as "auto" does, twice, and describe a picture with words three times."""
+    opened, times = [], []
+    with tempfile.TemporaryDirectory() as folder, io.BytesIO() as jpeg:
+        noise = np.random.default_rng(0).integers(0, 255, (32, 48, 3), np.uint8)
+        Image.fromarray(noise).resize((768, 512)).save(jpeg, "JPEG")
+        for _ in range(2):
+            began = time.perf_counter()
+            searcher = Searcher(path, Path(folder) / "none.skinret")
+            opened.append(time.perf_counter() - began)
+            with searcher:
+                if len(opened) == 2:
+                    searcher.warmup()
+                    for words in _WORDS:
+                        began = time.perf_counter()
+                        searcher.describe(jpeg.getvalue(), words)
+                        times.append(time.perf_counter() - began)
+                runtime, precision = searcher.runtime, searcher.precision
+    return {
+        "runtime": runtime,
+        "precision": precision,
+        "open_ms": round(opened[0] * 1e3, 1),
+        "open_again_ms": round(opened[1] * 1e3, 1),
+        "query_ms": round(sorted(times)[1] * 1e3, 1),
+    }
+
+
+def _gates(bundle: Bundle) -> dict[str, dict[str, Any]]:
+    """Return by "runtime/precision" what the gate says of it, measured on site or with the bundle."""
+    cache, known = cache_folder(), dict.fromkeys(bundle.manifest.gates)
+    for name, reason in available().items():
+        if not reason:
+            known |= dict.fromkeys(f"{name}/{p}" for p in precisions(name, bundle) if p != "fp32")
+    gates = {}
+    for key in known:
+        name, _, precision = key.partition("/")
+        if precision in PRECISIONS:
+            record = gate.read_record(bundle, name, precision, cache)
+            queries, writing = (
+                gate.allowed(bundle, name, precision, cache, to_write=to_write) for to_write in (False, True)
+            )
+            gates[key] = {"queries": queries or "passed", "writing": writing or "passed"} | _figures(record)
+    return gates
+
+
+def _figures(record: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Return what a record says of itself and its worst figures by archive; nothing, if it cannot be read."""
+    if record is None:
+        return {}
     try:
-        return importlib.metadata.version(distribution)
-    except importlib.metadata.PackageNotFoundError:
-        return None
+        worst: dict[str, dict[str, float]] = {}
+        for name, row in record["rows"].items():
+            figures = worst.setdefault(name.partition(", ")[2], {})
+            for figure, judge in _JUDGES.items():
+                if figure in row:
+                    figures[figure] = judge((float(row[figure]), figures.get(figure, float(row[figure]))))
+        return {
+            "measured": "on site" if "bundle" in record else "with the bundle",
+            "date": str(record["date"]),
+            "asked": f"{record['queries']} queries, {record['source']}",
+            "faults": [str(fault) for fault in record.get("archive_faults", record["faults"])],
+            "at_worst": worst,
+        }
+    except (AttributeError, KeyError, TypeError, ValueError):
+        return {}
+
+
+def _bundle_lines(bundle: Mapping[str, Any]) -> list[str]:
+    lines = [f"bundle {bundle['path']}:"]
+
+    def say(name: str, *values: str) -> None:
+        lines.extend(f"  {name if n == 0 else '':<11}{value}" for n, value in enumerate(values))
+
+    if "model" in bundle:
+        say("model", f"{bundle['model']}, fingerprint {bundle['fingerprint']}")
+        say("hashes", f"{bundle['hashes']}, {bundle['files']} files")
+        say("descriptor", f"{bundle['descriptor']} numbers; texts of up to {bundle['tokens']} tokens")
+        for key, said in bundle["gates"].items():
+            say("gate", *_gate_lines(key, said))
+        say("may run", *_auto_lines(bundle))
+    if "query_ms" in bundle:
+        took = f"{bundle['runtime']} in {bundle['precision']}"
+        say("auto takes", took)
+        say("opens in", f"{bundle['open_ms']:.0f} ms, a second time in {bundle['open_again_ms']:.0f} ms")
+        say("a query", f"{bundle['query_ms']:.0f} ms for a JPEG of 768 x 512 with words, without the search")
+    if "error" in bundle:
+        say("error", f"{bundle['error']} [{bundle['code']}]")
+    return lines
+
+
+def _gate_lines(key: str, said: Mapping[str, Any]) -> list[str]:
+    if "at_worst" not in said:
+        return [f"{key}: {said['queries']}"]
+    verdicts = ["passed" if said[what] == "passed" else "refused" for what in ("queries", "writing")]
+    lines = [
+        f"{key}: {verdicts[0]} for queries, {verdicts[1]} for writing an archive; "
+        f"{said['asked']}, measured {said['measured']}, {said['date']}"
+    ]
+    for archive, worst in said["at_worst"].items():
+        shown = (
+            f"{words} {worst[figure]:{form}}" for figure, (words, form) in _SHOWN.items() if figure in worst
+        )
+        lines.append(f"  {archive}, at worst: {', '.join(shown)}")
+    return [*lines, *(f"  fault: {fault}" for fault in said["faults"])]
+
+
+def _auto_lines(bundle: Mapping[str, Any]) -> Sequence[str]:
+    """Say what may run, in the order in which "auto" tries it, and what of the installed runtimes may not."""
+    gated = [key for key in bundle["refused"] if "/" in key]
+    lines = [", then ".join(bundle["may_run"]) or "nothing"]
+    return [*lines, f"not {', '.join(gated)}: see its gate"] if gated else lines

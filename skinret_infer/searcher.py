@@ -276,6 +276,7 @@ class Searcher:
         The words are encoded in a thread of their own while the images are decoded and encoded. `timings`
         gets milliseconds, which overlap: image, text, describe.
         """
+        self._archive.check_open()  # the runtime is closed with it
         worded = [n for n, text in enumerate(texts) if text]
         alone = [n for n, text in enumerate(texts) if not text]
         said: Future[tuple[Array, Array, list[list[str]]]] | None = None

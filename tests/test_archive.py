@@ -243,6 +243,7 @@ def test_a_closed_searcher_says_so(bundle: Path, cases: list[Case], path: Path) 
         lambda: len(searcher),
         lambda: searcher.add(cases[:1]),
         lambda: searcher.query(cases[0].image),
+        lambda: searcher.query(cases[0].image, "irregular streaks"),
         lambda: searcher.remove([cases[0].case_id]),
     ):
         with _refused("archive-closed", path):

@@ -166,7 +166,7 @@ def test_an_unknown_field_is_named(place: str, copy: Path) -> None:
     assert "surprise" in _refusal(copy, "bundle-manifest", copy / "manifest.json")
 
 
-_OPTIONAL = {"files", "metrics", "parity", "intended_use"}
+_OPTIONAL = {"files", "metrics", "parity", "gates", "intended_use"}
 
 
 @pytest.mark.parametrize("field", [f.name for f in dataclasses.fields(Manifest) if f.name not in _OPTIONAL])
@@ -365,7 +365,6 @@ def test_a_graph_in_the_place_of_another_is_refused(
     ("place", "value"),
     [
         ("image.size", 128),
-        ("text.length", 32),
         ("layout.local", [32, 64, 64]),
     ],
     ids=repr,
@@ -376,6 +375,14 @@ def test_a_manifest_that_does_not_fit_its_graphs_is_refused(
     _set(copy, place, value)
     with pytest.raises(BundleError):
         _use(copy, tmp_path / "cases.skinret", cases)
+
+
+def test_a_shorter_text_recipe_fits_the_same_graphs(copy: Path, tmp_path: Path, cases: list[Case]) -> None:
+    _set(copy, "text.length", 16)
+    with Searcher(copy, tmp_path / "cases.skinret") as searcher:
+        searcher.add(cases[:2])
+        warnings = searcher.query(cases[2].image, ", ".join(["irregular streaks"] * 10)).warnings
+    assert any("16 tokens" in warning for warning in warnings)
 
 
 @pytest.mark.parametrize(

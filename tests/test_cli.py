@@ -1,10 +1,14 @@
 """The command line: help everywhere, data on stdout, words on stderr, exit codes as stated."""
 
+import importlib.util
 import json
+import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
@@ -12,12 +16,13 @@ from PIL import Image
 
 from skinret_export import demo
 from skinret_export.cli import main as export_main
-from skinret_infer import Case
+from skinret_infer import Case, doctor
 from skinret_infer.cli import main
+from skinret_infer.engines import RUNTIMES
 from skinret_training.cli import main as train_main
 
 ROOT = Path(__file__).parent.parent
-COMMANDS = ["demo", "doctor", "evaluate", "index", "query"]
+COMMANDS = ["demo", "doctor", "evaluate", "gate", "index", "query"]
 
 
 def run(*arguments: object) -> Result:
@@ -93,6 +98,101 @@ def test_doctor_finds_what_ails_a_bundle(bundle: Path, tmp_path: Path) -> None:
     result = run("doctor", sick)
     assert result.exit_code == 4
     assert "composer.onnx" in result.stdout and "NOT healthy" in result.stdout
+
+
+def test_doctor_says_what_a_machine_has_and_what_auto_takes(bundle: Path) -> None:
+    report = json.loads(run("doctor", bundle, "--json").stdout)
+    assert report["healthy"] is True
+    assert 1 <= report["cpu"]["usable"] <= report["cpu"]["cores"]
+    assert report["cpu"]["flags"] is None or set(report["cpu"]["flags"]) == set(doctor.CPU_FLAGS)
+    assert list(report["runtimes"]) == list(RUNTIMES)
+    for state in report["runtimes"].values():
+        assert state["runs"] is (state["reason"] == "") and (state["runs"] is False or state["cure"] == "")
+    assert report["auto"] == next(name for name, state in report["runtimes"].items() if state["runs"])
+    assert report["cache"] == {"folder": os.environ["SKINRET_CACHE"], "fault": ""}
+    found = report["bundle"]
+    assert found["may_run"][0] == f"{found['runtime']}/{found['precision']}" == f"{report['auto']}/fp32"
+    assert found["hashes"] == "all right" and found["open_ms"] > 0
+    assert all("not measured" in said["queries"] for said in found["gates"].values())
+    said = run("doctor", bundle).stdout
+    assert f"auto takes {found['runtime']} in fp32" in said and said.splitlines()[-1] == "healthy"
+
+
+def test_doctor_tells_the_gates_verdict_with_its_figures(bundle: Path, tmp_path: Path) -> None:
+    copy, row = tmp_path / "bundle", {"score_lost": 2e-5, "overlap": 0.91, "same_first": 0.98}
+    shutil.copytree(bundle, copy)
+    manifest = json.loads((copy / "manifest.json").read_text("utf-8"))
+    record = {
+        "passed": False, "faults": ["too few of the hits are the same"], "archive_passed": False,
+        "archive_faults": ["too few of the hits are the same"], "queries": 888, "source": "cases of A",
+        "date": "2026-11-22", "rows": {"image_words, archive in fp32": row | {"mAP_moved": -0.3}},
+    }  # fmt: skip
+    manifest["gates"] = {"openvino/bf16": record, "onnxruntime-cuda/fp16": "nonsense", "x": {"rows": 3}}
+    (copy / "manifest.json").write_text(json.dumps(manifest))
+    result = run("doctor", copy)
+    assert result.exit_code == 0, result.stdout
+    assert "openvino/bf16: refused for queries" in result.stdout and "cases of A" in result.stdout
+    assert "same top 10 0.910" in result.stdout and "mAP moved -0.30" in result.stdout
+    assert "fault: too few of the hits" in result.stdout
+
+
+def test_doctor_names_the_cure_where_nothing_runs(
+    bundle: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("SKINRET_CACHE", str(tmp_path / "file" / "cache"))
+    result = run("doctor", bundle)
+    assert result.exit_code == 4
+    assert 'pip install "skinret-infer[cpu]"' in result.stdout and "NOT healthy" in result.stdout
+    assert "cannot be written" in result.stdout
+    report = json.loads(run("doctor", bundle, "--json").stdout)
+    assert report["auto"] is None and report["bundle"]["code"] == "runtime-unavailable"
+
+
+class Driver:
+    """The CUDA driver of a machine with two cards, or one that fails."""
+
+    def __init__(self, fails: str = "") -> None:
+        self.fails = fails
+
+    def __getattr__(self, name: str) -> Callable[..., int]:
+        def call(*arguments: Any) -> int:
+            if name == self.fails:
+                return 100
+            if name == "cuGetErrorString":
+                arguments[1]._obj.value = b"no CUDA-capable device is detected"
+            if name == "cuDriverGetVersion":
+                arguments[0]._obj.value = 13010
+            if name == "cuDeviceGetCount":
+                arguments[0]._obj.value = 2
+            if name == "cuDeviceGet":
+                arguments[0]._obj.value = arguments[1]
+            if name == "cuDeviceGetName":
+                arguments[0].value = b"NVIDIA RTX A4000"
+            if name == "cuDeviceGetAttribute":
+                arguments[0]._obj.value = {75: 8, 76: 6}[arguments[1]]
+            return 0
+
+        return call
+
+
+def test_doctor_asks_the_driver_for_its_cards(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor.ctypes, "CDLL", lambda name: Driver())
+    gpu = doctor.examine()["gpu"]
+    card = {"name": "NVIDIA RTX A4000", "compute_capability": "8.6"}
+    assert gpu["devices"] == [card, card] and (gpu["cuda"], gpu["fault"]) == ("13.1", "")
+    assert "NVIDIA RTX A4000, compute capability 8.6" in run("doctor").stdout
+    monkeypatch.setattr(doctor.ctypes, "CDLL", lambda name: Driver(fails="cuInit"))
+    gpu = doctor.examine()["gpu"]
+    assert gpu["devices"] == [] and "no CUDA-capable device" in gpu["fault"]
+    assert run("doctor").exit_code == 0
+
+    def absent(name: str) -> None:
+        raise OSError(name)
+
+    monkeypatch.setattr(doctor.ctypes, "CDLL", absent)
+    assert "GPU: no NVIDIA driver found" in run("doctor").stdout
 
 
 @pytest.mark.parametrize(

@@ -32,7 +32,7 @@ def test_an_empty_environment_with_only_cpu_is_small_and_answers(
     before = _size(site)
     install = [python, "-m", "pip", "install", "--quiet", "-c", ROOT / "constraints.txt", f"{wheel}[cpu]"]
     subprocess.run(install, check=True, capture_output=True)
-    assert _size(site) - before < 250_000_000
+    assert _size(site) - before < 450_000_000  # much of it OpenVINO
     installed = {p.name.partition("-")[0] for p in site.glob("*.dist-info")}
     assert not installed & {"torch", "transformers", "onnx", "scipy"}
     guarded = subprocess.run(

@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,8 @@ import pytest
 from PIL import Image
 
 from skinret_infer import Case, InputError, RuntimeUnavailable, Searcher
-from skinret_infer.engines import onnxruntime
+from skinret_infer import searcher as searcher_module
+from skinret_infer.engines import RUNTIMES
 
 WORDS = "atypical pigment network, irregular streaks"
 
@@ -19,10 +21,12 @@ WORDS = "atypical pigment network, irregular streaks"
 def test_a_query_names_the_hits_and_what_ran(searcher: Searcher, cases: list[Case]) -> None:
     results = searcher.query(cases[50].image, WORDS, k=7)
     assert [hit.rank for hit in results] == [1, 2, 3, 4, 5, 6, 7]
-    assert results.runtime == "onnxruntime-cpu"
+    assert results.runtime == searcher.runtime in RUNTIMES
+    assert results.precision == searcher.precision == "fp32"
+    assert results.runtime in str(results) and results.precision in str(results)
     assert results.searched == 40 == len(searcher)
-    stages = {"image", "visual_encoder", "text_encoder", "composer", "similarity_head", "search", "total"}
-    assert set(results.timings_ms) == stages
+    assert set(results.timings_ms) == {"image", "text", "describe", "search", "total"}
+    assert all(0 <= spent <= results.timings_ms["total"] for spent in results.timings_ms.values())
     assert json.loads(json.dumps(results.to_dict()))["hits"][0]["case_id"] == results[0].case_id
     assert "similarity, not probability" in str(results)
     by_id = {case.case_id: case for case in cases}
@@ -62,7 +66,7 @@ def test_words_change_the_answer_and_missing_words_do_not_matter(
     alone = searcher.query(image)
     assert searcher.query(image, "").to_dict()["hits"] == alone.to_dict()["hits"]
     assert searcher.query(image, "  \n ").text == ""
-    assert "text_encoder" not in alone.timings_ms
+    assert set(alone.timings_ms) == {"image", "describe", "search", "total"}
     assert [h.score for h in searcher.query(image, WORDS)] != [h.score for h in alone]
 
 
@@ -135,8 +139,10 @@ def test_warnings_say_what_was_not_read(searcher: Searcher, cases: list[Case]) -
 
 
 def test_an_explicit_runtime_is_used_or_refused(bundle: Path, archive: Path) -> None:
-    with pytest.raises(RuntimeUnavailable, match="openvino") as caught:
-        Searcher(bundle, archive, runtime="openvino")
+    with Searcher(bundle, archive, runtime="onnxruntime-cpu", precision="fp32") as searcher:
+        assert searcher.runtime == "onnxruntime-cpu" and "onnxruntime-cpu fp32" in repr(searcher)
+    with pytest.raises(RuntimeUnavailable, match="bf16") as caught:
+        Searcher(bundle, archive, runtime="onnxruntime-cpu", precision="bf16")
     assert caught.value.exit_code == 4
     with pytest.raises(InputError, match="onnxruntime-cpu"):
         Searcher(bundle, archive, runtime="cuda")
@@ -194,18 +200,6 @@ def test_a_query_loads_no_torch_and_opens_no_socket(bundle: Path, archive: Path,
     assert json.loads(done.stdout) == {"hits": 5, "sockets": [], "open": [], "heavy": []}
 
 
-def test_a_missing_or_doubled_onnxruntime_is_explained(
-    bundle: Path, archive: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(onnxruntime.importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(RuntimeUnavailable, match=r"skinret-infer\[cpu\]"):
-        Searcher(bundle, archive)
-    monkeypatch.undo()
-    monkeypatch.setattr(onnxruntime, "_installed", lambda distribution: True)
-    with pytest.raises(RuntimeUnavailable, match="overwrite each other"):
-        Searcher(bundle, archive, runtime="onnxruntime-cpu")
-
-
 def test_the_answer_does_not_depend_on_the_order_of_adding(
     bundle: Path, cases: list[Case], tmp_path: Path
 ) -> None:
@@ -217,3 +211,144 @@ def test_the_answer_does_not_depend_on_the_order_of_adding(
             answers.append({h.case_id: h.score for h in searcher.query(cases[50].image, WORDS, k=12)})
     assert answers[0].keys() == answers[1].keys()
     assert list(answers[0].values()) == pytest.approx(list(answers[1].values()), abs=1e-6)
+
+
+# -- words: encoded beside the image, once --
+
+
+@pytest.fixture
+def encoded(searcher: Searcher, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many texts each call of the text encoder was given, and how long they were padded."""
+    calls: list[int] = []
+    real = searcher._engine.encode_text
+
+    def counting(ids: np.ndarray, mask: np.ndarray) -> np.ndarray:
+        calls.append(len(ids))
+        assert ids.shape == mask.shape and ids.shape[1] % 16 == 0
+        return real(ids, mask)
+
+    monkeypatch.setattr(searcher._engine, "encode_text", counting)
+    return calls
+
+
+def hits(results: object) -> object:
+    return results.to_dict()["hits"]  # type: ignore[attr-defined]
+
+
+def test_words_seen_before_are_not_encoded_again(
+    searcher: Searcher, cases: list[Case], encoded: list[int]
+) -> None:
+    first = searcher.query(cases[50].image, WORDS)
+    assert encoded == [1]
+    again = searcher.query(cases[50].image, f"  {WORDS} ")
+    searcher.query(cases[51].image, WORDS)
+    assert encoded == [1] and hits(again) == hits(first)
+    searcher.query_batch([(case.image, WORDS) for case in cases[40:50]])
+    assert encoded == [1]
+    searcher.query_batch([(case.image, "irregular streaks") for case in cases[40:43]])
+    assert encoded == [1, 1], "the same words three times are encoded once"
+    searcher.query(cases[50].image)
+    assert encoded == [1, 1]
+
+
+def test_the_words_not_used_for_longest_are_forgotten_first(
+    searcher: Searcher, cases: list[Case], encoded: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(searcher_module, "_TEXTS_KEPT", 2)
+    for text, calls in (("typical", 1), ("atypical", 2), ("typical", 2), ("absent", 3), ("typical", 3)):
+        searcher.query(cases[50].image, text)
+        assert len(encoded) == calls, text
+    searcher.query(cases[50].image, "atypical")
+    assert len(encoded) == 4 and len(searcher._seen) == 2
+
+
+def test_warnings_come_again_for_words_seen_before(
+    searcher: Searcher, cases: list[Case], encoded: list[int]
+) -> None:
+    long = ", ".join(["irregular streaks"] * 40)
+    first, again = (searcher.query(cases[50].image, long).warnings for _ in "ab")
+    assert first == again and any("64 tokens" in warning for warning in again)
+    batch = searcher.query_batch([(cases[50].image, text) for text in (None, long, WORDS)])
+    assert [results.warnings for results in batch] == [(), first, ()]
+    assert encoded == [1, 1]
+
+
+def test_a_batch_of_seen_new_long_and_no_words_answers_as_single_queries(
+    bundle: Path, archive: Path, cases: list[Case]
+) -> None:
+    texts = [WORDS, None, "absent", "", ", ".join([WORDS] * 5), WORDS, "typical pigment network", "absent"]
+    asked = [(case.image, text) for case, text in zip(cases[40:50], [*texts, None, "blue"], strict=True)]
+    with Searcher(bundle, archive) as one, Searcher(bundle, archive) as other:
+        one.query(cases[0].image, WORDS)  # seen
+        for batched, (image, text) in zip(one.query_batch(asked, k=5), asked, strict=True):
+            single = other.query(image, text, k=5)
+            assert batched.text == single.text and batched.warnings == single.warnings
+            assert [h.case_id for h in batched] == [h.case_id for h in single]
+            np.testing.assert_allclose([h.score for h in batched], [h.score for h in single], atol=1e-5)
+
+
+def test_two_searchers_and_eight_threads_give_the_answers_of_one(
+    bundle: Path, archive: Path, cases: list[Case], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(searcher_module, "_TEXTS_KEPT", 3)  # words are forgotten all the while
+    asked = [(case.image, text) for case in cases[40:46] for text in (WORDS, None, f"{case.group} streaks")]
+    with Searcher(bundle, archive) as one:
+        expected = [hits(one.query(*query)) for query in asked]
+    with Searcher(bundle, archive) as one, Searcher(bundle, archive) as two, ThreadPoolExecutor(8) as pool:
+        jobs = [
+            (n, s, pool.submit(s.query, *asked[n]))
+            for _ in "ab"
+            for n in range(len(asked))
+            for s in (one, two)
+        ]
+        for n, _, job in jobs:
+            assert hits(job.result(60)) == expected[n]
+
+
+@pytest.mark.parametrize(
+    ("image", "text", "code"),
+    [
+        (None, "\u4e2d\u6587", "text-script"),
+        (None, 7, "text-type"),
+        (b"no picture", WORDS, "image"),
+        (b"no picture", None, "image"),
+    ],
+)
+def test_one_bad_query_of_a_batch_is_an_error_and_the_next_batch_is_answered(
+    searcher: Searcher, cases: list[Case], image: object, text: object, code: str
+) -> None:
+    good = [(case.image, WORDS) for case in cases[40:43]]
+    expected = [hits(results) for results in searcher.query_batch(good)]
+    for _ in range(6):  # more than there are threads for words
+        with pytest.raises(InputError) as caught:
+            searcher.query_batch([good[0], (cases[41].image if image is None else image, text), good[2]])
+        assert caught.value.code.startswith(code)
+    assert [hits(results) for results in searcher.query_batch(good)] == expected
+
+
+def test_a_text_encoder_that_fails_fails_the_query_and_is_asked_again(
+    searcher: Searcher, cases: list[Case], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = hits(searcher.query(cases[50].image, "absent"))
+    searcher._seen.clear()
+
+    def fail(*_: object) -> None:
+        raise RuntimeUnavailable("the card has no memory left", code="gpu-memory")
+
+    with monkeypatch.context() as broken:
+        broken.setattr(searcher._engine, "encode_text", fail)
+        for _ in range(6):
+            with pytest.raises(RuntimeUnavailable, match="no memory"):
+                searcher.query(cases[50].image, "absent")
+        assert len(searcher.query(cases[50].image)) == 10
+    assert hits(searcher.query(cases[50].image, "absent")) == expected
+
+
+def test_closing_twice_and_warming_up_do_no_harm(bundle: Path, archive: Path, cases: list[Case]) -> None:
+    searcher = Searcher(bundle, archive)
+    searcher.warmup()
+    assert searcher.query(cases[50].image, WORDS)[0].rank == 1
+    searcher.close()
+    searcher.close()
+    with pytest.raises(RuntimeUnavailable), Searcher(bundle, archive, precision="fp16"):
+        pass

@@ -63,6 +63,8 @@ def _faults(model: onnx.ModelProto) -> Iterator[str]:
     opsets = {o.domain or "ai.onnx": o.version for o in model.opset_import}
     if opsets.get("ai.onnx") not in OPSETS:
         yield f"opset {opsets.get('ai.onnx')}"
+    if foreign := sorted(opsets.keys() - {"ai.onnx"}):
+        yield f"operators of {', '.join(foreign)}"
     if model.functions:
         yield f"the function {model.functions[0].name}"
     graph = model.graph

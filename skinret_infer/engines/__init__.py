@@ -12,7 +12,7 @@ from .. import gate
 from ..bundle import Bundle
 from ..errors import InputError, RuntimeUnavailable, SkinretError
 from . import onnxruntime, openvino, tensorrt
-from .base import Array, Engine, Say
+from .base import Array, Engine, Say, version
 from .cache import cache_folder
 
 __all__ = [
@@ -24,6 +24,7 @@ __all__ = [
 RUNTIMES = ("tensorrt", "tensorrt-rtx", "onnxruntime-cuda", "openvino", "onnxruntime-cpu")
 PRECISIONS = ("fp32", "bf16", "fp16")
 _EXTRAS = {"onnxruntime-cpu": "cpu", "onnxruntime-cuda": "gpu"}
+_QUOTA = Path("/sys/fs/cgroup/cpu.max")
 _logger = logging.getLogger(__name__)
 
 
@@ -126,8 +127,13 @@ def open_engine(
 
 
 def usable_cpus() -> int:
-    """Return how many CPUs this process may use, by its affinity."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """Return how many CPUs this process may use, by its affinity and its container's quota."""
+    cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    try:
+        quota, period = _QUOTA.read_text().split()
+        return max(1, min(cpus, -(-int(quota) // int(period))))
+    except (OSError, ValueError):  # no cgroup v2, or no quota: "max"
+        return cpus
 
 
 def _open(bundle: Bundle, name: str, precision: str, threads: int, cache: Path, say: Say) -> Engine:
@@ -150,7 +156,9 @@ def _cure(runtime: str) -> str:
     if why_not(runtime):
         if runtime.startswith("tensorrt"):
             return f'{tensorrt.cure(runtime)}; or use runtime="auto"'
-        return f'pip install "skinret-infer[{_EXTRAS.get(runtime, runtime)}]", or use runtime="auto"'
+        wheel = runtime == "onnxruntime-cuda" and version("onnxruntime")  # the two must not meet
+        first = "pip uninstall onnxruntime, then " if wheel else ""
+        return f'{first}pip install "skinret-infer[{_EXTRAS.get(runtime, runtime)}]", or use runtime="auto"'
     return 'measure it: `skinret gate BUNDLE CASES --runtime ... --precision ...`; or use precision="fp32"'
 
 

@@ -1,7 +1,6 @@
 """What a runtime is to the rest of the package."""
 
 import importlib.metadata
-import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
@@ -71,13 +70,6 @@ class HostEngine(ABC):
     def close(self) -> None:
         """Nothing is held but memory."""
         return
-
-
-class PerThread(threading.local):
-    """Whatever `make` makes, once in each thread."""
-
-    def __init__(self, make: Callable[[], Any]) -> None:
-        self.value = make()
 
 
 def graph_error(bundle: Bundle, graph: str, precision: str, package: str, error: Exception) -> BundleError:

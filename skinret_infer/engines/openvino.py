@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..bundle import GRAPHS, Bundle, check_contract
-from .base import Array, HostEngine, PerThread, Say, graph_error, version
+from .base import Array, HostEngine, Say, graph_error, version
 from .cache import cached, engine_path
 
 _HINTS = {"fp32": "f32", "bf16": "bf16"}
@@ -52,7 +52,9 @@ class OpenVino(HostEngine):
             "INFERENCE_NUM_THREADS": threads,
             "ENABLE_CPU_PINNING": False,  # several processes would pin themselves to the same cores
         }
-        self._requests: dict[str, PerThread] = {}
+        self._compiled: dict[str, Any] = {}
+        # A request serves one thread at a time and is kept for the next: its memory is made once.
+        self._idle: dict[str, list[Any]] = {graph: [] for graph in GRAPHS}
         for graph in GRAPHS:
             onnx = bundle.graph(graph)
             key = {
@@ -88,17 +90,24 @@ class OpenVino(HostEngine):
             except RuntimeError as error:  # OpenVINO raises bare RuntimeErrors
                 raise graph_error(bundle, graph, "fp32", "openvino", error) from None
             check_contract(bundle, graph, _shapes(compiled.inputs), _shapes(compiled.outputs))
-            self._requests[graph] = PerThread(compiled.create_infer_request)
+            self._compiled[graph] = compiled
 
     def run(self, graph: str, feeds: Mapping[str, Array], outputs: Sequence[str]) -> list[Array]:
         """Run one graph on arrays by name and return the outputs asked for."""
-        request = self._requests[graph].value
+        idle = self._idle[graph]
+        try:
+            request = idle.pop()
+        except IndexError:
+            request = self._compiled[graph].create_infer_request()
         request.infer(dict(feeds), share_inputs=True)
-        return [request.get_tensor(name).data.copy() for name in outputs]
+        found = [request.get_tensor(name).data.copy() for name in outputs]
+        idle.append(request)
+        return found
 
     def close(self) -> None:
         """Give back the compiled graphs."""
-        self._requests.clear()
+        self._idle.clear()
+        self._compiled.clear()
 
 
 def core_version() -> str:

@@ -1,0 +1,88 @@
+"""The peer: the same road as one would write it in PyTorch, on the same weights, images and words."""
+
+import copy
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from skinret_infer.bundle import GRAPHS
+from skinret_infer.descriptor import weigh
+from skinret_infer.image import decode, prepare
+from skinret_infer.text import TextEncoderInput
+from skinret_training.checkpoint import Checkpoint
+from skinret_training.model import Skinret
+
+Array = np.ndarray
+Modules = Mapping[str, Any]  # the four parts of the model by the name of their graph
+
+
+class PyTorch:
+    """A model in PyTorch, and the best cases of a matrix by one numpy product.
+
+    bf16 : run under autocast.
+    """
+
+    def __init__(
+        self, checkpoint: Checkpoint, modules: Modules, matrix: Array, layout: Any, bf16: bool = False
+    ) -> None:
+        self._modules, self._matrix, self._layout, self._bf16 = modules, matrix, layout, bf16
+        self._image, self._beta = checkpoint.image, checkpoint.config.beta
+        self._tokenize = TextEncoderInput(checkpoint.tokenizer, checkpoint.text)
+
+    def run(self, graph: str, feeds: Mapping[str, Array], outputs: Sequence[str] = ()) -> list[Array]:
+        """Run one part on arrays by name and return all that it gives."""
+        with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16, enabled=self._bf16):
+            out = self._modules[graph](**{name: torch.from_numpy(a) for name, a in feeds.items()})
+        return [t.float().numpy() for t in (out if isinstance(out, tuple) else (out,))]
+
+    def describe(self, images: Sequence[Any], texts: Sequence[str] = ()) -> Array:
+        """Return descriptors [B, D] of queries, or without texts of cases."""
+        pixels = torch.from_numpy(np.stack([prepare(decode(image), self._image) for image in images]))
+        with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16, enabled=self._bf16):
+            maps = self._modules["visual_encoder"](pixels)
+            if texts:
+                ids, mask, _ = self._tokenize(texts)
+                n = int(mask.sum(axis=1).max())  # no longer than the words
+                ids, mask = torch.from_numpy(ids[:, :n]), torch.from_numpy(mask[:, :n])
+                maps = self._modules["composer"](*maps, self._modules["text_encoder"](ids, mask), mask)
+            return self._modules["similarity_head"](*maps)[0].float().numpy()
+
+    def query(self, image: Any, text: str, k: int = 10) -> Array:
+        """Return the positions of the k best cases, best first."""
+        scores = self._matrix @ weigh(self.describe([image], [text])[0], self._layout, self._beta)
+        best = np.argpartition(-scores, k)[:k]
+        return best[np.argsort(-scores[best])]
+
+
+def load(checkpoint: Path, matrix: Path) -> PyTorch:
+    """Load everything from files, as a service would at its start."""
+    loaded = Checkpoint.load(checkpoint)
+    model = loaded.model()
+    return PyTorch(loaded, parts(model, "sdpa"), np.load(matrix), model.similarity_head.layout)
+
+
+def load_modules(checkpoint: Path, matrix: Array) -> dict[str, PyTorch]:
+    """Return PyTorch in its ways, by label, on one set of weights."""
+    loaded = Checkpoint.load(checkpoint)
+    model = loaded.model()
+    layout = model.similarity_head.layout
+    written_out, fused = parts(model, "eager"), parts(model, "sdpa")
+    compiled = {name: torch.compile(module) for name, module in parts(model, "sdpa").items()}
+    return {
+        "PyTorch eager": PyTorch(loaded, written_out, matrix, layout),
+        "PyTorch sdpa": PyTorch(loaded, fused, matrix, layout),
+        "torch.compile": PyTorch(loaded, compiled, matrix, layout),
+        "PyTorch bf16": PyTorch(loaded, fused, matrix, layout, bf16=True),
+    }
+
+
+def parts(model: Skinret, attention: str) -> Modules:
+    """Return the four parts with one of transformers' attentions, on the weights of `model`."""
+    shared = {id(t): t for t in (*model.parameters(), *model.buffers())}
+    model = copy.deepcopy(model, shared).eval()
+    for encoder in (model.visual_encoder.backbone, model.text_encoder.encoder):
+        encoder.set_attn_implementation(attention)
+    return {name: getattr(model, name) for name in GRAPHS}

@@ -1,0 +1,320 @@
+"""What was measured: a table for a terminal and for the README, JSON with the environment, a picture."""
+
+import dataclasses
+import datetime
+import importlib.metadata
+import json
+import os
+import platform
+import statistics
+import textwrap
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from PIL import Image, ImageDraw, ImageFont
+
+from skinret_infer.files import whole_file
+
+PEERS = ("PyTorch eager", "torch.compile", "PyTorch bf16")
+_FLAGS = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "avx_vnni", "amx_tile", "amx_bf16", "amx_int8")
+_PACKAGES = (
+    "skinret-infer", "numpy", "pillow", "tokenizers", "torch", "transformers", "onnx", "onnxscript",
+    "onnxruntime", "onnxruntime-gpu", "openvino", "tensorrt", "tensorrt-rtx-cu13",
+)  # fmt: skip
+_INK, _FAINT = "#1a1a1a", "#666666"
+_GREYS = {"torch.compile": "#c4c4c4", "PyTorch bf16": "#8c8c8c"}
+_PALETTE = ("#E69F00", "#56B4E9", "#0072B2", "#009E73", "#CC79A7", "#D55E00")  # Okabe and Ito's
+_COLUMN, _LABEL, _UNIT, _TITLE, _BAR = 720, 170, 320, 26, 20  # pixels; _UNIT is a ratio of 1
+_FURTHEST = 1.5  # ratio that is drawn; longer bars end there
+
+
+@dataclass(frozen=True)
+class Row:
+    """One measure of every contestant.
+
+    samples : by contestant, what each round gave, or why there is nothing.
+    goal : the ratio to PyTorch eager that is asked; with `absolute`, the median.
+    """
+
+    section: str
+    name: str
+    unit: str
+    samples: dict[str, list[float] | str]
+    goal: float | None = None
+    absolute: bool = False
+    more_is_better: bool = False
+    drawn: bool = True
+    label: str = ""  # in the picture, if not the name
+    attention: str = ""  # which of the two was the faster in PyTorch eager
+
+    def median(self, contestant: str) -> float | None:
+        values = self.samples.get(contestant)
+        return statistics.median(values) if isinstance(values, list) else None
+
+    @property
+    def baseline(self) -> str:
+        """PyTorch eager; where there is none, the first in fp32."""
+        there = [c for c in self.samples if self.median(c) is not None]
+        return next(
+            (c for c in there if c == PEERS[0]), next((c for c in there if c.endswith("fp32")), there[0])
+        )
+
+    def ratio(self, contestant: str) -> float | None:
+        value, base = self.median(contestant), self.median(self.baseline)
+        return value / base if value is not None and base else None
+
+    def best(self, refused: dict[str, str]) -> str | None:
+        """Return the best of our own contestants that may run."""
+        ours = {
+            c: m for c in self.samples if c not in (*PEERS, *refused) and (m := self.median(c)) is not None
+        }
+        return (max if self.more_is_better else min)(ours, key=lambda c: ours[c]) if ours else None
+
+    def goal_said(self, refused: dict[str, str]) -> str:
+        best = self.best(refused)
+        if self.goal is None or best is None:
+            return ""
+        value = self.median(best) if self.absolute else self.ratio(best)
+        assert value is not None
+        met = value >= self.goal if self.more_is_better else value <= self.goal
+        sign, unit = "≥" if self.more_is_better else "≤", f" {self.unit}" if self.absolute else "x"
+        return f"{sign} {self.goal:g}{unit} {'✓' if met else '✗'}"
+
+
+@dataclass
+class Report:
+    """All rows, in the order in which they were measured."""
+
+    threads: int
+    bundle: str = ""
+    rows: list[Row] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    refused: dict[str, str] = field(default_factory=dict)
+    began: float = field(default_factory=time.monotonic)
+
+    def add(self, section: str, name: str, unit: str, samples: dict[str, Any], **options: Any) -> None:
+        """Add a row; of PyTorch's two attentions the faster is what counts as PyTorch eager."""
+        samples, attention = dict(samples), ""
+        if fused := samples.pop("PyTorch sdpa", None):
+            plain, best = samples["PyTorch eager"], max if options.get("more_is_better") else min
+            samples["PyTorch eager"] = best(plain, fused, key=statistics.median)
+            attention = "fused" if samples["PyTorch eager"] is fused else "written out"
+        self.rows.append(Row(section, name, unit, samples, attention=attention, **options))
+
+    def note(self, text: str) -> None:
+        if text not in self.notes:
+            self.notes.append(text)
+
+    def refuse(self, contestant: str, reason: str) -> None:
+        """Mark a contestant that is measured and may not serve."""
+        self.refused[contestant] = reason
+        self.note(f"* {contestant} may not run with this bundle: {reason}.")
+
+    @property
+    def contestants(self) -> list[str]:
+        found = list(dict.fromkeys(c for row in self.rows for c in row.samples))
+        return [c for c in PEERS if c in found] + [c for c in found if c not in PEERS]
+
+    def text(self) -> str:
+        """Return the table for a terminal."""
+        lines = [self._headline(), *textwrap.wrap(self._legend(), 110)]
+        table = self._table()
+        widths = [max(map(len, column)) for column in zip(*(r for _, r in table), strict=True)]
+        section = None
+        for row, cells in table:
+            if row and row.section != section:
+                section = row.section
+                lines.append(f"\n{section}")
+            lines.append(
+                "  ".join(
+                    c.ljust(w) if i == 0 else c.rjust(w)
+                    for i, (c, w) in enumerate(zip(cells, widths, strict=True))
+                ).rstrip()
+            )
+        for note in self.notes:
+            lines += ["", *textwrap.wrap(note, 110)]
+        return "\n".join(lines)
+
+    def markdown(self) -> str:
+        """Return the table for a README: the best of ours in bold."""
+        table = self._table(mark="**")
+        header = table[0][1]
+        lines = [f"| {' | '.join(header)} |", f"|---|{'---:|' * (len(header) - 1)}"]
+        section = None
+        for row, cells in table[1:]:
+            if row and row.section != section:
+                section = row.section
+                lines.append(f"| *{section}* |{' |' * (len(header) - 1)}")
+            lines.append(f"| {' | '.join(cells)} |")
+        return (
+            "\n".join(
+                [*lines, "", f"{self._headline()} {self._legend()}", "", *(f"- {n}" for n in self.notes)]
+            )
+            + "\n"
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return everything, each sample too."""
+        rows = []
+        for row in self.rows:
+            figures = {c: _figures(row, c) for c in row.samples}
+            plain = {f.name: getattr(row, f.name) for f in dataclasses.fields(row) if f.name != "samples"}
+            rows.append(
+                {
+                    **plain,
+                    "baseline": row.baseline,
+                    "goal_said": row.goal_said(self.refused),
+                    "contestants": figures,
+                }
+            )
+        return {
+            "environment": environment(), "threads": self.threads, "bundle": self.bundle,
+            "seconds": round(time.monotonic() - self.began, 1), "notes": self.notes, "refused": self.refused,
+            "rows": rows,
+        }  # fmt: skip
+
+    def write(self, folder: Path) -> list[Path]:
+        """Write latency.json, latency.md and latency.png; return their paths."""
+        paths = [folder / f"latency.{kind}" for kind in ("json", "md", "png")]
+        with whole_file(paths[0]) as temporary:
+            temporary.write_text(json.dumps(self.to_dict(), indent=1, ensure_ascii=False) + "\n", "utf-8")
+        with whole_file(paths[1]) as temporary:
+            temporary.write_text(self.markdown(), "utf-8")
+        with whole_file(paths[2]) as temporary:
+            self.picture().save(temporary, "PNG")
+        return paths
+
+    def picture(self) -> Image.Image:
+        """Draw the ratios to PyTorch eager as bars, those of rates turned over: shorter is better."""
+        ours = [c for c in self.contestants if c not in PEERS]
+        colours = _GREYS | {c: _PALETTE[n % len(_PALETTE)] for n, c in enumerate(ours)}
+        drawn = [row for row in self.rows if row.drawn and row.median(row.baseline)]
+        columns = [
+            [r for r in drawn if r.section == "Each graph"],
+            [r for r in drawn if r.section != "Each graph"],
+        ]
+        heights = [sum(_TITLE + _BAR * (len(_others(r)) + 1) for r in column) for column in columns]
+        page = Image.new("RGB", (2 * _COLUMN + 40, max(heights) + 110), "#ffffff")
+        pen = ImageDraw.Draw(page)
+        big, bold, normal = (ImageFont.load_default(size) for size in (24, 17, 15))
+        pen.text((24, 16), "Time beside PyTorch eager fp32 (the line at 1): shorter is better", _INK, big)
+        pen.text((24, 50), f"{self._headline()} Grey: PyTorch otherwise. Dotted: the goal.", _FAINT, normal)
+        for x, column in zip((24, 24 + _COLUMN), columns, strict=True):
+            y = 86
+            for row in column:
+                base, top = f"{_shown(row.median(row.baseline))} {row.unit}", y + _TITLE - 4
+                pen.text((x, y), row.label or row.name, _INK, bold)
+                pen.text((x + _COLUMN - 40, y + 2), f"1 = {base}", _FAINT, normal, anchor="ra")
+                for contestant in _others(row):
+                    y_bar, ratio = y + _TITLE, row.ratio(contestant) or 0.0
+                    ratio = 1 / ratio if row.more_is_better else ratio
+                    star = " *" if contestant in self.refused else ""
+                    pen.text((x + _LABEL - 8, y_bar), contestant + star, _INK, normal, anchor="ra")
+                    end = x + _LABEL + round(min(ratio, _FURTHEST) * _UNIT)
+                    pen.rectangle((x + _LABEL, y_bar + 1, end, y_bar + _BAR - 4), colours[contestant])
+                    more = "+" if ratio > _FURTHEST else ""
+                    pen.text((end + 6, y_bar), f"{ratio:.2f}{more}", _INK, normal)
+                    y += _BAR
+                y += _TITLE + _BAR
+                bottom = y - _BAR - 2
+                pen.line((x + _LABEL, top, x + _LABEL, bottom), _FAINT)
+                pen.line((x + _LABEL + _UNIT, top, x + _LABEL + _UNIT, bottom), _INK, 2)
+                if row.goal and not row.absolute:
+                    at = x + _LABEL + round(_UNIT * (1 / row.goal if row.more_is_better else row.goal))
+                    for dot in range(top, bottom, 6):
+                        pen.line((at, dot, at, dot + 2), _INK)
+        return page
+
+    def _headline(self) -> str:
+        env = environment()
+        flags = (
+            ", ".join(f for f in env["flags"] if f.startswith(("amx", "avx512"))) or "neither AVX-512 nor AMX"
+        )
+        return f"{env['cpu']} ({flags}), {self.threads} threads, {self.bundle}, {env['date']}."
+
+    def _legend(self) -> str:
+        return (
+            "Medians of rounds in which all take turns; in brackets the ratio to PyTorch eager fp32, which has "
+            "the faster of transformers' own and PyTorch's fused attention."
+        )
+
+    def _table(self, mark: str = "") -> list[tuple[Row | None, list[str]]]:
+        contestants = self.contestants
+        starred = [f"{c} *" if c in self.refused else c for c in contestants]
+        table: list[tuple[Row | None, list[str]]] = [(None, ["", *starred, "goal"])]
+        for row in self.rows:
+            best = row.best(self.refused)
+            cells = [self._cell(row, c) for c in contestants]
+            cells = [f"{mark}{x}{mark}" if c == best else x for c, x in zip(contestants, cells, strict=True)]
+            table.append((row, [f"{row.name}, {row.unit}", *cells, row.goal_said(self.refused)]))
+        return table
+
+    @staticmethod
+    def _cell(row: Row, contestant: str) -> str:
+        value, ratio = row.median(contestant), row.ratio(contestant)
+        if value is None:
+            said = row.samples.get(contestant, "")
+            return said if isinstance(said, str) else ""
+        return _shown(value) + ("" if contestant == row.baseline or ratio is None else f" ({ratio:.2f})")
+
+
+def _shown(value: float) -> str:
+    return f"{value:,.0f}" if value >= 100 else f"{value:.1f}" if value >= 10 else f"{value:.2f}"
+
+
+def _others(row: Row) -> list[str]:
+    return [c for c in row.samples if c != row.baseline and row.median(c) is not None]
+
+
+def _figures(row: Row, contestant: str) -> dict[str, Any]:
+    values = row.samples[contestant]
+    if isinstance(values, str):
+        return {"none": values}
+    quartiles = statistics.quantiles(values, n=4, method="inclusive") if len(values) > 1 else values * 3
+    named = {
+        "median": statistics.median(values),
+        "q1": quartiles[0],
+        "q3": quartiles[2],
+        "min": min(values),
+        "max": max(values),
+    }
+    named["ratio"] = row.ratio(contestant)
+    return {
+        **{k: round(v, 4) for k, v in named.items() if v is not None},
+        "rounds": len(values),
+        "samples": [round(v, 4) for v in values],
+    }
+
+
+def environment() -> dict[str, Any]:
+    """Return what the figures depend on: processor, memory, system, versions, date."""
+    info = _proc("cpuinfo")
+    has = info.get("flags", "").split()
+    return {
+        "cpu": info.get("model name") or platform.processor() or platform.machine(),
+        "cpu_family_model": f"{info.get('cpu family')}/{info.get('model')}",
+        "flags": [flag for flag in _FLAGS if flag in has],
+        "cores": os.cpu_count(),
+        "memory_gb": round(int(_proc("meminfo").get("MemTotal", "0 kB").split()[0]) / 1e6, 1),
+        "load": [round(x, 2) for x in os.getloadavg()],
+        "system": platform.platform(),
+        "python": platform.python_version(),
+        "packages": {n: v for n in _PACKAGES if (v := _version(n))},
+        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
+    }  # fmt: skip
+
+
+def _proc(name: str) -> dict[str, str]:
+    path = Path("/proc") / name
+    lines = path.read_text().splitlines() if path.is_file() else []
+    pairs = (line.partition(":") for line in reversed(lines))
+    return {key.strip(): value.strip() for key, _, value in pairs}
+
+
+def _version(distribution: str) -> str | None:
+    try:
+        return importlib.metadata.version(distribution)
+    except importlib.metadata.PackageNotFoundError:
+        return None

@@ -1,0 +1,244 @@
+"""The gate on ranks: what loses hits, score or quality is refused by its figures, and nothing else."""
+
+import dataclasses
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from skinret_infer import Case, InputError, RuntimeUnavailable, gate
+from skinret_infer.bundle import Bundle
+from skinret_infer.gate import Questions
+
+N = 200
+ROWS = {
+    "image_words, archive in bf16", "image_words, archive in fp32",
+    "image_alone, archive in bf16", "image_alone, archive in fp32",
+}  # fmt: skip
+
+
+class Fake:
+    """An engine that knows the descriptors of images by number, with words and without."""
+
+    def __init__(self, precision: str, words: np.ndarray, alone: np.ndarray) -> None:
+        self.name, self.precision, self.facts = "openvino", precision, {"device": "a table"}
+        self.words, self.alone = words, alone
+        self.asked: list[tuple[int, bool]] = []
+
+    def run(self, graph: str, feeds: Mapping[str, np.ndarray], outputs: Sequence[str]) -> list[np.ndarray]:
+        if graph == "visual_encoder":
+            pixels = feeds["pixels"].astype(int)
+            return [pixels[:, 0, 0, 0] + 256 * pixels[:, 0, 0, 1]] * 3
+        if graph == "composer":
+            assert len(feeds["tokens"]) == len(feeds["attention_mask"]) == len(feeds["low"])
+            return [-1 - feeds["low"]] * 3
+        numbers = feeds["low"]
+        self.asked += [(int(max(n, -1 - n)), bool(n < 0)) for n in numbers]
+        return [np.stack([self.words[-1 - n] if n < 0 else self.alone[n] for n in numbers])]
+
+    def encode_text(self, ids: np.ndarray, mask: np.ndarray) -> np.ndarray:
+        return np.zeros((*ids.shape, 2), np.float32)
+
+    def describe(self, pixels: np.ndarray, words: Any) -> np.ndarray:
+        raise NotImplementedError
+
+    def close(self) -> None:
+        pass
+
+
+@pytest.fixture(scope="module")
+def loaded(bundle: Path) -> Bundle:
+    return Bundle.load(bundle)
+
+
+def numbered(n: int = N, groups: tuple[str, ...] = ()) -> Questions:
+    pixels = np.zeros((n, 1, 1, 3), np.uint8)
+    pixels[:, 0, 0, 0], pixels[:, 0, 0, 1] = np.arange(n) % 256, np.arange(n) // 256
+    ids = np.ones((n, 4), np.int64)
+    return Questions(pixels=pixels, ids=ids, mask=ids, source="numbers", groups=groups)
+
+
+def descriptors(loaded: Bundle, seed: int, n: int = N) -> np.ndarray:
+    layout = loaded.manifest.layout
+    return unit(np.random.default_rng(seed).normal(size=(n, layout.length)), loaded)
+
+
+def unit(rows: np.ndarray, loaded: Bundle) -> np.ndarray:
+    layout = loaded.manifest.layout
+    parts = np.split(rows, np.cumsum(layout.local + layout.global_)[:-1], axis=1)
+    parts = [part / np.linalg.norm(part, axis=1, keepdims=True) for part in parts]
+    return np.concatenate(parts, axis=1).astype(np.float32)
+
+
+def noisy(rows: np.ndarray, by: float, loaded: Bundle) -> np.ndarray:
+    return unit(rows + by * np.random.default_rng(9).normal(size=rows.shape), loaded)
+
+
+def measure(
+    loaded: Bundle, true: tuple[np.ndarray, np.ndarray], found: tuple[np.ndarray, np.ndarray],
+    groups: tuple[str, ...] = (),
+) -> dict[str, Any]:  # fmt: skip
+    asked = numbered(len(true[0]), groups)
+    return gate.measure(loaded, Fake("fp32", *true), Fake("bf16", *found), asked)
+
+
+def test_who_finds_the_same_passes(loaded: Bundle) -> None:
+    true = descriptors(loaded, 1), descriptors(loaded, 2)
+    record = measure(loaded, true, true, ("mel", "nevus") * (N // 2))
+    assert record["passed"] is record["archive_passed"] is True
+    assert record["faults"] == record["archive_faults"] == []
+    assert set(record["rows"]) == ROWS
+    for row in record["rows"].values():
+        assert (row["score_lost"], row["overlap"], row["same_first"], row["largest_change"]) == (0, 1, 1, 0)
+        assert row["mAP_moved"] == row["Acc@1_moved"] == 0
+    assert "queries: passed" in gate.describe(record) and "archive: passed" in gate.describe(record)
+
+
+def test_every_image_is_asked_with_its_words_and_alone_on_both_sides(loaded: Bundle) -> None:
+    true = descriptors(loaded, 1), descriptors(loaded, 2)
+    sides, seen = (Fake("fp32", *true), Fake("bf16", *true)), []
+    gate.measure(loaded, *sides, numbered(), progress=lambda done, total: seen.append((done, total)))
+    for side in sides:
+        assert sorted(side.asked) == [(n, worded) for n in range(N) for worded in (False, True)]
+    assert seen[-1] == (2 * N, 2 * N) and seen == sorted(seen)
+
+
+def test_scores_that_move_without_moving_the_ranks_pass(loaded: Bundle) -> None:
+    """Noise of bf16's size, where the cases differ by more than that."""
+    true = descriptors(loaded, 1), descriptors(loaded, 2)
+    record = measure(loaded, true, tuple(noisy(rows, 1e-6, loaded) for rows in true))
+    assert record["passed"], record["faults"]
+    assert 0 < record["rows"]["image_words, archive in bf16"]["largest_change"] < 1e-5
+
+
+def test_other_hits_are_refused_even_where_they_are_as_good(loaded: Bundle) -> None:
+    alike = unit(descriptors(loaded, 1, 1) + 1e-4 * descriptors(loaded, 2), loaded)
+    record = measure(loaded, (alike, alike), (noisy(alike, 1e-5, loaded),) * 2)
+    assert not record["passed"] and not record["archive_passed"]
+    assert all("of the hits are the same; 0.97 is asked" in fault for fault in record["archive_faults"])
+    assert all(row["score_lost"] < 1e-6 for row in record["rows"].values())
+
+
+def test_worse_hits_are_refused_even_where_they_are_few(loaded: Bundle) -> None:
+    words, alone = descriptors(loaded, 1), descriptors(loaded, 2)
+    wrong = words.copy()
+    wrong[:4] = words[4:8]  # 2 % of the queries with words find what others should
+    record = measure(loaded, (words, alone), (wrong, alone))
+    assert not record["passed"]
+    (fault,) = record["faults"]
+    assert fault.startswith("image_words, archive in fp32") and "of the score; 1e-04 is allowed" in fault
+    assert "queries: refused; image_words" in gate.describe(record)
+
+
+def test_queries_may_pass_where_writing_an_archive_does_not(loaded: Bundle, tmp_path: Path) -> None:
+    words, alone = descriptors(loaded, 1), descriptors(loaded, 2)
+    blurred = noisy(alone, 0.03, loaded)
+    record = measure(loaded, (words, words), (words, blurred))
+    record = measure(loaded, (alone, alone), (alone, alone)) | {
+        name: record[name] for name in ("archive_faults", "archive_passed")
+    }
+    assert record["passed"] and not record["archive_passed"]
+    gate.keep_record(loaded, record, tmp_path)
+    assert gate.allowed(loaded, "openvino", "bf16", tmp_path) == ""
+    refused = gate.allowed(loaded, "openvino", "bf16", tmp_path, to_write=True)
+    assert refused.startswith("refused by the gate: ") and "archive in bf16" in refused
+
+
+def test_a_move_of_the_quality_is_refused_where_scores_and_lists_are_the_same(loaded: Bundle) -> None:
+    """The best two cases of a few queries all but tie, one of them of the right group."""
+    cases, groups = descriptors(loaded, 1), ["a", "b"] * (N // 2)
+    true, found = cases.copy(), cases.copy()
+    for n in (0, 10, 20):
+        base, other, tilt = cases[n].copy(), cases[n + 9], np.zeros_like(cases[n])
+        block = slice(0, loaded.manifest.layout.local[0])
+        tilt[block] = cases[n + 8, block] - (cases[n + 8, block] @ base[block]) * base[block]
+        near = base + 0.1 * other
+        cases[n + 1], cases[n + 2] = unit(np.stack([near + 1e-3 * tilt, near - 1e-3 * tilt]), loaded)
+        true[n], found[n] = unit(np.stack([base + 1e-2 * tilt, base - 1e-2 * tilt]), loaded)
+        groups[n : n + 3] = ["a", "a", "b"]
+    record = measure(loaded, (true, cases), (found, cases), tuple(groups))
+    row = record["rows"]["image_words, archive in fp32"]
+    assert row["score_lost"] < 1e-4 and row["overlap"] >= 0.97
+    assert row["Acc@1_moved"] == pytest.approx(-1.5)
+    assert any("archive in fp32: Acc@1 moves by -0.75; 0.2 is allowed" in f for f in record["faults"])
+    assert not record["passed"]
+    assert measure(loaded, (true, cases), (found, cases))["passed"], "without groups nobody can see it"
+
+
+@pytest.mark.parametrize("figure", ["mAP", "Acc@1"])
+@pytest.mark.parametrize(
+    ("moved", "refused"),
+    [((0.2, 0.2), False), ((-0.2, -0.2), False), ((0.4, -0.4), False), ((0.21, 0.21), True),
+     ((-0.4, -0.1), True), ((float("nan"), 0.0), True)],
+)  # fmt: skip
+def test_each_figure_is_judged_over_both_kinds_in_both_directions(
+    figure: str, moved: tuple[float, float], refused: bool
+) -> None:
+    good = {"score_lost": 0.0, "overlap": 1.0, figure: 80.0}
+    rows = {
+        f"{kind}, archive in fp32": good | {f"{figure}_moved": by}
+        for kind, by in zip(gate.KINDS, moved, strict=True)
+    }
+    faults = gate._faults(rows, "fp32")
+    assert bool(faults) is refused and all(f"{figure} moves" in fault for fault in faults)
+
+
+def test_few_queries_prove_nothing(loaded: Bundle) -> None:
+    rows = descriptors(loaded, 1, N - 1)
+    record = measure(loaded, (rows, rows), (rows, rows))
+    assert record["faults"] == ["only 199 queries; at least 200 are needed"] and not record["passed"]
+
+
+def test_what_is_no_number_is_refused(loaded: Bundle) -> None:
+    rows = descriptors(loaded, 1)
+    record = measure(loaded, (rows, rows), (np.full_like(rows, np.nan), rows))
+    assert not record["passed"] and any("image_words" in fault for fault in record["faults"])
+
+
+def test_a_record_survives_json_and_the_disk_and_is_for_its_bundle_alone(
+    loaded: Bundle, tmp_path: Path
+) -> None:
+    rows = descriptors(loaded, 1)
+    record = measure(loaded, (rows, rows), (rows, rows), ("a",) * N)
+    assert json.loads(json.dumps(record)) == record
+    path = gate.keep_record(loaded, record, tmp_path)
+    assert path.is_relative_to(tmp_path)
+    kept = gate.read_record(loaded, "openvino", "bf16", tmp_path)
+    assert kept is not None and {**record, "bundle": dict(loaded.manifest.files)} == kept
+    assert gate.describe(kept) == gate.describe(record)
+    assert gate.allowed(loaded, "openvino", "bf16", tmp_path) == ""
+    assert gate.read_record(loaded, "openvino", "fp16", tmp_path) is None
+
+    files = {**loaded.manifest.files, "composer.onnx": "0" * 64}
+    other = dataclasses.replace(loaded, manifest=dataclasses.replace(loaded.manifest, files=files))
+    assert gate.read_record(other, "openvino", "bf16", tmp_path) is None
+    for content in ("", "{", "[]", "null", '{"bundle": 1}'):
+        path.write_text(content)
+        assert gate.read_record(loaded, "openvino", "bf16", tmp_path) is None
+
+
+def test_a_record_that_cannot_be_kept_is_an_error_with_a_cure(loaded: Bundle, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(RuntimeUnavailable, match="SKINRET_CACHE") as caught:
+        gate.keep_record(loaded, {"runtime": "openvino", "precision": "bf16"}, tmp_path / "file")
+    assert caught.value.code == "engine-cache"
+
+
+def test_questions_are_cases_with_words_evenly_chosen(
+    loaded: Bundle, cases: list[Case], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(InputError, match="at least 200") as caught:
+        gate.questions(loaded.manifest, loaded.tokenizer(), cases, "drawn")
+    assert caught.value.code == "gate-cases"
+    monkeypatch.setattr(gate, "MIN_QUERIES", 10)
+    mute = dataclasses.replace(cases[0], attributes={})
+    asked = gate.questions(loaded.manifest, loaded.tokenizer(), [mute, *cases[:20]], "drawn")
+    assert len(asked) == 20 == len(asked.ids) == len(asked.mask)
+    assert asked.groups == tuple(case.group for case in cases[:20]) and asked.source == "drawn"
+    assert asked.pixels.shape == (20, 64, 64, 3) and asked.pixels.dtype == np.uint8
+    monkeypatch.setattr(gate, "MAX_QUERIES", 10)
+    fewer = gate.questions(loaded.manifest, loaded.tokenizer(), cases[:20], "drawn")
+    assert np.array_equal(fewer.ids, asked.ids[::2]) and np.array_equal(fewer.pixels, asked.pixels[::2])
