@@ -13,10 +13,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import psutil
 from PIL import Image, ImageDraw, ImageFont
 
 from skinret_infer.files import whole_file
 
+GRAPHS, QUERY, INDEX, COLD, MEMORY = SECTIONS = (
+    "Each graph",
+    "A composed query, from a 768 x 512 JPEG to the ten best of 10,000 cases",
+    "Indexing JPEG files of 768 x 512",
+    "Cold start: a new process, its files in the page cache, to its first answer",
+    "Memory of a serving process, after 20 queries",
+)
 PEERS = ("PyTorch eager", "torch.compile", "PyTorch bf16")
 _FLAGS = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "avx_vnni", "amx_tile", "amx_bf16", "amx_int8")
 _PACKAGES = (
@@ -27,6 +35,7 @@ _INK, _FAINT = "#1a1a1a", "#666666"
 _GREYS = {"torch.compile": "#c4c4c4", "PyTorch bf16": "#8c8c8c"}
 _PALETTE = ("#E69F00", "#56B4E9", "#0072B2", "#009E73", "#CC79A7", "#D55E00")  # Okabe and Ito's
 _COLUMN, _LABEL, _UNIT, _TITLE, _BAR = 720, 170, 320, 26, 20  # pixels; _UNIT is a ratio of 1
+_QUIET = 0.05  # of the CPUs, that others may take
 _FURTHEST = 1.5  # ratio that is drawn; longer bars end there
 
 
@@ -47,6 +56,8 @@ class Row:
     more_is_better: bool = False
     drawn: bool = True
     label: str = ""  # in the picture, if not the name
+    place: int = 0  # among the rows of its section
+    detail: dict[str, Any] = field(default_factory=dict)  # for the JSON alone
     attention: str = ""  # which of the two was the faster in PyTorch eager
 
     def median(self, contestant: str) -> float | None:
@@ -79,7 +90,7 @@ class Row:
         value = self.median(best) if self.absolute else self.ratio(best)
         assert value is not None
         met = value >= self.goal if self.more_is_better else value <= self.goal
-        sign, unit = "≥" if self.more_is_better else "≤", f" {self.unit}" if self.absolute else "x"
+        sign, unit = "≥" if self.more_is_better else "≤", f" {self.unit}" if self.absolute else ""
         return f"{sign} {self.goal:g}{unit} {'✓' if met else '✗'}"
 
 
@@ -93,6 +104,7 @@ class Report:
     notes: list[str] = field(default_factory=list)
     refused: dict[str, str] = field(default_factory=dict)
     began: float = field(default_factory=time.monotonic)
+    _busy: float = field(default_factory=lambda: _busy_seconds())
 
     def add(self, section: str, name: str, unit: str, samples: dict[str, Any], **options: Any) -> None:
         """Add a row; of PyTorch's two attentions the faster is what counts as PyTorch eager."""
@@ -102,6 +114,7 @@ class Report:
             samples["PyTorch eager"] = best(plain, fused, key=statistics.median)
             attention = "fused" if samples["PyTorch eager"] is fused else "written out"
         self.rows.append(Row(section, name, unit, samples, attention=attention, **options))
+        self.rows.sort(key=lambda row: (SECTIONS.index(row.section), row.place))
 
     def note(self, text: str) -> None:
         if text not in self.notes:
@@ -117,10 +130,17 @@ class Report:
         found = list(dict.fromkeys(c for row in self.rows for c in row.samples))
         return [c for c in PEERS if c in found] + [c for c in found if c not in PEERS]
 
+    def others(self) -> float:
+        """Return what share of the CPUs was at work for other processes since the report began."""
+        share = (_busy_seconds() - self._busy) / (time.monotonic() - self.began) / (os.cpu_count() or 1)
+        return max(share, 0.0)
+
     def text(self) -> str:
         """Return the table for a terminal."""
-        lines = [self._headline(), *textwrap.wrap(self._legend(), 110)]
+        lines = [self._headline(), *textwrap.wrap(self._legend(), 110), ""]
         table = self._table()
+        heads = [cell.rpartition(" ") if cell.count(" ") else ("", "", cell) for cell in table.pop(0)[1]]
+        table[:0] = [(None, [head for head, _, _ in heads]), (None, [last for _, _, last in heads])]
         widths = [max(map(len, column)) for column in zip(*(r for _, r in table), strict=True)]
         section = None
         for row, cells in table:
@@ -171,8 +191,8 @@ class Report:
             )
         return {
             "environment": environment(), "threads": self.threads, "bundle": self.bundle,
-            "seconds": round(time.monotonic() - self.began, 1), "notes": self.notes, "refused": self.refused,
-            "rows": rows,
+            "seconds": round(time.monotonic() - self.began, 1), "others": round(self.others(), 3),
+            "notes": self.notes, "refused": self.refused, "rows": rows,
         }  # fmt: skip
 
     def write(self, folder: Path) -> list[Path]:
@@ -191,19 +211,22 @@ class Report:
         ours = [c for c in self.contestants if c not in PEERS]
         colours = _GREYS | {c: _PALETTE[n % len(_PALETTE)] for n, c in enumerate(ours)}
         drawn = [row for row in self.rows if row.drawn and row.median(row.baseline)]
-        columns = [
-            [r for r in drawn if r.section == "Each graph"],
-            [r for r in drawn if r.section != "Each graph"],
-        ]
+        columns = [[r for r in drawn if (r.section == GRAPHS) is left] for left in (True, False)]
         heights = [sum(_TITLE + _BAR * (len(_others(r)) + 1) for r in column) for column in columns]
         page = Image.new("RGB", (2 * _COLUMN + 40, max(heights) + 110), "#ffffff")
         pen = ImageDraw.Draw(page)
         big, bold, normal = (ImageFont.load_default(size) for size in (24, 17, 15))
-        pen.text((24, 16), "Time beside PyTorch eager fp32 (the line at 1): shorter is better", _INK, big)
+        pen.text(
+            (24, 16),
+            "Time and memory beside PyTorch eager fp32 (the line at 1): shorter is better",
+            _INK,
+            big,
+        )
         pen.text((24, 50), f"{self._headline()} Grey: PyTorch otherwise. Dotted: the goal.", _FAINT, normal)
         for x, column in zip((24, 24 + _COLUMN), columns, strict=True):
             y = 86
             for row in column:
+                numbers: list[tuple[tuple[int, int], str]] = []
                 base, top = f"{_shown(row.median(row.baseline))} {row.unit}", y + _TITLE - 4
                 pen.text((x, y), row.label or row.name, _INK, bold)
                 pen.text((x + _COLUMN - 40, y + 2), f"1 = {base}", _FAINT, normal, anchor="ra")
@@ -215,16 +238,20 @@ class Report:
                     end = x + _LABEL + round(min(ratio, _FURTHEST) * _UNIT)
                     pen.rectangle((x + _LABEL, y_bar + 1, end, y_bar + _BAR - 4), colours[contestant])
                     more = "+" if ratio > _FURTHEST else ""
-                    pen.text((end + 6, y_bar), f"{ratio:.2f}{more}", _INK, normal)
+                    numbers.append(((end + 6, y_bar), f"{ratio:.2f}{more}"))
                     y += _BAR
                 y += _TITLE + _BAR
                 bottom = y - _BAR - 2
+                at_one = x + _LABEL + _UNIT
                 pen.line((x + _LABEL, top, x + _LABEL, bottom), _FAINT)
-                pen.line((x + _LABEL + _UNIT, top, x + _LABEL + _UNIT, bottom), _INK, 2)
+                pen.line((at_one, top, at_one, bottom), _INK, 2)
                 if row.goal and not row.absolute:
                     at = x + _LABEL + round(_UNIT * (1 / row.goal if row.more_is_better else row.goal))
                     for dot in range(top, bottom, 6):
                         pen.line((at, dot, at, dot + 2), _INK)
+                for at, number in numbers:  # over the lines
+                    pen.rectangle(pen.textbbox(at, number, normal), "#ffffff")
+                    pen.text(at, number, _INK, normal)
         return page
 
     def _headline(self) -> str:
@@ -235,9 +262,11 @@ class Report:
         return f"{env['cpu']} ({flags}), {self.threads} threads, {self.bundle}, {env['date']}."
 
     def _legend(self) -> str:
+        others = self.others()
         return (
-            "Medians of rounds in which all take turns; in brackets the ratio to PyTorch eager fp32, which has "
-            "the faster of transformers' own and PyTorch's fused attention."
+            "Medians of rounds in which all take turns; in brackets the ratio to PyTorch eager in fp32, with "
+            "the faster of transformers' own and PyTorch's fused attention. Other processes took "
+            f"{others:.0%} of the CPUs meanwhile{'' if others < _QUIET else ': figures NOT to be quoted'}."
         )
 
     def _table(self, mark: str = "") -> list[tuple[Row | None, list[str]]]:
@@ -304,6 +333,14 @@ def environment() -> dict[str, Any]:
         "packages": {n: v for n in _PACKAGES if (v := _version(n))},
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
     }  # fmt: skip
+
+
+def _busy_seconds() -> float:
+    """Return the seconds of CPU that the machine has spent on others than this process and its children."""
+    spent, me = psutil.cpu_times(), psutil.Process()
+    own = [process.cpu_times() for process in (me, *me.children(recursive=True))]
+    mine = sum(t.user + t.system + t.children_user + t.children_system for t in own)
+    return sum(spent) - spent.idle - getattr(spent, "iowait", 0.0) - mine
 
 
 def _proc(name: str) -> dict[str, str]:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from .. import gate
 from ..bundle import Bundle
-from ..errors import InputError, RuntimeUnavailable, SkinretError
+from ..errors import BundleError, InputError, RuntimeUnavailable, SkinretError
 from . import onnxruntime, openvino, tensorrt
 from .base import Array, Engine, Say, version
 from .cache import cache_folder
@@ -109,7 +109,7 @@ def open_engine(
     for name, p in may:
         try:
             return _open(bundle, name, p, threads or usable_cpus(), folder, say)
-        except RuntimeUnavailable as error:
+        except (RuntimeUnavailable, BundleError) as error:
             if runtime != "auto":
                 raise
             _logger.warning("%s in %s is passed over: %s", name, p, error)
