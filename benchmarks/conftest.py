@@ -103,6 +103,6 @@ def engines(material: Material, pairs: list[tuple[str, str]]) -> Iterator[dict[s
 def peers(material: Material, report: Report) -> dict[str, PyTorch]:
     """PyTorch in its ways, by label; none without a checkpoint."""
     if material.checkpoint is None:
-        report.note("Without --checkpoint there is no PyTorch to stand beside: ratios are to the first fp32.")
+        report.note("Without --checkpoint there is no PyTorch to stand beside, and no goal.")
         return {}
     return load_modules(material.checkpoint, np.load(material.matrix))

@@ -85,7 +85,7 @@ class Row:
 
     def goal_said(self, refused: dict[str, str]) -> str:
         best = self.best(refused)
-        if self.goal is None or best is None:
+        if self.goal is None or best is None or not (self.absolute or self.baseline == PEERS[0]):
             return ""
         value = self.median(best) if self.absolute else self.ratio(best)
         assert value is not None
@@ -262,16 +262,18 @@ class Report:
         return f"{env['cpu']} ({flags}), {self.threads} threads, {self.bundle}, {env['date']}."
 
     def _legend(self) -> str:
-        others = self.others()
+        others, base = self.others(), self.rows[0].baseline
+        attention = " in fp32, with the faster of transformers' own and PyTorch's fused attention"
+        warning = "" if others < _QUIET else ": figures NOT to be quoted"
         return (
-            "Medians of rounds in which all take turns; in brackets the ratio to PyTorch eager in fp32, with "
-            "the faster of transformers' own and PyTorch's fused attention. Other processes took "
-            f"{others:.0%} of the CPUs meanwhile{'' if others < _QUIET else ': figures NOT to be quoted'}."
+            "Medians of rounds in which all take turns; in brackets the ratio to "
+            f"{base}{attention if base == PEERS[0] else ''}. "
+            f"Other processes took {others:.0%} of the CPUs meanwhile{warning}."
         )
 
     def _table(self, mark: str = "") -> list[tuple[Row | None, list[str]]]:
         contestants = self.contestants
-        starred = [f"{c} *" if c in self.refused else c for c in contestants]
+        starred = [f"{c}*" if c in self.refused else c for c in contestants]
         table: list[tuple[Row | None, list[str]]] = [(None, ["", *starred, "goal"])]
         for row in self.rows:
             best = row.best(self.refused)

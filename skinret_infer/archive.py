@@ -472,7 +472,8 @@ def _exact_top(
     kept = np.flatnonzero(keep)
     if k < len(kept):
         weighted = weigh(query, layout, beta)
-        rough = (scan.descriptors @ weighted)[kept]
+        # Not BLAS: its threads spin on for 20 ms after the product, on the cores that the next query needs.
+        rough = np.einsum("ij,j->i", scan.descriptors, weighted)[kept]
         # |fl(x.y) - x.y| <= D u |x||y| in any order of summation (Higham 2002, 3.5); |y| = sqrt(6).
         bound = (layout.length + 2) * 2.0**-24 * float(np.linalg.norm(weighted)) * 6**0.5
         kth = np.partition(rough, len(kept) - k)[len(kept) - k]

@@ -99,6 +99,20 @@ def bundle(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def full_bundle(tokenizer: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A bundle of Swin-T 224 and BERT-base with random weights, in fp32 and fp16. It takes a minute."""
+    folder = tmp_path_factory.mktemp("full")
+    torch.manual_seed(0)
+    swin = {"model_type": "swin", "out_features": ["stage2", "stage3", "stage4"]}  # Swin-T is Swin's default
+    model = Skinret(ModelConfig(vision=swin, text={"model_type": "bert"}, map_side=28))
+    Checkpoint(
+        config=model.config, image=ImageRecipe(), text=TextRecipe(), tokenizer=tokenizer,
+        state=model.state_dict(), name="full", version="1",
+    ).save(folder / "full.pt")  # fmt: skip
+    return export_bundle(folder / "full.pt", folder / "bundle", fp16=True, gates=False).path
+
+
+@pytest.fixture(scope="session")
 def archive(bundle: Path, cases: list[Case], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An archive of 40 of the cases. Shared: copy it before you change it."""
     path = tmp_path_factory.mktemp("archive") / "cases.skinret"

@@ -17,13 +17,13 @@ from skinret_export import bundle_writer, parity
 from skinret_export.bundle_writer import export_bundle, make_probe
 from skinret_export.cli import main
 from skinret_export.graphs import OUTPUTS, GraphSpec, check_graph, graph_specs, write_graph
-from skinret_infer import Case, InputError, ParityError, Searcher
+from skinret_infer import Case, InputError, ParityError, Searcher, gate
 from skinret_infer.bundle import FILES, GRAPHS, Bundle, file_sha256
-from skinret_infer.engines import open_engine
+from skinret_infer.engines import open_engine, openvino
 from skinret_infer.image import ImageRecipe, decode, prepare
-from skinret_infer.text import TextEncoderInput, TextRecipe
+from skinret_infer.text import TextEncoderInput
 from skinret_training.checkpoint import Checkpoint
-from skinret_training.model import ModelConfig, Skinret, block_scale
+from skinret_training.model import ModelConfig, block_scale
 
 
 def test_the_bundle_says_what_it_is_and_proves_its_bytes(bundle: Path, checkpoint: Path) -> None:
@@ -207,17 +207,10 @@ def test_what_is_no_checkpoint_is_no_crash(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_full_size_swin_and_bert_pass_parity_with_a_dynamic_batch(tokenizer: str, tmp_path: Path) -> None:
-    torch.manual_seed(0)
-    swin = {"model_type": "swin", "out_features": ["stage2", "stage3", "stage4"]}  # Swin-T is Swin's default
-    model = Skinret(ModelConfig(vision=swin, text={"model_type": "bert"}, map_side=28))
-    assert model.similarity_head.layout.length == 2688
-    path = tmp_path / "full.pt"
-    Checkpoint(
-        config=model.config, image=ImageRecipe(), text=TextRecipe(), tokenizer=tokenizer,
-        state=model.state_dict(), name="full", version="1",
-    ).save(path)  # fmt: skip
-    found = export_bundle(path, tmp_path / "bundle").manifest.parity
+def test_a_full_size_swin_and_bert_pass_parity_with_open_axes(full_bundle: Path) -> None:
+    manifest = Bundle.load(full_bundle).manifest
+    found = manifest.parity
+    assert manifest.layout.length == 2688
     assert found["max_score_error"] <= 1e-4
     assert found["lists_equal_up_to_ties"] == found["images"] == 64
 
@@ -225,3 +218,14 @@ def test_a_full_size_swin_and_bert_pass_parity_with_a_dynamic_batch(tokenizer: s
 def test_outputs_have_names_of_their_own() -> None:
     assert not set(OUTPUTS["composer"]) & {"low", "mid", "high"}
     assert tiny_config().to_dict() == ModelConfig.from_dict(tiny_config().to_dict()).to_dict()
+
+
+def test_an_export_measures_what_lower_precision_does_to_the_ranks(checkpoint: Path, tmp_path: Path) -> None:
+    lower = [p for p in openvino.precisions() if p != "fp32"]
+    said: list[str] = []
+    bundle = export_bundle(checkpoint, tmp_path / "bundle", say=said.append)
+    assert sorted(bundle.manifest.gates) == [f"openvino/{p}" for p in lower]
+    for record in bundle.manifest.gates.values():
+        assert record["queries"] == gate.MIN_QUERIES and len(record["rows"]) == 4
+        assert record["passed"] is not bool(record["faults"])
+        assert gate.describe(record) in said

@@ -17,11 +17,9 @@ import onnx
 import onnx.parser
 import onnxruntime as ort
 import pytest
-import torch
 from onnx import TensorProto
 
 from skinret_export.engines import build_engines
-from skinret_export.graphs import graph_specs, write_graph
 from skinret_export.portable import OPERATORS, check_portable
 from skinret_export.precision import write_fp16
 from skinret_infer.bundle import GRAPHS, Bundle, file_sha256, graph_file
@@ -30,7 +28,6 @@ from skinret_infer.engines import open_engine, tensorrt
 from skinret_infer.engines.cache import cache_folder, cached, engine_path
 from skinret_infer.engines.tensorrt import Target, TensorRT
 from skinret_infer.errors import BundleError, InputError, ParityError, RuntimeUnavailable
-from skinret_training.model import ModelConfig, Skinret
 
 rtx = pytest.mark.skipif(
     importlib.util.find_spec("tensorrt_rtx") is None, reason="the package tensorrt_rtx is not installed"
@@ -207,33 +204,12 @@ def test_tensorrt_builds_for_no_other_card(bundle: Path) -> None:
 # -- tensorrt_rtx parses and builds without a GPU --
 
 
-@pytest.fixture(scope="module")
-def full_size(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The four graphs of Swin-T 224 and BERT-base with random weights, in fp32 and in fp16."""
-    folder = tmp_path_factory.mktemp("full")
-    vision = {
-        "model_type": "swin",
-        "image_size": 224,
-        "embed_dim": 96,
-        "depths": [2, 2, 6, 2],
-        "num_heads": [3, 6, 12, 24],
-        "window_size": 7,
-        "out_features": ["stage2", "stage3", "stage4"],
-    }
-    torch.manual_seed(0)
-    model = Skinret(ModelConfig(vision=vision, text={"model_type": "bert"})).eval()
-    for name, spec in graph_specs(model, 64).items():
-        write_graph(spec, folder / graph_file(name))
-    write_fp16(folder)
-    return folder
-
-
 @rtx
 @pytest.mark.slow
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
 @pytest.mark.parametrize("graph", GRAPHS)
-def test_full_size_graphs_parse_and_build(full_size: Path, graph: str, precision: str) -> None:
-    path = full_size / graph_file(graph, precision)
+def test_full_size_graphs_parse_and_build(full_bundle: Path, graph: str, precision: str) -> None:
+    path = full_bundle / graph_file(graph, precision)
     check_portable(onnx.load(path), path.name)
     engine = tensorrt.build(
         tensorrt.load("tensorrt-rtx"), path.read_bytes(), tokens=64, capabilities=["8.0", "8.6", "8.9"]
