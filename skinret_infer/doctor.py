@@ -18,7 +18,7 @@ from PIL import Image
 
 from . import __version__, gate
 from .bundle import Bundle
-from .engines import PRECISIONS, available, cache_folder, choose, precisions, tensorrt, usable_cpus
+from .engines import PRECISIONS, available, cache_folder, choose, cure, precisions, usable_cpus
 from .engines.base import version
 from .errors import RuntimeUnavailable, SkinretError
 from .searcher import Searcher
@@ -195,14 +195,9 @@ def _cure(name: str, reason: str, gpu: Mapping[str, Any]) -> str:
     """Return how to make a runtime run; "" if it runs or its reason says so already."""
     if not reason or "uninstall" in reason:
         return ""
-    if name in ("openvino", "onnxruntime-cpu"):
-        return f'pip install "skinret-infer[{"openvino" if name == "openvino" else "cpu"}]"'
-    if not gpu["cuda"]:
+    if name not in ("openvino", "onnxruntime-cpu") and not gpu["cuda"]:
         return "none without an NVIDIA card and its driver"
-    if name == "onnxruntime-cuda":
-        first = "pip uninstall onnxruntime, then " if version("onnxruntime") else ""
-        return f'{first}pip install "skinret-infer[gpu]"'
-    return tensorrt.cure(name)
+    return cure(name)
 
 
 def _examine_bundle(path: Path) -> dict[str, Any]:

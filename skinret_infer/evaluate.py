@@ -7,11 +7,10 @@ import numpy as np
 
 from .cases import Case
 from .errors import InputError
+from .gate import KINDS
 from .metrics import ACC_AT, retrieval_metrics
 from .searcher import BATCH, Searcher
 from .text import describe
-
-KINDS = ("image_words", "image_alone")
 
 
 def evaluate(

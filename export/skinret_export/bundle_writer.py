@@ -24,7 +24,7 @@ from skinret_training.model import Skinret
 from skinret_training.synthetic import random_lesions
 
 from .graphs import OPSET, check_graph, graph_specs, write_graph
-from .parity import Probe, judge, measure
+from .parity import judge, measure
 from .portable import check_portable
 from .precision import write_fp16
 
@@ -135,7 +135,7 @@ def _gate_questions(checkpoint: Checkpoint, manifest: Manifest, cases: Sequence[
     return gate.questions(manifest, checkpoint.tokenizer, drawn, "drawn images")
 
 
-def make_probe(checkpoint: Checkpoint, images: str | Path | None, count: int = MIN_IMAGES) -> Probe:
+def make_probe(checkpoint: Checkpoint, images: str | Path | None, count: int = MIN_IMAGES) -> gate.Questions:
     """Gather images, from a folder or drawn by a program, and words to ask both sides with."""
     lesions = list(
         random_lesions(count, seed=20261121, size=(3 * checkpoint.image.size // 2, checkpoint.image.size))
@@ -160,7 +160,7 @@ def make_probe(checkpoint: Checkpoint, images: str | Path | None, count: int = M
         pixels, source = [decode(p) for p in files[: step * count : step]], "images of the given folder"
     words = [describe(row, checkpoint.text.phrases) for row, _ in lesions]
     ids, mask, _ = TextEncoderInput(checkpoint.tokenizer, checkpoint.text)(words)
-    return Probe(np.stack([prepare(p, checkpoint.image) for p in pixels]), ids, mask, source)
+    return gate.Questions(np.stack([prepare(p, checkpoint.image) for p in pixels]), ids, mask, source)
 
 
 def _manifest(checkpoint: Checkpoint, model: Skinret, sha256: str) -> Manifest:

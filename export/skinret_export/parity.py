@@ -1,7 +1,6 @@
 """Prove that the graphs do what PyTorch does: shapes, NaN, values, ranks. Measure first, then judge."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -12,8 +11,7 @@ from skinret_infer.bundle import GRAPHS
 from skinret_infer.descriptor import COMPOSED, LEVELS, block_weights
 from skinret_infer.engines import Engine
 from skinret_infer.errors import ParityError
-from skinret_infer.image import Pixels
-from skinret_infer.text import Tokens
+from skinret_infer.gate import Questions
 from skinret_training.model import Skinret
 
 from .graphs import OUTPUTS
@@ -27,17 +25,7 @@ SCORE_TOLERANCE = 1e-4  # of S
 TIE = 1e-6  # of S/3: two cases this close in PyTorch may stand in either order
 
 
-@dataclass(frozen=True, slots=True)
-class Probe:
-    """What both sides are asked: N prepared images, each with words."""
-
-    pixels: Pixels  # [N, S, S, 3]
-    ids: Tokens  # [N, n]
-    mask: Tokens  # [N, n]
-    source: str  # where the images came from, in words
-
-
-def measure(model: Skinret, engine: Engine, probe: Probe) -> dict[str, Any]:
+def measure(model: Skinret, engine: Engine, probe: Questions) -> dict[str, Any]:
     """Run PyTorch and the graphs on the probe and return how far apart they are; judge nothing.
 
     Each graph is fed PyTorch's own inputs, so that its error is its own; S and the ranks come from the graphs

@@ -16,7 +16,7 @@ from .base import Array, Engine, Say, version
 from .cache import cache_folder
 
 __all__ = [
-    "PRECISIONS", "RUNTIMES", "Array", "Engine", "available", "cache_folder", "choose", "open_engine",
+    "PRECISIONS", "RUNTIMES", "Array", "Engine", "available", "cache_folder", "choose", "cure", "open_engine",
     "precisions", "usable_cpus", "why_not",
 ]  # fmt: skip
 
@@ -40,6 +40,15 @@ def why_not(name: str) -> str:
     return onnxruntime.why_not(name) if name.startswith("onnxruntime") else tensorrt.why_not(name)
 
 
+def cure(name: str) -> str:
+    """Return what makes a runtime work here."""
+    if name.startswith("tensorrt"):
+        return tensorrt.cure(name)
+    wheel = name == "onnxruntime-cuda" and version("onnxruntime")  # the two must not meet
+    first = "pip uninstall onnxruntime, then " if wheel else ""
+    return f'{first}pip install "skinret-infer[{_EXTRAS.get(name, name)}]"'
+
+
 def precisions(name: str, bundle: Bundle) -> tuple[str, ...]:
     """Return the precisions in which a runtime that can run here has a bundle's graphs, the fastest first."""
     if name == "openvino":
@@ -48,9 +57,16 @@ def precisions(name: str, bundle: Bundle) -> tuple[str, ...]:
 
 
 def choose(
-    bundle: Bundle, runtime: str = "auto", precision: str = "auto", cache: Path | None = None
+    bundle: Bundle,
+    runtime: str = "auto",
+    precision: str = "auto",
+    cache: Path | None = None,
+    *,
+    gated: bool = True,
 ) -> tuple[list[tuple[str, str]], dict[str, str]]:
     """Return what may run, best first, and why the rest may not, by "runtime" or "runtime/precision".
+
+    gated : False does not ask the gate; see `open_engine`.
 
     Raises InputError for a name that is not known.
     """
@@ -66,7 +82,7 @@ def choose(
         if precision != "auto" and precision not in has:
             refused[f"{name}/{precision}"] = f"{name} has {', '.join(has)} here"
         for p in has if precision == "auto" else {precision} & set(has):
-            if reason := gate.allowed(bundle, name, p, folder):
+            if gated and (reason := gate.allowed(bundle, name, p, folder)):
                 refused[f"{name}/{p}"] = reason
             else:
                 may.append((name, p))
@@ -100,11 +116,7 @@ def open_engine(
             found=repr(threads),
         )
     folder = cache_folder(cache)
-    may, refused = choose(bundle, runtime, precision, folder)
-    if not gated:
-        may += [
-            (name, p) for name, _, p in (key.partition("/") for key in refused) if p in _has(name, bundle)
-        ]
+    may, refused = choose(bundle, runtime, precision, folder, gated=gated)
     last: SkinretError | None = None
     for name, p in may:
         try:
@@ -146,19 +158,11 @@ def _open(bundle: Bundle, name: str, precision: str, threads: int, cache: Path, 
     return tensorrt.TensorRT(bundle, name, precision, cache=cache, say=say)
 
 
-def _has(name: str, bundle: Bundle) -> tuple[str, ...]:
-    return () if why_not(name) else precisions(name, bundle)
-
-
 def _cure(runtime: str) -> str:
     if runtime == "auto":
         return 'pip install "skinret-infer[openvino]" or "skinret-infer[cpu]"'
     if why_not(runtime):
-        if runtime.startswith("tensorrt"):
-            return f'{tensorrt.cure(runtime)}; or use runtime="auto"'
-        wheel = runtime == "onnxruntime-cuda" and version("onnxruntime")  # the two must not meet
-        first = "pip uninstall onnxruntime, then " if wheel else ""
-        return f'{first}pip install "skinret-infer[{_EXTRAS.get(runtime, runtime)}]", or use runtime="auto"'
+        return f'{cure(runtime)}; or use runtime="auto"'
     return 'measure it: `skinret gate BUNDLE CASES --runtime ... --precision ...`; or use precision="fp32"'
 
 

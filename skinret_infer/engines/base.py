@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 from ..bundle import Bundle
 from ..descriptor import COMPOSED, LEVELS, Vector
-from ..errors import BundleError
+from ..errors import BundleError, RuntimeUnavailable
 
 Array = npt.NDArray[Any]
 Words = Callable[[], tuple[Array, Array]]  # tokens [B, n, d_T] and attention_mask [B, n], once they are there
@@ -80,6 +80,16 @@ def graph_error(bundle: Bundle, graph: str, precision: str, package: str, error:
         expected="an ONNX graph of the manifest's opset",
         found=str(error).strip()[:500],
         cure=f"upgrade {package}, or export the bundle again",
+    )
+
+
+def memory_error(what: str, found: str) -> RuntimeUnavailable:
+    """Return the error of a graphics card that is full."""
+    return RuntimeUnavailable(
+        f"the GPU has no memory for {what}",
+        code="gpu-memory",
+        found=found,
+        cure="end what else runs on the card, ask for fewer images at once, or use another runtime",
     )
 
 

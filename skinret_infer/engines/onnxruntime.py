@@ -7,7 +7,7 @@ from typing import Any
 from ..bundle import GRAPHS, Bundle, check_contract
 from ..descriptor import COMPOSED, LEVELS, Vector
 from ..errors import RuntimeUnavailable
-from .base import Array, HostEngine, Words, graph_error, version
+from .base import Array, HostEngine, Words, graph_error, memory_error, version
 
 _PROVIDERS = {"onnxruntime-cpu": "CPUExecutionProvider", "onnxruntime-cuda": "CUDAExecutionProvider"}
 _CUDA_OPTIONS = {"use_tf32": "0"}  # fp32 is to be fp32; who wants speed takes a bundle's fp16 graphs
@@ -98,13 +98,7 @@ class OnnxRuntimeCuda(HostEngine):
         except Exception as error:  # ONNX Runtime raises a family of its own, without a common base
             if not _out_of_memory(error):
                 raise
-            raise RuntimeUnavailable(
-                f"the graphics card has no memory left for {graph}",
-                code="gpu-memory",
-                expected="room for a batch of eight",
-                found=str(error).splitlines()[0][:300],
-                cure="free the card from other programs, or use a runtime of the CPU",
-            ) from None
+            raise memory_error(graph, _first_line(error)) from None
         return list(binding.get_outputs())
 
 
@@ -125,12 +119,7 @@ def _session(bundle: Bundle, graph: str, runtime: str, precision: str, threads: 
         session = ort.InferenceSession(str(bundle.graph(graph, precision)), options, providers=providers)
     except Exception as error:  # ONNX Runtime raises a family of its own, without a common base
         if _out_of_memory(error):
-            raise RuntimeUnavailable(
-                f"the graphics card has no memory left for {graph}",
-                code="gpu-memory",
-                found=str(error).splitlines()[0][:300],
-                cure="free the card from other programs, or use a runtime of the CPU",
-            ) from None
+            raise memory_error(graph, _first_line(error)) from None
         raise graph_error(bundle, graph, precision, "onnxruntime", error) from None
     check_contract(
         bundle,
@@ -150,20 +139,24 @@ def _session(bundle: Bundle, graph: str, runtime: str, precision: str, threads: 
 
 
 def _cuda_fault(ort: Any) -> str:
-    """Say why CUDA does not work, by running something on it: that it was compiled in says nothing."""
+    """Say why CUDA does not work, by opening a graph on it: that it was compiled in says nothing."""
     try:
         ort.preload_dlls()
         session = ort.InferenceSession(
             _IDENTITY, providers=[("CUDAExecutionProvider", _CUDA_OPTIONS), "CPUExecutionProvider"]
         )
     except Exception as error:  # ONNX Runtime raises a family of its own, without a common base
-        return f"CUDA does not start: {str(error).splitlines()[0][:300]}"
+        return f"CUDA does not start: {_first_line(error)}"
     if session.get_providers()[0] != "CUDAExecutionProvider":
         return (
             "CUDA does not start, and ONNX Runtime would run on the CPU: an NVIDIA driver, CUDA or cuDNN is "
             'missing; pip install "skinret-infer[gpu]" brings the last two'
         )
     return ""
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).partition("\n")[0][:300]
 
 
 def _out_of_memory(error: Exception) -> bool:

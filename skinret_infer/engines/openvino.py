@@ -44,7 +44,8 @@ class OpenVino(HostEngine):
         core = _core()
         self.precision = precision
         device = core.get_property("CPU", "FULL_DEVICE_NAME").strip()
-        self.facts: Mapping[str, Any] = {"openvino": core_version(), "device": device, "threads": threads}
+        release = version("openvino") or "unknown"
+        self.facts: Mapping[str, Any] = {"openvino": release, "device": device, "threads": threads}
         properties = {
             "INFERENCE_PRECISION_HINT": _HINTS[precision],
             "PERFORMANCE_HINT": "LATENCY",
@@ -52,31 +53,29 @@ class OpenVino(HostEngine):
             "INFERENCE_NUM_THREADS": threads,
             "ENABLE_CPU_PINNING": False,  # several processes would pin themselves to the same cores
         }
+        everywhere = {
+            "precision": precision,
+            "runtime": self.name,
+            "version": release,
+            "capability": "cpu",
+            "device": f"{device} {core.get_property('CPU', 'OPTIMIZATION_CAPABILITIES')}",
+            "platform": f"{sys.platform} {platform.machine()}",
+            "flags": str(properties),
+        }
         self._compiled: dict[str, Any] = {}
         # A request serves one thread at a time and is kept for the next: its memory is made once.
         self._idle: dict[str, list[Any]] = {graph: [] for graph in GRAPHS}
         for graph in GRAPHS:
             onnx = bundle.graph(graph)
-            key = {
-                "graph": graph,
-                "onnx": bundle.manifest.files[onnx.name],
-                "precision": precision,
-                "runtime": self.name,
-                "version": core_version(),
-                "capability": "cpu",
-                "device": f"{device} {core.get_property('CPU', 'OPTIMIZATION_CAPABILITIES')}",
-                "platform": f"{sys.platform} {platform.machine()}",
-                "flags": str(properties),
-            }
+            key = everywhere | {"graph": graph, "onnx": bundle.manifest.files[onnx.name]}
 
             def build(onnx: Path = onnx) -> bytes:
-                model = core.read_model(onnx)
-                if precision == "bf16":
-                    with tempfile.TemporaryDirectory() as folder:
+                with tempfile.TemporaryDirectory() as folder:
+                    model = core.read_model(onnx)
+                    if precision == "bf16":
                         _openvino().save_model(model, f"{folder}/half.xml", compress_to_fp16=True)
                         model = core.read_model(f"{folder}/half.xml")
-                        return bytes(core.compile_model(model, "CPU", properties).export_model().getvalue())
-                return bytes(core.compile_model(model, "CPU", properties).export_model().getvalue())
+                    return bytes(core.compile_model(model, "CPU", properties).export_model().getvalue())
 
             path = engine_path(cache, key)
             try:
@@ -108,11 +107,6 @@ class OpenVino(HostEngine):
         """Give back the compiled graphs."""
         self._idle.clear()
         self._compiled.clear()
-
-
-def core_version() -> str:
-    """Return OpenVINO's version with its build."""
-    return version("openvino") or "unknown"
 
 
 def _shapes(ports: Sequence[Any]) -> dict[str, list[int | None]]:

@@ -25,7 +25,7 @@ import numpy as np
 from ..bundle import GRAPHS, Bundle, check_contract, contract
 from ..descriptor import COMPOSED, LEVELS, Vector
 from ..errors import BundleError, InputError, RuntimeUnavailable
-from .base import Array, Say, Words
+from .base import Array, Say, Words, memory_error
 from .cache import cache_folder, cached, engine_path
 
 MODULES = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
@@ -527,21 +527,12 @@ def _call(cuda: Any, function: str, *arguments: Any) -> Any:
     found = cuda.cudaGetErrorString(error)[1].decode()
     if error == cuda.cudaError_t.cudaErrorMemoryAllocation:
         what = f"{arguments[0] / 2**20:.1f} MiB" if function == "cudaMalloc" else function
-        raise _memory_error(what, found)
+        raise memory_error(what, found)
     raise RuntimeUnavailable(
         f"{function} failed",
         code="gpu-failed",
         found=found,
         cure="see what nvidia-smi and the system's log say, and start the process again",
-    )
-
-
-def _memory_error(what: str, found: str) -> RuntimeUnavailable:
-    return RuntimeUnavailable(
-        f"the GPU has no memory for {what}",
-        code="gpu-memory",
-        found=found,
-        cure="end what else runs on the card, ask for fewer images at once, or use another runtime",
     )
 
 
@@ -565,7 +556,7 @@ def _must(done: bool, log: Any, what: str) -> None:
     if done:
         return
     if _out_of_memory(log.last):
-        raise _memory_error(what, log.last)
+        raise memory_error(what, log.last)
     raise RuntimeUnavailable(
         f"TensorRT refuses {what}", code="engine-failed", found=log.last, cure="use another runtime"
     )
