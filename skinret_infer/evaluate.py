@@ -8,7 +8,8 @@ import numpy as np
 from .cases import Case
 from .errors import InputError
 from .gate import KINDS
-from .metrics import ACC_AT, retrieval_metrics
+from .metrics import ACC_AT, NDCG, SHARED, Labels, Ranking, retrieval_metrics
+from .results import Hit
 from .searcher import BATCH, Searcher
 from .text import describe
 
@@ -20,16 +21,26 @@ def evaluate(
     beta: float | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> dict[str, Any]:
-    """Query with each case, with its words and by its image alone, and return mAP and Acc@K in per cent.
+    """Query with each case, with its words and by its image alone; return how good the hits are.
 
-    The whole archive is ranked, the query's own case id left out; a hit is relevant if its group is the
-    query's. The words are the case's attributes, said by the bundle's text recipe.
+    The whole archive is ranked, the query's own case id left out; a hit is right if its group is the query's.
+    The words are the case's attributes, said by the bundle's text recipe. For the figures of each kind of
+    query see `retrieval_metrics`.
     """
     if not cases:
         raise InputError(
             "there is nothing to evaluate", code="table-empty", expected="cases to query with", found="none"
         )
-    relevance: dict[str, list[Any]] = {kind: [] for kind in KINDS}
+    rankings: dict[str, list[Ranking]] = {kind: [] for kind in KINDS}
+    archive: list[Hit] = []  # each case once, as a hit shows it
+    numbers: dict[str, int] = {}  # case id -> index in it
+
+    def number(hit: Hit) -> int:
+        if hit.case_id not in numbers:
+            numbers[hit.case_id] = len(archive)
+            archive.append(hit)
+        return numbers[hit.case_id]
+
     size = len(searcher)
     for start in range(0, len(cases), BATCH):
         chunk = cases[start : start + BATCH]
@@ -42,12 +53,11 @@ def evaluate(
             for case, results in zip(
                 chunk, searcher.query_batch(queries, k=max(size, 1), beta=beta), strict=True
             ):
-                relevance[kind].append(
-                    np.array([hit.group == case.group for hit in results if hit.case_id != case.case_id])
-                )
+                others = [number(hit) for hit in results if hit.case_id != case.case_id]
+                rankings[kind].append(np.array(others, np.int64))
         if progress:
             progress(start + len(chunk), len(cases))
-    groups = [case.group for case in cases]
+    asked, there = Labels.of(cases), Labels.of(archive)
     return {
         "queries": len(cases),
         "archive": size,
@@ -55,24 +65,46 @@ def evaluate(
         "runtime": searcher.runtime,
         "precision": searcher.precision,
         "model": f"{searcher.manifest.model} {searcher.manifest.version}",
-        **{kind: retrieval_metrics(found, groups) for kind, found in relevance.items()},
+        **{kind: retrieval_metrics(rankings[kind], asked, there) for kind in KINDS},
     }
 
 
 def table(report: dict[str, Any]) -> str:
     """Return the report as lines for a person."""
-    names = ["mAP", *(f"Acc@{k}" for k in ACC_AT)]
+    shown = [n for n in ("mAP", *(f"Acc@{k}" for k in ACC_AT), NDCG, SHARED) if n in report[KINDS[0]]]
+    rows = {kind: _rows(kind, report[kind]) for kind in KINDS}
+    width = max(len(label) for labelled in rows.values() for label, _ in labelled) + 2
     lines = [
         f"{report['queries']} queries, archive of {report['archive']} cases, "
         f"{report['runtime']} in {report['precision']}",
-        " " * 22 + "".join(f"{n:>8}" for n in names),
+        " " * width + "".join(f"{name:>9}" for name in shown),
     ]
-    for kind in KINDS:
-        rows = {
-            kind.replace("_", " "): report[kind],
-            **{f"  {g} ({f['queries']})": f for g, f in report[kind]["by_group"].items()},
-        }
-        lines += [
-            f"{label:<22}" + "".join(f"{figures[n]:8.1f}" for n in names) for label, figures in rows.items()
-        ]
+    for kind, labelled in rows.items():
+        for label, figures in labelled:
+            lines.append(f"{label:<{width}}" + "".join(f"{_said(name, figures):>9}" for name in shown))
+        if SHARED in (beyond := report[kind].get("beyond_group", {})):
+            lines.append("  " + _beyond(beyond[SHARED]))
     return "\n".join(lines)
+
+
+def _rows(kind: str, figures: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
+    """Return the rows of a kind of query: over all, by the query's group, and the mean over the groups."""
+    return [
+        (kind.replace("_", " "), figures),
+        *((f"  {group} ({f['queries']})", f) for group, f in figures["by_group"].items()),
+        ("  balanced", figures["balanced"]),
+    ]
+
+
+def _said(name: str, figures: dict[str, Any]) -> str:
+    if name not in figures:
+        return "-"
+    return f"{figures[name]:.2f}" if name == SHARED else f"{figures[name]:.1f}"
+
+
+def _beyond(shared: dict[str, Any]) -> str:
+    said = (
+        f"shared criteria of the first five: {shared['measured']:.2f}, "
+        f"by chance within the groups {shared['shuffled']:.2f}"
+    )
+    return said if shared["z"] is None else f"{said} ({shared['z']:.1f} standard errors)"

@@ -27,6 +27,7 @@ DERM7PT_PHRASES: Mapping[str, str] = {
     "location": "{} location",
     "sex": "{} patient",
 }
+CRITERIA = tuple(DERM7PT_PHRASES)[:7]  # those of the seven-point checklist
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -80,8 +80,20 @@ def test_index_query_evaluate_and_doctor_work_together(
     ids.write_text("\n".join(case.case_id for case in cases[30:42]))
     report = json.loads(run("evaluate", bundle, archive, data, "--ids", ids, "--json").stdout)
     assert report["queries"] == report["image_words"]["queries"] == 12
-    assert 0 <= report["image_alone"]["mAP"] <= 100
-    assert "Acc@10" in run("evaluate", bundle, archive, data, "--ids", ids).stdout
+    groups = {case.group for case in cases[30:42]}
+    for kind in ("image_words", "image_alone"):
+        figures = report[kind]
+        assert figures["by_group"].keys() == groups
+        for row in (figures, figures["balanced"], *figures["by_group"].values()):
+            assert all(
+                0 <= row[name] <= 100 for name in ("mAP", "Acc@1", "Acc@2", "Acc@4", "Acc@5", "Acc@10")
+            )
+            assert 0 < row["nDCG@10"] <= 100 and 0 <= row["shared@5"] <= 7
+        assert figures["beyond_group"].keys() == {"nDCG@10", "shared@5"}
+        assert figures["beyond_group"]["shared@5"]["measured"] == figures["shared@5"]
+    shown = run("evaluate", bundle, archive, data, "--ids", ids).stdout
+    assert all(name in shown for name in ("Acc@10", "nDCG@10", "shared@5", "balanced"))
+    assert shown.count("by chance within the groups") == 2
 
     doctor = run("doctor", bundle, "--json")
     assert doctor.exit_code == 0

@@ -15,7 +15,7 @@ from skinret_infer.cases import CaseTable
 from skinret_infer.errors import InputError
 from skinret_infer.files import whole_file
 from skinret_infer.image import ImageRecipe
-from skinret_infer.metrics import retrieval_metrics
+from skinret_infer.metrics import Labels, rank, retrieval_metrics
 from skinret_infer.text import TextEncoderInput, TextRecipe
 
 from .checkpoint import Checkpoint
@@ -387,6 +387,8 @@ def _figures(
     weights: torch.Tensor,
 ) -> dict[str, Any]:
     scores = ((d_q * weights) @ d_t.T).cpu().numpy()
-    order = np.argsort(-scores, axis=1, kind="stable")
-    relevant = dataset.labels[archive][order] == dataset.labels[queries][:, None]
-    return retrieval_metrics(list(relevant), [dataset.groups[n] for n in queries])
+    asked, cases = (
+        Labels([dataset.case_ids[n] for n in part], [dataset.groups[n] for n in part], [{} for _ in part])
+        for part in (queries, archive)
+    )
+    return retrieval_metrics(rank(scores, asked, cases), asked, cases)

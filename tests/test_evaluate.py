@@ -1,0 +1,45 @@
+"""Measuring through the product: the figures are those of the ranks that queries give."""
+
+from pathlib import Path
+
+import pytest
+
+from skinret_infer import Case, InputError, Searcher
+from skinret_infer.evaluate import evaluate
+from skinret_infer.metrics import Labels, retrieval_metrics
+from skinret_infer.text import describe
+
+
+def test_figures_are_those_of_the_hits_of_single_queries(searcher: Searcher, cases: list[Case]) -> None:
+    asked, archive = cases[34:46], cases[:40]  # six of them are in the archive themselves
+    ids = [case.case_id for case in archive]
+    report = evaluate(searcher, asked)
+    assert (report["queries"], report["archive"]) == (12, 40)
+    for kind in ("image_words", "image_alone"):
+        rankings = []
+        for case in asked:
+            words = (
+                describe(case.attributes, searcher.manifest.text.phrases) if kind == "image_words" else None
+            )
+            hits = searcher.query(case.image, words, k=40, exclude=[case.case_id])
+            rankings.append([ids.index(hit.case_id) for hit in hits])
+        assert {len(ranking) for ranking in rankings} == {39, 40}
+        expected = retrieval_metrics(rankings, Labels.of(asked), Labels.of(archive))
+        for name in ("mAP", "Acc@1", "nDCG@10", "shared@5"):  # scores of a batch are those of one to rounding
+            assert report[kind][name] == pytest.approx(expected[name], abs=0.2)
+
+
+def test_cases_without_criteria_are_measured_by_their_group_alone(
+    bundle: Path, cases: list[Case], tmp_path: Path
+) -> None:
+    plain = [Case(c.case_id, c.image, c.diagnosis, {"camera": "X"}, c.group) for c in cases[:9]]
+    with Searcher(bundle, tmp_path / "cases.skinret") as searcher:
+        searcher.add(plain)
+        report = evaluate(searcher, plain)
+    assert "mAP" in report["image_alone"] and "nDCG@10" not in report["image_alone"]
+    assert "beyond_group" not in report["image_words"]
+
+
+def test_nothing_to_query_with_is_refused(searcher: Searcher) -> None:
+    with pytest.raises(InputError, match="nothing to evaluate"):
+        evaluate(searcher, [])

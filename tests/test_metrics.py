@@ -1,0 +1,337 @@
+"""The figures of a ranking: each against a count by hand, and what must hold of any ranking."""
+
+import math
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from skinret_infer import Case
+from skinret_infer.evaluate import table
+from skinret_infer.metrics import Labels, average_precision, rank, retrieval_metrics
+from skinret_infer.text import CRITERIA
+
+IMAGE = b""  # never opened here
+
+
+def labels(*cases: tuple[str, str, Mapping[str, str]]) -> Labels:
+    ids, groups, criteria = zip(*cases, strict=True)
+    return Labels(ids, groups, criteria)
+
+
+def drawn(count: int, prefix: str, seed: int, criteria: Sequence[str] = CRITERIA) -> Labels:
+    """Cases of three groups of uneven size whose criteria follow their group in part."""
+    rng = np.random.default_rng(seed)
+    groups = rng.choice(["mel", "nevus", "bkl"], count, p=[0.3, 0.6, 0.1]).tolist()
+    values = [
+        {name: str(rng.integers(3)) if rng.random() < 0.7 else group for name in criteria} for group in groups
+    ]
+    return Labels([f"{prefix}{n:04}" for n in range(count)], groups, values)
+
+
+def picked(given: Labels, order: Sequence[int]) -> Labels:
+    return Labels(*([column[n] for n in order] for column in (given.ids, given.groups, given.criteria)))
+
+
+def likeness(queries: Labels, archive: Labels) -> np.ndarray:
+    """The gain of each case for each query, told again in plain words."""
+    return np.array(
+        [
+            [
+                (g == h) + sum(d.get(name) == value for name, value in c.items()) / len(c)
+                for h, d in zip(archive.groups, archive.criteria, strict=True)
+            ]
+            for g, c in zip(queries.groups, queries.criteria, strict=True)
+        ],
+        np.float32,
+    )
+
+
+ARCHIVE = labels(
+    ("a", "mel", {"streaks": "irregular", "blue_whitish_veil": "present"}),
+    ("b", "nevus", {"streaks": "irregular", "blue_whitish_veil": "absent"}),
+    ("c", "mel", {"streaks": "absent"}),
+    ("d", "nevus", {}),
+)
+QUERY = labels(("q", "mel", {"streaks": "irregular", "blue_whitish_veil": "present"}))
+
+
+# -- by hand --
+
+
+def test_average_precision_is_the_mean_precision_at_the_relevant_ranks() -> None:
+    assert average_precision(np.array([True, False, True])) == pytest.approx((1 + 2 / 3) / 2)
+    assert average_precision(np.array([False, False])) == average_precision(np.array([], bool)) == 0
+
+
+def test_every_figure_of_one_query_is_as_counted_by_hand() -> None:
+    found = retrieval_metrics([[1, 2, 0, 3]], QUERY, ARCHIVE)  # b, c, a, d
+    # right: no, yes, yes, no; agreeing criteria: 1, 0, 2, 0 of 2; gains: 0.5, 1, 2, 0
+    dcg = 0.5 / math.log2(2) + 1 / math.log2(3) + 2 / math.log2(4)
+    ideal = 2 / math.log2(2) + 1 / math.log2(3) + 0.5 / math.log2(4)
+    # within mel the mean gain is 1.5 and 1 criterion, within nevus 0.25 and 0.5; the order is n, m, m, n
+    by_chance = 0.25 / math.log2(2) + 1.5 / math.log2(3) + 1.5 / math.log2(4) + 0.25 / math.log2(5)
+    figures = {
+        "mAP": round(100 * (1 / 2 + 2 / 3) / 2, 3),
+        "Acc@1": 0.0,
+        "Acc@2": 100.0,
+        "Acc@4": 100.0,
+        "Acc@5": 100.0,
+        "Acc@10": 100.0,
+        "nDCG@10": round(100 * dcg / ideal, 3),
+        "shared@5": 0.75,
+    }
+    assert found == figures | {
+        "queries": 1,
+        "by_group": {"mel": figures | {"queries": 1}},
+        "balanced": figures,
+        "beyond_group": {
+            "nDCG@10": {
+                "measured": figures["nDCG@10"],
+                "shuffled": round(100 * by_chance / ideal, 3),
+                "standard_error": None,
+                "z": None,
+            },
+            "shared@5": {"measured": 0.75, "shuffled": 0.75, "standard_error": None, "z": None},
+        },
+    }
+
+
+def test_groups_are_told_apart_and_balanced_counts_each_of_them_once() -> None:
+    streaks = {"streaks": "irregular"}
+    queries = labels(("p", "mel", streaks), ("q", "mel", streaks), ("r", "nevus", streaks))
+    found = retrieval_metrics([[0, 1, 2, 3], [1, 0, 2, 3], [0, 2, 1, 3]], queries, ARCHIVE)
+    assert found["queries"] == 3
+    assert {g: f["queries"] for g, f in found["by_group"].items()} == {"mel": 2, "nevus": 1}
+    assert [found["by_group"][g]["Acc@1"] for g in ("mel", "nevus")] == [50.0, 0.0]
+    assert (found["Acc@1"], found["balanced"]["Acc@1"]) == (33.333, 25.0)
+    mel = 50 * ((1 + 2 / 3) / 2 + (1 / 2 + 2 / 3) / 2)
+    nevus = 100 * (1 / 3 + 2 / 4) / 2
+    assert found["by_group"]["mel"]["mAP"] == pytest.approx(mel, abs=1e-3)
+    assert found["mAP"] == pytest.approx((2 * mel + nevus) / 3, abs=1e-3)
+    assert found["balanced"]["mAP"] == pytest.approx((mel + nevus) / 2, abs=1e-3)
+    assert "queries" not in found["balanced"]
+
+
+def test_the_differences_to_chance_are_paired() -> None:
+    archive = labels(
+        *((f"a{n}", "mel", {"streaks": "irregular"}) for n in range(5)),
+        *((f"b{n}", "mel", {"streaks": "absent"}) for n in range(5)),
+    )
+    queries = labels(*((i, "mel", {"streaks": "irregular"}) for i in "pqr"))
+    first, last = list(range(10)), list(range(9, -1, -1))
+    found = retrieval_metrics([first, first, last], queries, archive)
+    # measured 1, 1, 0; by chance one half each: differences 0.5, 0.5, -0.5 with a deviation of 0.577
+    error = math.sqrt(1 / 3) / math.sqrt(3)
+    assert found["beyond_group"]["shared@5"] == {
+        "measured": 0.667,
+        "shuffled": 0.5,
+        "standard_error": round(error, 3),
+        "z": round(1 / 6 / error, 3),
+    }
+
+
+def test_the_query_itself_is_no_part_of_chance() -> None:
+    mine = {"streaks": "irregular"}
+    archive = labels(("q", "mel", mine), ("a", "mel", {"streaks": "absent"}), ("b", "mel", mine))
+    queries = labels(("q", "mel", mine), ("b", "mel", mine))
+    found = retrieval_metrics([[2, 1], [0, 1]], queries, archive)["beyond_group"]["shared@5"]
+    assert (found["measured"], found["shuffled"]) == (0.5, 0.5)
+
+
+def test_only_the_first_ten_and_the_first_five_count() -> None:
+    archive = labels(*((f"{n:02}", "nevus", {"streaks": "absent"}) for n in range(20)), ("x", "mel", {}))
+    query = labels(("q", "mel", {"streaks": "irregular"}))
+    late = retrieval_metrics([[*range(10), 20, *range(10, 20)]], query, archive)
+    assert (late["nDCG@10"], late["Acc@10"], late["shared@5"]) == (0, 0, 0)
+    tenth = retrieval_metrics([[*range(9), 20, *range(9, 20)]], query, archive)
+    assert tenth["nDCG@10"] == round(100 / math.log2(11), 3)
+    assert (tenth["Acc@5"], tenth["Acc@10"]) == (0, 100)
+
+
+# -- what is missing --
+
+
+def test_what_either_side_does_not_say_agrees_with_nothing() -> None:
+    query = labels(("q", "mel", {"streaks": "absent"}))
+    archive = labels(
+        ("a", "mel", {}), ("b", "mel", {"pigmentation": "absent"}), ("c", "mel", {"streaks": "absent"})
+    )
+    found = retrieval_metrics([[0, 1, 2]], query, archive)
+    assert found["shared@5"] == round(1 / 3, 3)
+
+
+@pytest.mark.parametrize("without", ["queries", "archive", "both"])
+def test_without_criteria_there_are_no_figures_of_them(without: str) -> None:
+    bare = [Labels(side.ids, side.groups, [{}] * len(side.ids)) for side in (QUERY, ARCHIVE)]
+    queries = QUERY if without == "archive" else bare[0]
+    archive = ARCHIVE if without == "queries" else bare[1]
+    found = retrieval_metrics([[0, 1, 2, 3]], queries, archive)
+    assert list(found) == ["mAP", *(f"Acc@{k}" for k in (1, 2, 4, 5, 10)), "queries", "by_group", "balanced"]
+    assert not {"nDCG@10", "shared@5"} & (found["balanced"].keys() | found["by_group"]["mel"].keys())
+
+
+def test_a_query_without_criteria_is_left_out_of_their_figures_alone() -> None:
+    queries = labels(("q", "mel", QUERY.criteria[0]), ("r", "nevus", {}))
+    found = retrieval_metrics([[1, 2, 0, 3], [1, 3, 0, 2]], queries, ARCHIVE)
+    alone = retrieval_metrics([[1, 2, 0, 3]], QUERY, ARCHIVE)
+    for name in ("nDCG@10", "shared@5"):
+        assert found[name] == alone[name] == found["balanced"][name]
+        assert name not in found["by_group"]["nevus"]
+    assert found["beyond_group"] == alone["beyond_group"]
+    assert found["queries"] == 2 and found["by_group"]["nevus"]["mAP"] == 100
+
+
+def test_an_archive_of_nothing_but_the_query_finds_nothing() -> None:
+    archive = labels(("q", "mel", QUERY.criteria[0]))
+    found = retrieval_metrics([[]], QUERY, archive)
+    assert found["mAP"] == found["Acc@10"] == found["nDCG@10"] == found["shared@5"] == 0
+
+
+def test_labels_take_the_seven_criteria_of_a_case_and_nothing_else() -> None:
+    attributes = {"streaks": "irregular", "pigmentation": "", "elevation": "flat", "sex": "male", "age": 40}
+    given = Labels.of([Case("1", IMAGE, "melanoma", attributes, "mel"), Case("2", IMAGE, "nevus")])
+    assert (given.ids, given.groups) == (["1", "2"], ["mel", "nevus"])
+    assert given.criteria == [{"streaks": "irregular"}, {}]
+    assert len(CRITERIA) == 7 and CRITERIA[-1] == "vascular_structures"
+
+
+# -- ranks --
+
+
+def test_ties_are_ranked_by_case_id_and_a_query_never_finds_itself() -> None:
+    archive = labels(("b", "mel", {}), ("10", "mel", {}), ("a", "mel", {}), ("9", "mel", {}))
+    queries = labels(("x", "mel", {}), ("a", "mel", {}))
+    scores = np.array([[1, 1, 1, 2], [1, 1, 3, 1]], np.float32)
+    assert [r.tolist() for r in rank(scores, queries, archive)] == [[3, 1, 2, 0], [1, 3, 0]]
+    many = Labels([f"{n * 37 % 100:03}" for n in range(100)], ["mel"] * 100, [{}] * 100)
+    tied = np.tile(np.repeat([1, 0], 50).astype(np.float32), (2, 1))
+    for order in rank(tied, queries, many):
+        assert order.tolist() == sorted(range(100), key=lambda n: (n >= 50, many.ids[n]))
+
+
+# -- of any ranking --
+
+
+@settings(deadline=None, max_examples=25)
+@given(seed=st.integers(0, 2**32 - 1), count=st.integers(4, 40))
+def test_the_order_of_the_archive_changes_nothing(seed: int, count: int) -> None:
+    rng = np.random.default_rng(seed)
+    archive = drawn(count, "c", seed)
+    queries = picked(archive, range(0, count, 2))
+    scores = rng.integers(4, size=(len(queries.ids), count)).astype(np.float32)  # full of ties
+    order = rng.permutation(count)
+    moved = picked(archive, order)
+    plain = retrieval_metrics(rank(scores, queries, archive), queries, archive)
+    assert retrieval_metrics(rank(scores[:, order], queries, moved), queries, moved) == plain
+
+
+@settings(deadline=None, max_examples=25)
+@given(seed=st.integers(0, 2**32 - 1), count=st.integers(4, 40))
+def test_figures_stay_within_their_bounds_and_the_best_order_has_the_best_ndcg(seed: int, count: int) -> None:
+    rng = np.random.default_rng(seed)
+    queries, archive = drawn(6, "q", seed + 1), drawn(count, "c", seed)
+    gains = likeness(queries, archive)
+    any_order = retrieval_metrics(
+        rank(rng.random(gains.shape, np.float32), queries, archive), queries, archive
+    )
+    for figures in (any_order, any_order["balanced"], *any_order["by_group"].values()):
+        assert all(0 <= figures[k] <= 100 for k in ("mAP", "Acc@1", "Acc@10", "nDCG@10"))
+        assert 0 <= figures["shared@5"] <= 7
+        assert figures["Acc@1"] <= figures["Acc@2"] <= figures["Acc@5"] <= figures["Acc@10"]
+    best = retrieval_metrics(rank(gains, queries, archive), queries, archive)
+    findable = gains.any(axis=1)  # where nothing is alike, the figure is 0
+    assert best["nDCG@10"] == best["beyond_group"]["nDCG@10"]["measured"] == round(100 * findable.mean(), 3)
+
+
+def test_a_perfect_ranking_is_100_throughout() -> None:
+    archive = drawn(90, "c", 3)
+    gains = likeness(archive, archive)
+    right = np.array(archive.groups)[:, None] == np.array(archive.groups)
+    found = retrieval_metrics(rank(gains + 2 * right, archive, archive), archive, archive)
+    assert all(found[name] == 100 for name in ("mAP", "Acc@1", "Acc@2", "Acc@4", "Acc@5", "Acc@10"))
+    best = retrieval_metrics(rank(gains, archive, archive), archive, archive)
+    assert best["nDCG@10"] == best["balanced"]["nDCG@10"] == 100
+    assert best["beyond_group"]["shared@5"]["z"] > 10
+
+
+def test_a_ranking_by_group_alone_is_not_alike_beyond_it() -> None:
+    rng = np.random.default_rng(5)
+    queries, archive = drawn(300, "q", 1), drawn(300, "c", 2)
+    right = np.array(queries.groups)[:, None] == np.array(archive.groups)
+    by_group = rank((right + 0.9 * rng.random(right.shape)).astype(np.float32), queries, archive)
+    found = retrieval_metrics(by_group, queries, archive)
+    assert found["mAP"] == 100
+    for name in ("nDCG@10", "shared@5"):
+        assert abs(found["beyond_group"][name]["z"]) < 2.5
+
+
+def test_chance_is_what_many_shuffles_within_the_groups_come_to() -> None:
+    rng = np.random.default_rng(7)
+    queries, archive = drawn(20, "q", 1), drawn(60, "c", 2)
+    ranking = rank(likeness(queries, archive), queries, archive)
+    groups = np.array(archive.groups)
+
+    def shuffled(order: Any) -> Any:
+        mixed = order.copy()
+        for group in set(archive.groups):
+            of_group = groups[order] == group
+            mixed[of_group] = rng.permutation(order[of_group])
+        return mixed
+
+    by_chance = [
+        retrieval_metrics([shuffled(order) for order in ranking], queries, archive) for _ in range(200)
+    ]
+    expected = retrieval_metrics(ranking, queries, archive)["beyond_group"]
+    for name, tolerance in (("nDCG@10", 0.4), ("shared@5", 0.03)):
+        assert np.mean([f[name] for f in by_chance]) == pytest.approx(
+            expected[name]["shuffled"], abs=tolerance
+        )
+
+
+def test_with_one_group_every_hit_is_right_and_balanced_is_the_mean() -> None:
+    drawn_cases = drawn(30, "c", 4)
+    archive = Labels(drawn_cases.ids, ["nevus"] * 30, drawn_cases.criteria)
+    found = retrieval_metrics(rank(likeness(archive, archive), archive, archive), archive, archive)
+    figures = {k: v for k, v in found.items() if isinstance(v, float)}
+    assert found["mAP"] == found["Acc@1"] == 100
+    assert found["balanced"] == figures
+    assert found["by_group"] == {"nevus": figures | {"queries": 30}}
+
+
+def test_all_of_derm7pt_takes_no_time() -> None:
+    archive = drawn(888, "c", 0)
+    scores = np.random.default_rng(0).random((888, 888), np.float32)
+    began = time.process_time()
+    retrieval_metrics(rank(scores, archive, archive), archive, archive)
+    assert time.process_time() - began < 3  # a fraction of a second on a quiet machine
+
+
+# -- as lines --
+
+
+def test_the_table_shows_the_figures_that_there_are() -> None:
+    def report(found: dict[str, Any]) -> str:
+        facts = {"queries": 1, "archive": 4, "runtime": "openvino", "precision": "bf16"}
+        return table(facts | {"image_words": found, "image_alone": found})
+
+    archive = drawn(90, "c", 3)
+    lines = report(
+        retrieval_metrics(rank(likeness(archive, archive), archive, archive), archive, archive)
+    ).splitlines()
+    assert all(len(line) <= 110 for line in lines)
+    assert lines[1].split() == ["mAP", "Acc@1", "Acc@2", "Acc@4", "Acc@5", "Acc@10", "nDCG@10", "shared@5"]
+    assert len({len(line) for line in lines[1:7]}) == 1  # one column under the other
+    assert lines[6].startswith("  balanced") and lines[6].split()[-2] == "100.0"
+    assert lines[7].startswith("  shared criteria of the first five: ")
+    assert lines[7].endswith(" standard errors)")
+    bare = Labels(archive.ids, archive.groups, [{}] * 90)
+    without = report(retrieval_metrics([np.delete(np.arange(90), n) for n in range(90)], bare, bare))
+    assert "shared" not in without and "nDCG" not in without and "balanced" in without
+    partly = labels(("q", "mel", QUERY.criteria[0]), ("r", "nevus", {}))
+    shown = report(retrieval_metrics([[1, 2, 0, 3], [1, 3, 0, 2]], partly, ARCHIVE)).splitlines()
+    assert shown[4].split()[-2:] == ["-", "-"]
