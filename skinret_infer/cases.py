@@ -15,6 +15,27 @@ AttributeValue = str | int | float | bool
 
 # The three groups of the paper. `bkl` is seborrheic keratosis and melanosis.
 _DERM7PT_OTHERS = {"basal cell carcinoma", "dermatofibroma", "lentigo", "miscellaneous", "vascular lesion"}
+# Every value of the released table; an empty cell says that nothing is known.
+_DERM7PT_VALUES: Mapping[str, set[str]] = {
+    "pigment_network": {"absent", "typical", "atypical"},
+    "streaks": {"absent", "regular", "irregular"},
+    "pigmentation": {
+        "absent", "diffuse regular", "diffuse irregular", "localized regular", "localized irregular",
+    },
+    "regression_structures": {"absent", "blue areas", "white areas", "combinations"},
+    "dots_and_globules": {"absent", "regular", "irregular"},
+    "blue_whitish_veil": {"absent", "present"},
+    "vascular_structures": {
+        "absent", "arborizing", "comma", "dotted", "hairpin", "linear irregular",
+        "within regression", "wreath",
+    },
+    "elevation": {"flat", "palpable", "nodular"},
+    "location": {
+        "abdomen", "acral", "back", "buttocks", "chest", "genital areas", "head neck", "lower limbs",
+        "upper limbs",
+    },
+    "sex": {"female", "male"},
+}  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,15 +204,19 @@ def _read_derm7pt(folder: Path) -> CaseTable:
     files = _Files(root / "images")
     cases, left_out = [], Counter[str]()
     unknown: dict[str, list[int]] = {}
+    strange: dict[str, list[int]] = {}
     seen = dict[str, int]()
     for line, row in rows:
         _unique_id(row, "case_num", meta, line, seen)
+        for name, known in _DERM7PT_VALUES.items():
+            if row[name] and row[name] not in known:
+                strange.setdefault(f"{name} {row[name]!r:.80}", []).append(line)
         group = derm7pt_group(row["diagnosis"])
         if group is None:
             if row["diagnosis"] in _DERM7PT_OTHERS:
                 left_out[row["diagnosis"]] += 1
             else:
-                unknown.setdefault(row["diagnosis"], []).append(line)
+                unknown.setdefault(f"{row['diagnosis']!r:.80}", []).append(line)
             continue
         attributes = {name: row[name] for name in DERM7PT_PHRASES if row[name]}
         confirmed = row.get("confirmed_by") or "unknown"
@@ -206,16 +231,17 @@ def _read_derm7pt(folder: Path) -> CaseTable:
                 row["derm"],
             )
         )
-    if unknown:
-        raise InputError(
-            f"{meta} has diagnoses that Derm7pt does not know",
-            code="table-value",
-            expected="the words of the released table",
-            found="; ".join(
-                f"{name!r} ({len(lines)}, first in line {lines[0]})" for name, lines in unknown.items()
-            ),
-            cure="correct them, or make a CASES.csv, which takes any diagnosis",
-        )
+    for what, found in (("diagnoses", unknown), ("values", strange)):
+        if found:
+            raise InputError(
+                f"{meta} has {what} that Derm7pt does not know",
+                code="table-value",
+                expected="the words of the released table",
+                found="; ".join(
+                    f"{name} ({len(lines)}, first in line {lines[0]})" for name, lines in found.items()
+                ),
+                cure="correct them, or make a CASES.csv, which takes any words",
+            )
     files.check(meta)
     notes = []
     if left_out:

@@ -28,8 +28,8 @@ from skinret_infer.cases import CaseTable
 from skinret_infer.image import ImageRecipe
 from skinret_infer.text import TextRecipe
 from skinret_training.checkpoint import Checkpoint
-from skinret_training.data import load_dataset, split, symmetry, text_views
-from skinret_training.model import load_pretrained
+from skinret_training.data import load_dataset, split, text_views
+from skinret_training.model import load_pretrained, symmetry, turned_back
 from skinret_training.train import TrainConfig, train
 
 QUICK = {
@@ -153,7 +153,7 @@ def test_a_killed_command_resumes(weights: Path, data: Path, tmp_path: Path) -> 
         sys.executable, "-m", "skinret_training.cli", data, "--out", out, "--vision", weights / "swin",
         "--text", weights / "bert",
         "--image-size", "64", "--width", "16", "--batch", "16", "--symmetries", "1",
-        "--text-views", "2",
+        "--text-views", "2", "--schedule", "constant",
     ]  # fmt: skip
     running = subprocess.Popen(
         [*command, "--epochs", "500"], stderr=subprocess.PIPE, stdin=subprocess.DEVNULL
@@ -193,6 +193,7 @@ def test_eight_symmetries_are_eight_and_the_first_is_the_picture() -> None:
     assert torch.equal(views[0], pixels)
     assert len({v.numpy().tobytes() for v in views}) == 8
     assert all(v.shape == pixels.shape for v in views)
+    assert all(torch.equal(turned_back(v, n), pixels) for n, v in enumerate(views))
 
 
 def test_the_first_view_says_all_and_the_others_a_part() -> None:

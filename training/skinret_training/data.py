@@ -15,12 +15,12 @@ from skinret_infer.cases import CaseTable
 from skinret_infer.errors import InputError
 from skinret_infer.files import whole_file
 from skinret_infer.image import ImageRecipe, Pixels, decode, prepare
-from skinret_infer.text import TextEncoderInput, TextRecipe, Tokens, phrases_of
+from skinret_infer.text import CRITERIA, TextEncoderInput, TextRecipe, Tokens, phrases_of
 
-from .model import Maps, Skinret
+from .loss import UNKNOWN
+from .model import Maps, Skinret, symmetry
 
 Indices = npt.NDArray[np.int64]
-SYMMETRIES = (1, 2, 4, 8)
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +30,7 @@ class Dataset:
     case_ids: list[str]
     groups: list[str]
     labels: Indices  # [N], the index of the group
+    criteria: Indices  # [N, C], the value of each criterion; UNKNOWN where a case has none
     phrases: list[list[str]]  # what may be said of each case
     pixels: Pixels  # [N, S, S, 3]
 
@@ -77,13 +78,23 @@ def load_dataset(table: CaseTable, image: ImageRecipe, text: TextRecipe, *, quie
         [case.case_id for case in table.cases],
         groups,
         np.array([names.index(g) for g in groups], np.int64),
+        _criteria(table),
         [phrases_of(case.attributes, text.phrases) for case in table.cases],
         pixels,
     )
 
 
+def _criteria(table: CaseTable) -> Indices:
+    columns = []
+    for name in CRITERIA:
+        said = [str(case.attributes.get(name, "")) for case in table.cases]
+        if len(values := sorted(set(said) - {""})) > 1:
+            columns.append([values.index(v) if v else UNKNOWN for v in said])
+    return np.array(columns, np.int64).reshape(len(columns), len(table.cases)).T
+
+
 def split(dataset: Dataset, *, folds: int, fold: int | None, validation: float, seed: int) -> Split:
-    """Split by group: hold out one of `folds` (none if `fold` is None), then take a validation part."""
+    """Split by group: hold out one of `folds` (none if `fold` is None), then a validation part, if any."""
     everything = np.arange(len(dataset.labels))
     rest, test = everything, everything[:0]
     try:
@@ -93,9 +104,11 @@ def split(dataset: Dataset, *, folds: int, fold: int | None, validation: float, 
                 raise ValueError(", ".join(scarce))
             parts = StratifiedKFold(folds, shuffle=True, random_state=seed).split(everything, dataset.labels)
             rest, test = list(parts)[fold]
-        train, held = train_test_split(
-            rest, test_size=validation, stratify=dataset.labels[rest], random_state=seed
-        )
+        train, held = rest, rest[:0]
+        if validation:
+            train, held = train_test_split(
+                rest, test_size=validation, stratify=dataset.labels[rest], random_state=seed
+            )
     except ValueError as error:
         raise InputError(
             "the cases cannot be split",
@@ -114,17 +127,6 @@ def text_views(phrases: Sequence[str], views: int, rng: np.random.Generator) -> 
         part = [p for p in phrases if rng.random() < rng.uniform(0.3, 1.0)] or list(phrases)
         said.append(", ".join(rng.permutation(part)))
     return said
-
-
-def symmetry(pixels: torch.Tensor, view: int) -> torch.Tensor:
-    """Return one of the eight symmetries of the square, of pixels (B, S, S, 3); view 0 is the picture itself.
-
-    In this order a first two are the picture and its mirror, a first four the flips, and all eight the flips
-    with and without a quarter turn.
-    """
-    flips = [axis for bit, axis in ((1, 2), (2, 1)) if view & bit]
-    turned = pixels.transpose(1, 2) if view & 4 else pixels
-    return turned.flip(flips) if flips else turned
 
 
 class FrozenMaps:

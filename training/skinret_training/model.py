@@ -24,6 +24,9 @@ Maps: TypeAlias = tuple[Tensor, Tensor, Tensor]  # X^L, X^M, X^H
 EPS = 1e-6  # no norm is divided by less
 _ATTENTION = "eager"  # written out: the exporter does not take Swin's fused attention with a dynamic batch
 AGGREGATIONS = ("normalized", "mean", "max", "concat")
+NECKS = ("level", "fused")
+WORDS = ("attend", "shift", "both")
+SYMMETRIES = (1, 2, 4, 8)  # so many of the square's can be taken
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,12 +42,15 @@ class ModelConfig:
         0.406,
     )  # of RGB in [0, 1]; ImageNet's, as the backbones were trained
     std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+    orientations: int = 1  # of each picture, whose maps are turned back and averaged: as many times the work
     map_side: int = (
         14  # larger maps are average-pooled to at most this side: attention costs its fourth power
     )
     width: int | None = (
         None  # d_i after a learned projection; None keeps the backbone's, which must then be tuned
     )
+    neck: str = "level"  # "fused": each level is projected from all three, which then must have a width
+    words: str = "attend"  # what they do: "attend" (cross-modal transformer), "shift" the maps, "both"
     layers: int = 1  # of the cross-modal transformer, per level
     head_width: int = 64  # of an attention head
     dropout: float = 0.1
@@ -53,12 +59,24 @@ class ModelConfig:
     beta: float = 0.6  # Eq. 9
 
     def __post_init__(self) -> None:
-        if self.aggregation not in AGGREGATIONS:
+        if self.orientations not in SYMMETRIES:
             raise InputError(
-                "the aggregation is not known",
+                "the number of orientations cannot be used",
                 code="option",
-                expected=", ".join(AGGREGATIONS),
-                found=repr(self.aggregation),
+                expected="1, 2, 4 or 8",
+                found=str(self.orientations),
+            )
+        for what, known in (("aggregation", AGGREGATIONS), ("neck", NECKS), ("words", WORDS)):
+            if (found := getattr(self, what)) not in known:
+                raise InputError(
+                    f"the model's option {what} is not known",
+                    code="option",
+                    expected=", ".join(known),
+                    found=repr(found),
+                )
+        if self.neck == "fused" and not self.width:
+            raise InputError(
+                "a fused neck needs a width", code="option", expected="a width such as 64", found="none"
             )
 
     def to_dict(self) -> dict[str, Any]:
@@ -71,6 +89,23 @@ class ModelConfig:
         return cls(**{**data, "mean": tuple(data["mean"]), "std": tuple(data["std"])})
 
 
+def symmetry(x: Tensor, view: int) -> Tensor:
+    """Return one of the eight symmetries of the square, of pixels or maps (B, S, S, d); view 0 is x itself.
+
+    In this order a first two are the picture and its mirror, a first four the flips, and all eight the flips
+    with and without a quarter turn.
+    """
+    flips = [axis for bit, axis in ((1, 2), (2, 1)) if view & bit]
+    turned = x.transpose(1, 2) if view & 4 else x
+    return turned.flip(flips) if flips else turned
+
+
+def turned_back(x: Tensor, view: int) -> Tensor:
+    """Undo `symmetry`."""
+    flipped = symmetry(x, view & 3)
+    return flipped.transpose(1, 2) if view & 4 else flipped
+
+
 class VisualEncoder(nn.Module):
     """Pixels to the maps of three depths: a transformers backbone, pooled, projected if a width is given."""
 
@@ -81,6 +116,7 @@ class VisualEncoder(nn.Module):
         super().__init__()
         self.backbone = backbone or build_backbone(config.vision)
         self.map_side = config.map_side
+        self.orientations = config.orientations
         self.register_buffer("mean", 255 * torch.tensor(config.mean), persistent=False)
         self.register_buffer("std", 255 * torch.tensor(config.std), persistent=False)
         with torch.no_grad():
@@ -88,14 +124,33 @@ class VisualEncoder(nn.Module):
             shapes = [tuple(x.shape[1:]) for x in self.backbone_maps(blank)]
         channels = [config.width or d for _, _, d in shapes]
         self.shapes = tuple((h, w, d) for (h, w, _), d in zip(shapes, channels, strict=True))
+        self.fused = config.neck == "fused"
+        sides = sorted({h for h, _, _ in shapes})
+        if self.fused and any(side % sides[0] for side in sides):
+            raise InputError(
+                "the maps of the three depths cannot be fused",
+                code="option",
+                expected="sides that are multiples of the smallest",
+                found=", ".join(map(str, sides)),
+                cure="choose another --map-side or --image-size, or --neck level",
+            )
+        seen = [sum(d for _, _, d in shapes)] * 3 if self.fused else [d for _, _, d in shapes]
         self.projections = nn.ModuleList(
             nn.Sequential(nn.LayerNorm(raw), nn.Linear(raw, config.width)) if config.width else nn.Identity()
-            for _, _, raw in shapes
+            for raw in seen
         )
 
     def forward(self, pixels: Tensor) -> Maps:
         """pixels (B, S, S, 3) uint8 RGB -> X^L, X^M, X^H, each (B, h, w, d)."""
-        return self.project(self.backbone_maps(pixels))
+        if self.orientations == 1:
+            return self.project(self.backbone_maps(pixels))
+        views = range(self.orientations)
+        turned = torch.cat([symmetry(pixels, view) for view in views])
+        together = []
+        for x in self.project(self.backbone_maps(turned)):
+            back = [turned_back(part, view) for part, view in zip(x.chunk(len(views)), views, strict=True)]
+            together.append(torch.stack(back).mean(0))
+        return cast(Maps, tuple(together))
 
     def backbone_maps(self, pixels: Tensor) -> Maps:
         """The backbone's own maps, pooled: all that is frozen when the backbone is, so they can be kept."""
@@ -105,7 +160,33 @@ class VisualEncoder(nn.Module):
 
     def project(self, maps: Maps) -> Maps:
         """Apply the learned projection of each level."""
-        return cast(Maps, tuple(p(m) for p, m in zip(self.projections, maps, strict=True)))
+        return cast(Maps, tuple(p(m) for p, m in zip(self.projections, self.seen(maps), strict=True)))
+
+    def seen(self, maps: Maps) -> Maps:
+        """What each projection is given: its level's maps, or those of all three on the level's grid."""
+        if not self.fused:
+            return maps
+        normed = [F.layer_norm(x, x.shape[-1:]) for x in maps]
+        sides = {m.shape[1] for m in maps}
+        fused = {side: torch.cat([_on_grid(x, side) for x in normed], -1) for side in sides}
+        return cast(Maps, tuple(fused[m.shape[1]] for m in maps))
+
+    @torch.no_grad()
+    def whiten(self, maps: Maps) -> None:
+        """Begin the projections with the principal directions of these maps' means, centred and scaled.
+
+        The cosines of frozen maps are all near one, for the maps share a large mean; whitened they spread.
+        """
+        for projection, x in zip(self.projections, self.seen(maps), strict=True):
+            norm, linear = cast(tuple[nn.LayerNorm, nn.Linear], tuple(cast(nn.Sequential, projection)))
+            mean = norm(x.mean((1, 2)))  # (N, d)
+            centre = mean.mean(0)
+            _, s, directions = torch.linalg.svd(mean - centre, full_matrices=False)
+            variance = s**2 / len(mean)
+            rank = min(len(s), linear.weight.shape[0])
+            scale = (variance[:rank] + 0.01 * variance[0]).rsqrt()
+            linear.weight[:rank] = directions[:rank] * scale[:, None]
+            linear.bias.copy_(-linear.weight @ centre)
 
     def _pool(self, x: Tensor) -> Tensor:  # (B, d, h, w)
         factor = -(-x.shape[-1] // self.map_side)
@@ -159,20 +240,61 @@ class CrossModalLayer(nn.Module):
         return t.reshape(*t.shape[:2], self.heads, -1).transpose(1, 2)  # (B, heads, tokens, d / heads)
 
 
+class WordShift(nn.Module):
+    """The mean of the word vectors, standardised and projected: what the words add to every position."""
+
+    centre: Tensor
+    scale: Tensor
+
+    def __init__(self, text_channels: int, channels: list[int]) -> None:
+        super().__init__()
+        self.register_buffer("centre", torch.zeros(text_channels))
+        self.register_buffer("scale", torch.ones(text_channels))
+        self.project = nn.ModuleList(nn.Linear(text_channels, d) for d in channels)
+        for linear in self.project:  # at first words change nothing
+            nn.init.zeros_(cast(nn.Linear, linear).weight)
+            nn.init.zeros_(cast(nn.Linear, linear).bias)
+
+    def forward(self, tokens: Tensor, attention_mask: Tensor) -> list[Tensor]:
+        """tokens (B, n, d_T), attention_mask (B, n) int64 -> a shift (B, d) of each level."""
+        mean = (mean_token(tokens, attention_mask) - self.centre) * self.scale
+        return [project(mean) for project in self.project]
+
+    @torch.no_grad()
+    def standardize(self, tokens: Tensor, attention_mask: Tensor) -> None:
+        """Take centre and scale from the words of the training cases."""
+        mean = mean_token(tokens, attention_mask)
+        self.centre.copy_(mean.mean(0))
+        self.scale.copy_(1 / (mean.std(0) + 1e-3))
+
+
 class Composer(nn.Module):
-    """Compose an image's maps with words: a cross-modal transformer per level, shapes unchanged."""
+    """Compose an image's maps with words, shapes unchanged: a cross-modal transformer or a shift."""
 
     def __init__(self, config: ModelConfig, channels: list[int], text_channels: int) -> None:
         super().__init__()
-        self.text = nn.ModuleList(nn.Linear(text_channels, d) for d in channels)
+        attend = config.words != "shift"
+        self.text = nn.ModuleList(nn.Linear(text_channels, d) for d in channels if attend)
         self.layers = nn.ModuleList(
-            nn.ModuleList(CrossModalLayer(d, config) for _ in range(config.layers)) for d in channels
+            nn.ModuleList(CrossModalLayer(d, config) for _ in range(config.layers))
+            for d in channels
+            if attend
         )
+        self.shift = WordShift(text_channels, channels) if config.words != "attend" else None
 
     def forward(self, low: Tensor, mid: Tensor, high: Tensor, tokens: Tensor, attention_mask: Tensor) -> Maps:
         """Three maps (B, h, w, d), tokens (B, n, d_T), attention_mask (B, n) int64 -> three maps."""
+        maps: Maps = (low, mid, high)
+        if len(self.layers):
+            maps = self._attend(maps, tokens, attention_mask)
+        if self.shift is not None:
+            shifts = self.shift(tokens, attention_mask)
+            maps = cast(Maps, tuple(x + s[:, None, None, :] for x, s in zip(maps, shifts, strict=True)))
+        return maps
+
+    def _attend(self, maps: Maps, tokens: Tensor, attention_mask: Tensor) -> Maps:
         composed = []
-        for x, project, layers in zip((low, mid, high), self.text, self.layers, strict=True):
+        for x, project, layers in zip(maps, self.text, self.layers, strict=True):
             _, h, w, _ = x.shape
             text = project(tokens)
             bias = F.pad((1 - attention_mask.to(x.dtype)) * -1e4, (h * w, 0))[
@@ -253,6 +375,21 @@ class Skinret(nn.Module):
         keep = alone[:, None, None, None]
         kept = (torch.where(keep, x, y.to(x.dtype)) for x, y in zip(maps, composed, strict=True))
         return cast(Maps, tuple(kept))
+
+
+def mean_token(tokens: Tensor, attention_mask: Tensor) -> Tensor:
+    """Return the mean over the words that are there: (B, n, d_T), (B, n) -> (B, d_T)."""
+    mask = attention_mask.to(tokens.dtype)[..., None]
+    return (tokens * mask).sum(1) / mask.sum(1).clamp_min(1.0)
+
+
+def _on_grid(x: Tensor, side: int) -> Tensor:
+    """Bring maps (B, h, w, d) to another side, by averaging or by repeating whole cells."""
+    have = x.shape[1]
+    if have > side:
+        return F.avg_pool2d(x.permute(0, 3, 1, 2), have // side).permute(0, 2, 3, 1)
+    times = side // have
+    return x if times == 1 else x.repeat_interleave(times, 1).repeat_interleave(times, 2)
 
 
 def unit(x: Tensor) -> Tensor:
