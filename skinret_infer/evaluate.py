@@ -1,6 +1,6 @@
 """Measure retrieval through the product: every figure comes from Searcher."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -26,6 +26,23 @@ def evaluate(
     The whole archive is ranked, the query's own case id left out; a hit is right if its group is the query's.
     The words are the case's attributes, said by the bundle's text recipe. For the figures of each kind of
     query see `retrieval_metrics`.
+    """
+    return evaluate_parts(searcher, cases, {"": None}, beta=beta, progress=progress)[""]
+
+
+def evaluate_parts(
+    searcher: Searcher,
+    cases: Sequence[Case],
+    parts: Mapping[str, Collection[str] | None],
+    *,
+    beta: float | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> dict[str, dict[str, Any]]:
+    """Evaluate with several parts of an archive, each as if it were an archive of its own; query only once.
+
+    The search is exact, so the ranking of a part is the whole ranking with the other cases left out.
+
+    parts : a name and the case ids of each part; None is the whole archive.
     """
     if not cases:
         raise InputError(
@@ -57,16 +74,25 @@ def evaluate(
                 rankings[kind].append(np.array(others, np.int64))
         if progress:
             progress(start + len(chunk), len(cases))
-    asked, there = Labels.of(cases), Labels.of(archive)
-    return {
-        "queries": len(cases),
-        "archive": size,
-        "beta": searcher.manifest.beta if beta is None else beta,
-        "runtime": searcher.runtime,
-        "precision": searcher.precision,
-        "model": f"{searcher.manifest.model} {searcher.manifest.version}",
-        **{kind: retrieval_metrics(rankings[kind], asked, there) for kind in KINDS},
-    }
+
+    asked = Labels.of(cases)
+    reports = {}
+    for name, ids in parts.items():
+        there = [hit for hit in archive if ids is None or hit.case_id in ids]
+        index = np.full(len(archive), -1)
+        index[[numbers[hit.case_id] for hit in there]] = np.arange(len(there))
+        labels = Labels.of(there)
+        within = {kind: [(r := index[ranking])[r >= 0] for ranking in rankings[kind]] for kind in KINDS}
+        reports[name] = {
+            "queries": len(cases),
+            "archive": size if ids is None else len(there),
+            "beta": searcher.manifest.beta if beta is None else beta,
+            "runtime": searcher.runtime,
+            "precision": searcher.precision,
+            "model": f"{searcher.manifest.model} {searcher.manifest.version}",
+            **{kind: retrieval_metrics(within[kind], asked, labels) for kind in KINDS},
+        }
+    return reports
 
 
 def table(report: dict[str, Any]) -> str:

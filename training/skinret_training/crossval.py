@@ -15,7 +15,7 @@ from typing import Any, cast
 
 from skinret_infer.cases import CaseTable
 from skinret_infer.errors import InputError, SkinretError
-from skinret_infer.evaluate import evaluate
+from skinret_infer.evaluate import evaluate_parts
 from skinret_infer.files import whole_file
 from skinret_infer.image import ImageRecipe
 from skinret_infer.searcher import Searcher
@@ -89,15 +89,12 @@ def cross_validate(
     check_folder(out)
     config = row.config
     image, text = ImageRecipe(size=config.image_size, fit=config.fit), TextRecipe(length=config.tokens)
-    dataset: Dataset | None = load_dataset(table, image, text, quiet=quiet)
-    assert dataset is not None
+    dataset = load_dataset(table, image, text, quiet=quiet)
     data = _digest(table, dataset)
     parts = [
         split(dataset, folds=run.folds, fold=run.fold, validation=run.validation, seed=run.seed)
         for run in row.runs()
     ]
-    if row.system == "skinret":
-        dataset = None  # training loads its own
     work = out / ".work" / row.name
     _claim(work, row, data)
     system: _System | None = None
@@ -123,11 +120,11 @@ def cross_validate(
 
 
 def _open(
-    system: str, table: CaseTable, dataset: Dataset | None, config: TrainConfig, cache: Path, quiet: bool
+    system: str, table: CaseTable, dataset: Dataset, config: TrainConfig, cache: Path, quiet: bool
 ) -> _System:
     """Return the function that makes a run of a system, given its configuration, split and folder."""
-    if dataset is None:
-        return lambda run, part, folder: _through_the_product(table, run, folder, cache, quiet)
+    if system not in BASELINES:
+        return lambda run, part, folder: _through_the_product(table, dataset, run, folder, cache, quiet)
     began = time.perf_counter()
     seen = features(table, dataset, config, cache, quiet=quiet)
     log.info("features of %d cases: %.1f minutes", len(table.cases), _minutes(began))
@@ -145,14 +142,14 @@ def _open(
 
 
 def _through_the_product(
-    table: CaseTable, config: TrainConfig, folder: Path, cache: Path, quiet: bool
+    table: CaseTable, dataset: Dataset, config: TrainConfig, folder: Path, cache: Path, quiet: bool
 ) -> _Report:
     """Train, export with the public command, index both archives and query them through Searcher."""
     checkpoint, product = folder / "ckpt.pt", folder / "product"
     resume = checkpoint.with_name("ckpt.pt.resume")
     shutil.rmtree(product, ignore_errors=True)  # of a killed run: half an archive, of another bundle
     resumed, began = resume.is_file(), time.perf_counter()
-    trained = train(table, config, cache=cache, resume=resume, quiet=quiet)
+    trained = train(table, config, cache=cache, dataset=dataset, resume=resume, measure=False, quiet=quiet)
     trained.checkpoint.save(checkpoint)
     minutes = {"training": _minutes(began)}
 
@@ -163,13 +160,12 @@ def _through_the_product(
     began = time.perf_counter()
     cases = {case.case_id: case for case in table.cases}
     queries = [cases[i] for i in trained.query_ids]
-    reports = {}
-    for name, ids in ((_TRAINING, trained.archive_ids), (_HELD_OUT, trained.query_ids)):
-        with Searcher(
-            product / "bundle", product / f"{name}.skinret", precision="fp32", cache=product / "engines"
-        ) as searcher:
-            searcher.add([cases[i] for i in ids])
-            reports[name] = evaluate(searcher, queries)
+    parts = {_TRAINING: set(trained.archive_ids), _HELD_OUT: set(trained.query_ids)}
+    with Searcher(
+        product / "bundle", product / "cases.skinret", precision="fp32", cache=product / "engines"
+    ) as searcher:
+        searcher.add([cases[i] for i in (*trained.archive_ids, *trained.query_ids)])
+        reports = evaluate_parts(searcher, queries, parts)
     minutes["search"] = _minutes(began)
     return {
         "minutes": minutes,

@@ -126,21 +126,25 @@ def train(
     config: TrainConfig,
     *,
     cache: Path,
+    dataset: Dataset | None = None,
     resume: Path | None = None,
+    measure: bool = True,
     quiet: bool = False,
     stop: Callable[[int], bool] | None = None,
 ) -> Trained:
     """Train a model on the cases of a table.
 
     cache : the folder of the frozen maps, kept from run to run.
+    dataset : the table's images and words, if they are loaded; else they are.
     resume : where the state is written after each epoch; a run killed there goes on from it, to the same end.
+    measure : whether the model queries with the held-out fold, once; not where the exported bundle will.
     stop : asked after each epoch; True ends the training there, as a kill would.
 
     Raises InputError for data or options that cannot be used.
     """
     image = ImageRecipe(size=config.image_size, fit=config.fit)
     text = TextRecipe(length=config.tokens)
-    dataset = load_dataset(table, image, text, quiet=quiet)
+    dataset = dataset or load_dataset(table, image, text, quiet=quiet)
     parts = split(
         dataset, folds=config.folds, fold=config.fold, validation=config.validation, seed=config.seed
     )
@@ -178,7 +182,7 @@ def train(
     metrics: dict[str, Any] = {"epochs": len(loop.history), "minutes": round(minutes, 2)}
     if len(parts.validation):
         metrics["validation"] = loop.best
-    if len(parts.test):
+    if measure and len(parts.test):
         metrics["held_out"] = held_out_metrics(model, dataset, tokenize, parts.archive, parts.test)
         metrics["protocol"] = (
             f"fold {config.fold} of {config.folds} stratified folds (seed {config.seed}) held out: "
