@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from skinret_infer import Case, InputError, Searcher
-from skinret_infer.evaluate import evaluate
+from skinret_infer.evaluate import evaluate, evaluate_parts
 from skinret_infer.metrics import Labels, retrieval_metrics
 from skinret_infer.text import describe
 
@@ -38,6 +38,23 @@ def test_cases_without_criteria_are_measured_by_their_group_alone(
         report = evaluate(searcher, plain)
     assert "mAP" in report["image_alone"] and "nDCG@10" not in report["image_alone"]
     assert "beyond_group" not in report["image_words"]
+
+
+def test_a_part_of_an_archive_is_measured_as_an_archive_of_its_own(
+    bundle: Path, searcher: Searcher, cases: list[Case], tmp_path: Path
+) -> None:
+    asked = cases[26:38]
+    parts = {"first": {c.case_id for c in cases[:30]}, "last": {c.case_id for c in cases[30:40]}, "all": None}
+    reports = evaluate_parts(searcher, asked, parts)
+    assert {name: report["archive"] for name, report in reports.items()} == {
+        "first": 30,
+        "last": 10,
+        "all": 40,
+    }
+    assert reports["all"] == evaluate(searcher, asked)
+    with Searcher(bundle, tmp_path / "cases.skinret") as alone:
+        alone.add(cases[:30])
+        assert evaluate(alone, asked) == pytest.approx(reports["first"])
 
 
 def test_nothing_to_query_with_is_refused(searcher: Searcher) -> None:

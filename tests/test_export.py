@@ -94,6 +94,28 @@ def test_every_aggregation_exports(aggregation: str, tokenizer: str, tmp_path: P
     check_graph(path, specs["similarity_head"])
 
 
+def test_a_model_of_the_default_recipe_exports_with_orientations_and_finds_as_pytorch_does(
+    tokenizer: str, cases: list[Case], tmp_path: Path
+) -> None:
+    options = {"neck": "fused", "width": 16, "words": "shift", "orientations": 2}
+    checkpoint = tiny_checkpoint(tokenizer, **options)
+    checkpoint.save(tmp_path / "ckpt.pt")
+    bundle = export_bundle(tmp_path / "ckpt.pt", tmp_path / "bundle", gates=False)  # it proves itself
+    assert bundle.manifest.layout.length == 6 * 16
+    pixels = np.stack([prepare(decode(c.image), checkpoint.image) for c in cases[:3]])
+    engine = open_engine(bundle)
+    for batch in (pixels, np.ascontiguousarray(pixels[:, :, ::-1])):  # a picture and its mirror are one case
+        maps = engine.run("visual_encoder", {"pixels": batch}, ["low", "mid", "high"])
+        with torch.no_grad():
+            expected = checkpoint.model().visual_encoder(torch.from_numpy(pixels))
+        if batch is pixels:
+            for x, y in zip(maps, expected, strict=True):
+                np.testing.assert_allclose(x, y.numpy(), atol=1e-4)
+        else:
+            for x, y in zip(maps, expected, strict=True):
+                np.testing.assert_allclose(x[:, :, ::-1], y.numpy(), atol=1e-4)
+
+
 def sabotage(monkeypatch: pytest.MonkeyPatch, bundle: Path, graph: str, by: float) -> None:
     """Let one graph be written with weights that are not the checkpoint's; the others come from `bundle`."""
 

@@ -10,7 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import BERT, SWIN
+from click.testing import CliRunner
+from conftest import BERT, SWIN, tiny_config
 from transformers import (
     BertConfig,
     BertModel,
@@ -27,10 +28,12 @@ from skinret_infer import Case, InputError
 from skinret_infer.cases import CaseTable
 from skinret_infer.image import ImageRecipe
 from skinret_infer.text import TextRecipe
+from skinret_training import cli
 from skinret_training.checkpoint import Checkpoint
 from skinret_training.data import load_dataset, split, text_views
-from skinret_training.model import load_pretrained, symmetry, turned_back
-from skinret_training.train import TrainConfig, train
+from skinret_training.loss import UNKNOWN, Telling
+from skinret_training.model import Skinret, load_pretrained, symmetry, turned_back
+from skinret_training.train import PAPER, TrainConfig, train
 
 QUICK = {
     "image_size": 64, "map_side": 8, "width": 16, "epochs": 3, "batch": 16, "text_views": 3, "symmetries": 2,
@@ -277,3 +280,105 @@ def test_a_case_without_words_is_asked_by_its_image(weights: Path, cases: list[C
     composed = model.compose(maps, model.text_encoder(ids, mask), mask, torch.tensor([True, False]))
     for before, after in zip(maps, composed, strict=True):
         assert torch.equal(before[0], after[0]) and not torch.equal(before[1], after[1])
+
+
+def test_a_fused_neck_sees_all_three_depths_on_the_grid_of_each() -> None:
+    encoder = Skinret(tiny_config(neck="fused", width=12)).visual_encoder.eval()
+    maps = tuple(torch.randn(40, side, side, d) for side, d in ((8, 32), (4, 64), (2, 128)))
+    seen = encoder.seen(maps)
+    assert [tuple(x.shape) for x in seen] == [(40, side, side, 32 + 64 + 128) for side in (8, 4, 2)]
+    normed = [torch.nn.functional.layer_norm(x, x.shape[-1:]) for x in maps]
+    assert torch.equal(seen[1][..., 32:96], normed[1])
+    assert torch.allclose(seen[2][:, 0, 1, :32], normed[0][:, :4, 4:].mean((1, 2)), atol=1e-6)  # averaged
+    assert torch.equal(seen[0][:, 5, 2, 96:], normed[2][:, 1, 0])  # repeated
+    encoder.standardize(maps)
+    means = encoder.seen(maps)[2].mean((1, 2))
+    assert means.mean(0).abs().max() < 1e-3 and (means.std(0) - 1).abs().max() < 0.05
+    encoder.train()
+    dropped = [(x == 0).all((1, 2)) for x in encoder.seen(maps)]
+    assert 0.02 < dropped[0].float().mean() < 0.3  # whole channels, the same at every depth
+    assert torch.equal(dropped[0], dropped[1]) and torch.equal(dropped[0], dropped[2])
+    with pytest.raises(InputError, match="needs a width"):
+        tiny_config(neck="fused")
+
+
+def test_words_shift_every_position_alike_and_padding_says_nothing() -> None:
+    model = Skinret(tiny_config(words="shift"))
+    maps = model.visual_encoder(torch.randint(0, 255, (3, 64, 64, 3), dtype=torch.uint8))
+    tokens, mask = torch.randn(3, 6, 32), torch.tensor([[1] * 6, [1] * 4 + [0] * 2, [1] * 2 + [0] * 4])
+    assert all(torch.equal(x, y) for x, y in zip(maps, model.composer(*maps, tokens, mask), strict=True))
+    for linear in model.composer.shift.project:
+        torch.nn.init.normal_(linear.weight)
+    composed = model.composer(*maps, tokens, mask)
+    for x, y in zip(maps, composed, strict=True):
+        shift = y - x
+        assert shift.abs().max() > 0.1 and torch.allclose(shift, shift[:, :1, :1], atol=1e-5)
+    tokens[1, 4:] = 9.0
+    again = model.composer(*maps, tokens, mask)
+    assert all(torch.equal(x, y) for x, y in zip(composed, again, strict=True))
+
+
+@pytest.mark.parametrize(("orientations", "unseen"), [(2, 1), (4, 3), (8, 6)])
+def test_orientations_make_the_descriptor_blind_to_them(orientations: int, unseen: int) -> None:
+    torch.manual_seed(0)
+    pixels = torch.randint(0, 255, (2, 64, 64, 3), dtype=torch.uint8)
+    for count, alike in ((1, False), (orientations, True)):
+        model = Skinret(tiny_config(orientations=count)).eval()
+        with torch.no_grad():
+            d, turned = model(pixels), model(symmetry(pixels, unseen))
+        assert torch.allclose(d, turned, atol=1e-4) is alike
+    with pytest.raises(InputError, match="1, 2, 4 or 8"):
+        tiny_config(orientations=3)
+
+
+def test_labels_that_are_not_known_are_not_asked() -> None:
+    telling = Telling(5, [3, 2])
+    for head in telling.heads:
+        torch.nn.init.normal_(head.weight)
+    d = torch.randn(4, 5)
+    known = torch.tensor([[0, 1], [2, 0], [1, UNKNOWN], [0, UNKNOWN]])
+    changed = d.clone()
+    changed[2:] = 0.0
+    loss = [telling(x, known)[None] for x in (d, changed)]
+    part = [telling.heads[1](6 * d[:2]).log_softmax(1)[[0, 1], [1, 0]].mean()]
+    first = telling.heads[0](6 * d).log_softmax(1)[range(4), known[:, 0]].mean()
+    assert torch.isclose(loss[0][0], -(first + part[0]) / 2)
+    assert not torch.isclose(loss[0][0], loss[1][0])
+    nothing = torch.full((4, 2), UNKNOWN)
+    assert telling(d, nothing) == 0
+
+
+def test_the_papers_settings_are_one_flag_away_and_each_can_still_be_given(
+    weights: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    taken = []
+
+    def remember(table: CaseTable, config: TrainConfig, **_: object) -> None:
+        taken.append(config)
+        raise InputError("enough", code="test")
+
+    monkeypatch.setattr(cli, "train", remember)
+    common = [str(data), "--out", str(tmp_path / "ckpt.pt")]
+    for options in ([], ["--recipe", "paper"], ["--lr", "0.5", "--recipe", "paper"]):
+        assert CliRunner().invoke(cli.main, [*common, *options]).exit_code == 1
+    assert taken[0] == TrainConfig()
+    assert taken[1] == TrainConfig(**PAPER)
+    assert taken[2] == TrainConfig(**{**PAPER, "lr": 0.5})
+
+
+def test_without_a_validation_part_all_training_folds_train(
+    weights: Path, cases: list[Case], tmp_path: Path
+) -> None:
+    options = {"validation": 0.0, "fold": 1, "epochs": 2}
+    trained = train(CaseTable(cases, []), config(weights, **options), cache=tmp_path, quiet=True)
+    assert "validation" not in trained.checkpoint.metrics
+    assert "to the last epoch" in trained.checkpoint.metrics["protocol"]
+    assert [set(epoch) for epoch in trained.history] == [{"epoch", "loss"}] * 2
+
+
+def test_each_recipe_learns(weights: Path, cases: list[Case], tmp_path: Path) -> None:
+    for recipe in ({}, PAPER):
+        options = {**recipe, "epochs": 12, "batch": 16, "width": 16, "lr": 3e-3, "validation": 0.0}
+        trained = train(CaseTable(cases, []), config(weights, **options), cache=tmp_path, quiet=True)
+        losses = [epoch["loss"] for epoch in trained.history]
+        assert np.mean(losses[-3:]) < np.mean(losses[:3]) - 0.1

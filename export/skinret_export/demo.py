@@ -29,7 +29,7 @@ SMALL: Mapping[str, Any] = {
     "tune_text": True,
     "epochs": 32,
     "patience": 32,
-    "lr": 5e-4,
+    "encoder_lr": 5e-4,
     "batch": 32,
     "symmetries": 8,
     "dropout": 0.0,

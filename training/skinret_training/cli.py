@@ -96,7 +96,10 @@ def _take_recipe(context: click.Context, _: click.Parameter, recipe: str) -> Non
     "--beta", default=_D.beta, type=click.FloatRange(0, 1), help="Weight of the local term (Eq. 9)."
 )
 @click.option(
-    "--dropout", default=_D.dropout, type=click.FloatRange(0, 1, max_open=True), help="In the composer."
+    "--dropout",
+    default=_D.dropout,
+    type=click.FloatRange(0, 1, max_open=True),
+    help="In the composer, and of the channels of a fused neck.",
 )
 @click.option("--epochs", default=_D.epochs, type=click.IntRange(1), help="At most.")
 @click.option(
@@ -107,12 +110,14 @@ def _take_recipe(context: click.Context, _: click.Parameter, recipe: str) -> Non
     "--bf16/--fp32", default=_D.bf16, help="Train the composer in bfloat16: faster where the hardware has it."
 )
 @click.option("--lr", default=_D.lr, help="AdamW's learning rate.")
+@click.option("--encoder-lr", default=_D.encoder_lr, help="Of encoders that are tuned.")
 @click.option("--schedule", default=_D.schedule, type=click.Choice(SCHEDULES), help="Of the learning rate.")
 @click.option("--weight-decay", default=_D.weight_decay, help="AdamW's, of matrices.")
 @click.option("--temperature", default=_D.temperature, help="Of S/3 at the start; it is learned.")
 @click.option(
     "--image-weight", default=_D.image_weight, help="Of the query by image alone, beside image and words."
 )
+@click.option("--pair-weight", default=_D.pair_weight, help="Of the contrast of pairs of cases.")
 @click.option("--group-weight", default=_D.group_weight, help="Of reading the group off a descriptor.")
 @click.option("--smoothing", default=_D.smoothing, help="Of the groups that are read.")
 @click.option(

@@ -53,7 +53,7 @@ class ModelConfig:
     words: str = "attend"  # what they do: "attend" (cross-modal transformer), "shift" the maps, "both"
     layers: int = 1  # of the cross-modal transformer, per level
     head_width: int = 64  # of an attention head
-    dropout: float = 0.1
+    dropout: float = 0.1  # in the composer, and of the channels of a fused neck
     regions: int = 8  # k
     aggregation: str = "normalized"  # of the k regions; "mean" is Eq. 7 as printed, where k masks act as one
     beta: float = 0.6  # Eq. 9
@@ -111,6 +111,8 @@ class VisualEncoder(nn.Module):
 
     mean: Tensor
     std: Tensor
+    centre: Tensor
+    scale: Tensor
 
     def __init__(self, config: ModelConfig, backbone: nn.Module | None = None) -> None:
         super().__init__()
@@ -134,11 +136,18 @@ class VisualEncoder(nn.Module):
                 found=", ".join(map(str, sides)),
                 cure="choose another --map-side or --image-size, or --neck level",
             )
-        seen = [sum(d for _, _, d in shapes)] * 3 if self.fused else [d for _, _, d in shapes]
-        self.projections = nn.ModuleList(
-            nn.Sequential(nn.LayerNorm(raw), nn.Linear(raw, config.width)) if config.width else nn.Identity()
-            for raw in seen
-        )
+        self.dropout = nn.Dropout(config.dropout)
+        self.projections: nn.ModuleList
+        if self.fused:
+            together = sum(d for _, _, d in shapes)
+            self.register_buffer("centre", torch.zeros(together))
+            self.register_buffer("scale", torch.ones(together))
+            self.projections = nn.ModuleList(nn.Linear(together, d) for d in channels)
+        else:
+            self.projections = nn.ModuleList(
+                nn.Sequential(nn.LayerNorm(raw), nn.Linear(raw, d)) if config.width else nn.Identity()
+                for (_, _, raw), d in zip(shapes, channels, strict=True)
+            )
 
     def forward(self, pixels: Tensor) -> Maps:
         """pixels (B, S, S, 3) uint8 RGB -> X^L, X^M, X^H, each (B, h, w, d)."""
@@ -146,11 +155,12 @@ class VisualEncoder(nn.Module):
             return self.project(self.backbone_maps(pixels))
         views = range(self.orientations)
         turned = torch.cat([symmetry(pixels, view) for view in views])
-        together = []
+        averaged = []
         for x in self.project(self.backbone_maps(turned)):
-            back = [turned_back(part, view) for part, view in zip(x.chunk(len(views)), views, strict=True)]
-            together.append(torch.stack(back).mean(0))
-        return cast(Maps, tuple(together))
+            by_view = x.reshape(len(views), -1, *x.shape[1:]).unbind()
+            back = [turned_back(part, view) for part, view in zip(by_view, views, strict=True)]
+            averaged.append(torch.stack(back).mean(0))
+        return cast(Maps, tuple(averaged))
 
     def backbone_maps(self, pixels: Tensor) -> Maps:
         """The backbone's own maps, pooled: all that is frozen when the backbone is, so they can be kept."""
@@ -166,27 +176,26 @@ class VisualEncoder(nn.Module):
         """What each projection is given: its level's maps, or those of all three on the level's grid."""
         if not self.fused:
             return maps
-        normed = [F.layer_norm(x, x.shape[-1:]) for x in maps]
         sides = {m.shape[1] for m in maps}
-        fused = {side: torch.cat([_on_grid(x, side) for x in normed], -1) for side in sides}
+        fused = {side: (self._together(maps, side) - self.centre) * self.scale for side in sides}
+        if self.training:  # whole channels, so that none is leant on
+            kept = self.dropout(torch.ones_like(fused[min(sides)][:, :1, :1]))
+            fused = {side: x * kept for side, x in fused.items()}
         return cast(Maps, tuple(fused[m.shape[1]] for m in maps))
 
     @torch.no_grad()
-    def whiten(self, maps: Maps) -> None:
-        """Begin the projections with the principal directions of these maps' means, centred and scaled.
+    def standardize(self, maps: Maps) -> None:
+        """Take the centre and scale of a fused neck's channels from the maps of the training cases.
 
-        The cosines of frozen maps are all near one, for the maps share a large mean; whitened they spread.
+        The cosines of frozen maps are all near one, for the maps share a large mean; centred they spread.
         """
-        for projection, x in zip(self.projections, self.seen(maps), strict=True):
-            norm, linear = cast(tuple[nn.LayerNorm, nn.Linear], tuple(cast(nn.Sequential, projection)))
-            mean = norm(x.mean((1, 2)))  # (N, d)
-            centre = mean.mean(0)
-            _, s, directions = torch.linalg.svd(mean - centre, full_matrices=False)
-            variance = s**2 / len(mean)
-            rank = min(len(s), linear.weight.shape[0])
-            scale = (variance[:rank] + 0.01 * variance[0]).rsqrt()
-            linear.weight[:rank] = directions[:rank] * scale[:, None]
-            linear.bias.copy_(-linear.weight @ centre)
+        mean = self._together(maps, min(m.shape[1] for m in maps)).mean((1, 2))  # (N, d)
+        self.centre.copy_(mean.mean(0))
+        self.scale.copy_(1 / (mean.std(0) + 1e-3))
+
+    @staticmethod
+    def _together(maps: Maps, side: int) -> Tensor:
+        return torch.cat([_on_grid(F.layer_norm(x, x.shape[-1:]), side) for x in maps], -1)
 
     def _pool(self, x: Tensor) -> Tensor:  # (B, d, h, w)
         factor = -(-x.shape[-1] // self.map_side)

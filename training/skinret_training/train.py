@@ -49,16 +49,18 @@ class TrainConfig:
     regions: int = 8
     aggregation: str = "normalized"
     beta: float = 0.6
-    dropout: float = 0.1
+    dropout: float = 0.3  # in the composer, and of the channels of a fused neck
     epochs: int = 60
     patience: int = 30
     batch: int = 64
     bf16: bool = False  # the composer in bfloat16: faster where the CPU or GPU has it
     lr: float = 2e-3
+    encoder_lr: float = 1e-4  # of encoders that are tuned, without weight decay
     schedule: str = "cosine"
     weight_decay: float = 1.0
     temperature: float = 0.5  # of S/3 at the start; it is learned
     image_weight: float = 0.5  # of the query by the image alone, beside that of image and words
+    pair_weight: float = 3.0  # of the contrast of pairs, beside what a descriptor must tell
     group_weight: float = 1.0  # of reading the group off a descriptor
     smoothing: float = 0.2  # of the groups that are read
     criteria_weight: float = 0.5  # of reading the criteria off a descriptor
@@ -104,6 +106,8 @@ PAPER: dict[str, Any] = {
     "schedule": "constant",
     "weight_decay": 1e-5,
     "temperature": 0.1,
+    "dropout": 0.1,
+    "pair_weight": 1.0,
     "image_weight": 0.0,
     "group_weight": 0.0,
     "criteria_weight": 0.0,
@@ -221,8 +225,8 @@ def train(
 def _begin(model: Skinret, frozen: FrozenMaps | None, words: Words, train: Indices) -> None:
     """Begin where the training cases' frozen features are centred and of one scale."""
     first = np.zeros(len(train), np.int64)
-    if frozen is not None and model.config.width:
-        model.visual_encoder.whiten(frozen.get(train, first))
+    if frozen is not None and model.visual_encoder.fused:
+        model.visual_encoder.standardize(frozen.get(train, first))
     if model.composer.shift is not None:
         model.composer.shift.standardize(*words.get(model, train, first))
 
@@ -247,16 +251,21 @@ class _Loop:
         layout = model.similarity_head.layout
         classes = [len(set(dataset.groups))], [int(column.max()) + 1 for column in dataset.criteria.T]
         self.tell_group, self.tell_criteria = (Telling(layout.length, n).to(self.device) for n in classes)
-        trainable = [p for p in model.parameters() if p.requires_grad]
-        trainable += [*self.tell_group.parameters(), *self.tell_criteria.parameters(), self.log_scale]
-        matrices = [p for p in trainable if p.dim() > 1]
-        rest = [p for p in trainable if p.dim() <= 1]
+        encoders = [*model.visual_encoder.backbone.parameters(), *model.text_encoder.parameters()]
+        tuned = [p for p in encoders if p.requires_grad]
+        known = {id(p) for p in encoders}
+        new = [p for p in model.parameters() if id(p) not in known]
+        new += [*self.tell_group.parameters(), *self.tell_criteria.parameters(), self.log_scale]
         self.optimizer = torch.optim.AdamW(
             [
-                {"params": matrices, "weight_decay": config.weight_decay},
-                {"params": rest, "weight_decay": 0.0},
-            ],
-            lr=config.lr,
+                {"params": ps, "peak": peak, "weight_decay": decay}
+                for ps, peak, decay in (
+                    ([p for p in new if p.dim() > 1], config.lr, config.weight_decay),
+                    ([p for p in new if p.dim() <= 1], config.lr, 0.0),
+                    (tuned, config.encoder_lr, 0.0),
+                )
+                if ps
+            ]
         )
         self.weights = block_scale(layout, config.beta).to(self.device)
         self.history: list[dict[str, float]] = []
@@ -313,7 +322,7 @@ class _Loop:
             if self.config.image_weight:
                 loss = loss + self.config.image_weight * self._objective(d_t, d_t, batch)
             for group in self.optimizer.param_groups:
-                group["lr"] = self.config.lr * self._pace(epoch + step / steps, steps)
+                group["lr"] = group["peak"] * self._pace(epoch + step / steps, steps)
             self.optimizer.zero_grad(set_to_none=True)
             loss.backward()  # type: ignore[no-untyped-call]
             self.optimizer.step()
@@ -328,6 +337,7 @@ class _Loop:
         )
         scores = (d_q * self.weights) @ d_t.T  # S / 3
         loss = multi_positive_contrastive(scores * self.log_scale.exp().clamp(max=100.0), labels)
+        loss = config.pair_weight * loss
         if config.group_weight:
             loss = loss + config.group_weight * self.tell_group(d_q, labels[:, None], config.smoothing)
         if config.criteria_weight and criteria.shape[1]:
