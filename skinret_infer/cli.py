@@ -214,7 +214,7 @@ def query(
     click.echo(json.dumps(results.to_dict(), ensure_ascii=False, indent=2) if as_json else str(results))
 
 
-@main.command("evaluate", short_help="Measure mAP and Acc@K.")
+@main.command("evaluate", short_help="Measure how good the hits are.")
 @click.argument("bundle", type=_PATH)
 @click.argument("archive", type=_PATH)
 @click.argument("cases", type=_PATH)
@@ -238,7 +238,7 @@ def evaluate_command(
     threads: int | None,
     as_json: bool,
 ) -> None:
-    """Query ARCHIVE with every case of CASES and report mAP and Acc@K, by image and words and by image alone.
+    """Query ARCHIVE with every case of CASES, with its words and without; report mAP, Acc@K and likeness.
 
     A hit is right if its group is the query's. A query never finds itself: its own case id is excluded.
     """
