@@ -29,7 +29,7 @@ from skinret_training.baselines import Features, judge, late_fusion, linear_prob
 from skinret_training.cli import main
 from skinret_training.data import load_dataset, split
 from skinret_training.report import FIGURES, grid, overview, spread, summarize
-from skinret_training.train import TrainConfig
+from skinret_training.train import TrainConfig, train
 
 ARCHIVES = ("training_folds", "held_out_fold")
 EXPORT = crossval._export  # the real one
@@ -310,13 +310,16 @@ def test_what_the_bundle_finds_is_what_the_model_found_in_training(
         vision=str(weights / "swin"), text=str(weights / "bert"), image_size=64, width=16, batch=16,
         symmetries=1, text_views=2, epochs=3, validation=0.2, folds=2, fold=0,
     )  # fmt: skip
+    table = read_cases(data)
+    dataset = load_dataset(table, ImageRecipe(size=64), TextRecipe(), quiet=True)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(crossval, "_export", EXPORT)
-        run = crossval._through_the_product(
-            read_cases(data), config, tmp_path / "run", tmp_path / "maps", True
-        )
+        run = crossval._through_the_product(table, dataset, config, tmp_path / "run", tmp_path / "maps", True)
+    assert "held_out" not in run["training"]  # that fold is read once, through the bundle
+    again = train(table, config, cache=tmp_path / "maps", dataset=dataset, quiet=True)
     for kind in ("image_words", "image_alone"):
-        found, expected = run["archives"]["training_folds"][kind], run["training"]["held_out"][kind]
+        found = run["archives"]["training_folds"][kind]
+        expected = again.checkpoint.metrics["held_out"][kind]
         assert found["mAP"] == pytest.approx(expected["mAP"], abs=0.5)
 
 
