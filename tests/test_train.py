@@ -168,6 +168,7 @@ def test_a_killed_command_resumes(weights: Path, data: Path, tmp_path: Path) -> 
     running.send_signal(signal.SIGKILL)
     running.communicate()
     assert state.is_file() and not out.exists()
+    (tmp_path / ".ckpt.pt.resume.1.partial").write_bytes(b"half")  # as a kill in the midst of writing leaves
     saved = torch.load(state, weights_only=True)
     done = subprocess.run(
         [*command, "--epochs", str(len(saved["history"]) + 1)], capture_output=True, text=True

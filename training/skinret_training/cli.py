@@ -1,5 +1,6 @@
 """skinret-train: a Derm7pt-style folder in, ckpt.pt out; or, with --folds, a cross-validation."""
 
+import glob
 import json
 import logging
 from pathlib import Path
@@ -217,6 +218,8 @@ def main(
 
 def _train_one(table: CaseTable, config: TrainConfig, out: Path, cache: Path, as_json: bool) -> None:
     resume = out.with_name(out.name + ".resume")
+    for left in out.parent.glob(f".{glob.escape(resume.name)}.*.partial"):  # by a run killed as it wrote
+        left.unlink(missing_ok=True)
     trained = train(table, config, cache=cache, resume=resume)
     trained.checkpoint.save(out)
     resume.unlink(missing_ok=True)
