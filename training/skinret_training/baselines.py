@@ -20,7 +20,7 @@ from skinret_infer.text import TextEncoderInput, TextRecipe
 
 from .data import Dataset, FrozenMaps, Indices, Split, Words
 from .loss import multi_positive_contrastive
-from .model import load_pretrained, unit
+from .model import load_pretrained, mean_token, unit
 from .train import TrainConfig
 
 Array = npt.NDArray[np.float32]
@@ -69,15 +69,14 @@ def features(
     def pooled(batch: Indices, view: int) -> Tensor:
         return torch.cat([x.mean((1, 2)) for x in frozen.get(batch, np.full(len(batch), view))], 1)
 
-    def mean_token(batch: Indices) -> Tensor:
+    def said(batch: Indices) -> Tensor:
         tokens, mask = words.get(model, batch, np.zeros(len(batch), np.int64))
-        weights = mask.float() * torch.from_numpy(~words.blank[batch]).to(mask.device)[:, None]
-        return (weights[..., None] * tokens).sum(1).cpu() / mask.sum(1, keepdim=True).cpu()
+        return mean_token(tokens, mask).cpu() * torch.from_numpy(~words.blank[batch])[:, None]
 
     views = range(config.symmetries)
     with torch.inference_mode():
         images = torch.stack([torch.cat([pooled(batch, view) for batch in batches]) for view in views])
-        tokens = torch.cat([mean_token(batch) for batch in batches])
+        tokens = torch.cat([said(batch) for batch in batches])
         last = frozen.get(everything[:1], everything[:1] * 0)[2].shape[-1]
     return Features(dataset.labels, images.numpy(), last, one_hot(table, text), tokens.numpy())
 

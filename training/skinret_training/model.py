@@ -177,7 +177,8 @@ class VisualEncoder(nn.Module):
         if not self.fused:
             return maps
         sides = {m.shape[1] for m in maps}
-        fused = {side: (self._together(maps, side) - self.centre) * self.scale for side in sides}
+        normed = self._normed(maps)
+        fused = {side: (self._together(normed, side) - self.centre) * self.scale for side in sides}
         if self.training:  # whole channels, so that none is leant on
             kept = self.dropout(torch.ones_like(fused[min(sides)][:, :1, :1]))
             fused = {side: x * kept for side, x in fused.items()}
@@ -189,13 +190,17 @@ class VisualEncoder(nn.Module):
 
         The cosines of frozen maps are all near one, for the maps share a large mean; centred they spread.
         """
-        mean = self._together(maps, min(m.shape[1] for m in maps)).mean((1, 2))  # (N, d)
+        mean = self._together(self._normed(maps), min(m.shape[1] for m in maps)).mean((1, 2))  # (N, d)
         self.centre.copy_(mean.mean(0))
         self.scale.copy_(1 / (mean.std(0) + 1e-3))
 
     @staticmethod
-    def _together(maps: Maps, side: int) -> Tensor:
-        return torch.cat([_on_grid(F.layer_norm(x, x.shape[-1:]), side) for x in maps], -1)
+    def _normed(maps: Maps) -> list[Tensor]:
+        return [F.layer_norm(x, x.shape[-1:]) for x in maps]
+
+    @staticmethod
+    def _together(normed: list[Tensor], side: int) -> Tensor:
+        return torch.cat([_on_grid(x, side) for x in normed], -1)
 
     def _pool(self, x: Tensor) -> Tensor:  # (B, d, h, w)
         factor = -(-x.shape[-1] // self.map_side)

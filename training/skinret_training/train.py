@@ -268,6 +268,11 @@ class _Loop:
             ]
         )
         self.weights = block_scale(layout, config.beta).to(self.device)
+        free = ("patience",) if config.schedule == "cosine" else ("patience", "epochs")
+        self.identity: dict[str, Any] = {  # of the run; once, for it hashes every pixel
+            "config": {k: v for k, v in asdict(config).items() if k not in free},
+            "data": dataset.digest,
+        }
         self.history: list[dict[str, float]] = []
         self.best: dict[str, Any] = {}
         self.best_state: Mapping[str, torch.Tensor] = {}
@@ -388,14 +393,9 @@ class _Loop:
     def _out_of_patience(self) -> bool:
         return bool(self.best) and len(self.history) - 1 - int(self.best["epoch"]) >= self.config.patience
 
-    def _identity(self) -> dict[str, Any]:
-        free = ("patience",) if self.config.schedule == "cosine" else ("patience", "epochs")
-        options = {k: v for k, v in asdict(self.config).items() if k not in free}
-        return {"config": options, "data": self.dataset.digest}
-
     def _save(self, path: Path) -> None:
         state = {
-            "identity": self._identity(),
+            "identity": self.identity,
             "history": self.history,
             "best": self.best,
             "best_state": dict(self.best_state),
@@ -410,11 +410,9 @@ class _Loop:
     def _restore(self, path: Path) -> None:
         try:
             state = torch.load(path, map_location="cpu", weights_only=True)
-            if state["identity"] != self._identity():
+            if state["identity"] != self.identity:
                 differs = [
-                    k
-                    for k, v in self._identity()["config"].items()
-                    if state["identity"]["config"].get(k) != v
+                    k for k, v in self.identity["config"].items() if state["identity"]["config"].get(k) != v
                 ] or ["data"]
                 raise InputError(
                     f"{path} is of another run",
