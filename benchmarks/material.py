@@ -114,8 +114,11 @@ def write_archive(path: Path, bundle: Bundle) -> np.ndarray:
     layout, manifest = bundle.manifest.layout, bundle.manifest
     rng = np.random.default_rng(5)
     matrix = rng.standard_normal((CASES, layout.length), np.float32)
-    lengths = np.sqrt(np.add.reduceat(matrix**2, layout.starts, axis=1))
-    matrix /= np.repeat(lengths, layout.local + layout.global_, axis=1)
+    six = sum(layout.local + layout.global_)
+    matrix[:, six:] = np.abs(matrix[:, six:])
+    sums = np.add.reduceat(np.hstack([matrix[:, :six] ** 2, matrix[:, six:]]), layout.starts, axis=1)
+    sums[:, :6] = np.sqrt(sums[:, :6])
+    matrix /= np.repeat(sums, layout.lengths, axis=1)
     archive = Archive(path, manifest.fingerprint, layout, f"{manifest.model} {manifest.version}")
     records = [Record(f"{n:05}", "nevus", "nevus", "", {}, f"{n:05}.jpg", "") for n in range(CASES)]
     for start in range(0, CASES, 1000):

@@ -29,7 +29,7 @@ class PyTorch:
         self, checkpoint: Checkpoint, modules: Modules, matrix: Array, layout: Any, bf16: bool = False
     ) -> None:
         self._modules, self._matrix, self._layout, self._bf16 = modules, matrix, layout, bf16
-        self._image, self._beta = checkpoint.image, checkpoint.config.beta
+        self._image, self._weights = checkpoint.image, (checkpoint.config.beta, checkpoint.config.gamma)
         self._tokenize = TextEncoderInput(checkpoint.tokenizer, checkpoint.text)
 
     def run(self, graph: str, feeds: Mapping[str, Array], outputs: Sequence[str] = ()) -> list[Array]:
@@ -52,7 +52,7 @@ class PyTorch:
 
     def query(self, image: Any, text: str, k: int = 10) -> Array:
         """Return the positions of the k best cases, best first."""
-        scores = self._matrix @ weigh(self.describe([image], [text])[0], self._layout, self._beta)
+        scores = self._matrix @ weigh(self.describe([image], [text])[0], self._layout, *self._weights)
         best = np.argpartition(-scores, k)[:k]
         return best[np.argsort(-scores[best])]
 

@@ -317,7 +317,7 @@ def test_the_answers_are_those_of_pytorch(
     for name, searcher in searchers.items():
         agree(name, np.stack(list(map(searcher.describe, images, texts))), truth)
         for image, text, true in zip(images, texts, truth, strict=True):
-            scores = matrix @ weigh(true, manifest.layout, manifest.beta) / 3
+            scores = matrix @ weigh(true, manifest.layout, manifest.beta, manifest.gamma)
             given = scores[[int(hit.case_id) for hit in searcher.query(image, text)]]
             assert np.sort(scores)[-10:].mean() - given.mean() <= 1e-3, f"{name}: other cases are better"
 

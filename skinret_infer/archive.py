@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .cases import AttributeValue, Case, can_be_stored
-from .descriptor import Layout, Vector, block_weights, cosines, unit_blocks, weigh
+from .descriptor import Layout, Vector, part_weights, products, weigh, well_formed
 from .errors import ArchiveError, InputError
 
 SCHEMA = 1
@@ -85,11 +85,11 @@ class Record:
 
 @dataclass(frozen=True, slots=True)
 class Match:
-    """A record, S/3 and its six cosines (local low, mid, high, global low, mid, high)."""
+    """A record, its score, and its products [6 + C]: the six cosines, and the agreement of each trait."""
 
     record: Record
     score: float
-    cosines: npt.NDArray[np.float64]
+    products: npt.NDArray[np.float64]
 
 
 class _Malformed(Exception):
@@ -144,12 +144,12 @@ class Archive:
     def write(self, records: Sequence[Record], descriptors: Vector) -> None:
         """Write cases in one transaction, all or none; a case id that is there already is replaced."""
         shape = (len(records), self._layout.length)
-        if descriptors.shape != shape or not unit_blocks(descriptors, self._layout).all():
+        if descriptors.shape != shape or not well_formed(descriptors, self._layout).all():
             raise InputError(
                 "the descriptors cannot be stored",
                 code="descriptor-shape",
-                found=f"shape {descriptors.shape}, or a block of another length or with NaN",
-                expected=f"{shape[0]} x {shape[1]} finite numbers in six unit blocks",
+                found=f"shape {descriptors.shape}, or a part of another length or with NaN",
+                expected=f"{shape[0]} x {shape[1]} finite numbers in six unit vectors, then distributions",
             )
         blobs = [d.tobytes() for d in descriptors.astype("<f4")]
         with self._writing(create=True) as db:
@@ -172,12 +172,13 @@ class Archive:
         query: Vector,
         k: int,
         beta: float,
+        gamma: float,
         where: Mapping[str, Any] | None = None,
         exclude: Collection[str] = (),
     ) -> tuple[list[Match], int]:
-        """Return the exact k best cases by S/3, ties by case id, and how many cases the filter let through.
+        """Return the exact k best cases by score, ties by case id, and how many cases the filter let through.
 
-        query : the unit-block descriptor of the query, float32 [D].
+        query : the descriptor of the query, float32 [D].
 
         One float32 pass prunes; what lies within that pass's own rounding error of the k-th best is scored
         again in float64, so that neither the BLAS nor its threads can change the answer.
@@ -193,12 +194,14 @@ class Archive:
                 )
             scan = self._scanned(db, count)
             keep = self._filter(db, scan, where, exclude)
-            order, six = _exact_top(scan, keep, query, k, beta, self._layout)
+            weights = part_weights(self._layout, beta, gamma)
+            weighed = weigh(query, self._layout, beta, gamma)
+            order, parts = _exact_top(scan, keep, query, weighed, weights, k, self._layout)
             found = {i: r for i, r in self._rows(db, scan.ids[order])}
-            scores = (six * block_weights(beta)).sum(axis=1) / 3
+            scores = (parts * weights).sum(axis=1)
             matches = [
-                Match(found[int(scan.ids[n])], float(s), c)
-                for n, s, c in zip(order, scores, six, strict=True)
+                Match(found[int(scan.ids[n])], float(s), p)
+                for n, s, p in zip(order, scores, parts, strict=True)
             ]
             return matches, int(keep.sum())
 
@@ -225,10 +228,8 @@ class Archive:
                 case_ids.append(case_id)
             if len(case_ids) != count:
                 raise _Malformed(f"{len(case_ids)} of {count} cases")
-            if not (right := unit_blocks(descriptors, self._layout)).all():
-                raise _Malformed(
-                    f"a descriptor without unit blocks in case {case_ids[int(np.argmin(right))]!r}"
-                )
+            if not (right := well_formed(descriptors, self._layout)).all():
+                raise _Malformed(f"a descriptor that is none in case {case_ids[int(np.argmin(right))]!r}")
             self._scan = _Scan(revision, ids, case_ids, descriptors)
         return self._scan
 
@@ -466,19 +467,28 @@ def _record(row: Sequence[Any]) -> Record:
 
 
 def _exact_top(
-    scan: _Scan, keep: npt.NDArray[np.bool_], query: Vector, k: int, beta: float, layout: Layout
+    scan: _Scan,
+    keep: npt.NDArray[np.bool_],
+    query: Vector,
+    weighed: Vector,
+    weights: npt.NDArray[np.float64],
+    k: int,
+    layout: Layout,
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]]:
-    """Return the positions of the k best kept cases in order, and their six cosines [k, 6]."""
+    """Return the positions of the k best kept cases in order, and their products [k, 6 + C].
+
+    weighed : the query [D] times the weights [6 + C] of its parts.
+    """
     kept = np.flatnonzero(keep)
     if k < len(kept):
-        weighted = weigh(query, layout, beta)
         # Not BLAS: its threads spin on for 20 ms after the product, on the cores that the next query needs.
-        rough = np.einsum("ij,j->i", scan.descriptors, weighted)[kept]
-        # |fl(x.y) - x.y| <= D u |x||y| in any order of summation (Higham 2002, 3.5); |y| = sqrt(6).
-        bound = (layout.length + 2) * 2.0**-24 * float(np.linalg.norm(weighted)) * 6**0.5
+        rough = np.einsum("ij,j->i", scan.descriptors, weighed)[kept]
+        # |fl(x.y) - x.y| <= D u |x||y| in any order of summation (Higham 2002, 3.5); no part exceeds 1.
+        longest = len(layout.lengths) ** 0.5
+        bound = (layout.length + 2) * 2.0**-24 * float(np.linalg.norm(weighed)) * longest
         kth = np.partition(rough, len(kept) - k)[len(kept) - k]
         kept = kept[rough >= kth - 2.1 * bound]
-    six = cosines(query, scan.descriptors[kept], layout)
-    score = (six * block_weights(beta)).sum(axis=1)  # not BLAS: the same bits whatever stands beside
+    parts = products(query, scan.descriptors[kept], layout)
+    score = (parts * weights).sum(axis=1)  # not BLAS: the same bits whatever stands beside
     order = sorted(range(len(kept)), key=lambda n: (-score[n], scan.case_ids[kept[n]]))[:k]
-    return kept[order], six[order]
+    return kept[order], parts[order]

@@ -52,6 +52,8 @@ class Manifest:
     regions: int  # k
     aggregation: str
     beta: float
+    gamma: float
+    traits: Mapping[str, list[str]]  # their names and values, the group first; none: gamma is 0
     precision: str
     opset: int
     origin: Mapping[str, Any]  # checkpoint_sha256, data, packages
@@ -70,7 +72,7 @@ class Manifest:
         facts = [
             self.origin.get("checkpoint_sha256"),
             dataclasses.asdict(self.image),
-            dataclasses.asdict(self.layout),
+            {part: lengths for part, lengths in dataclasses.asdict(self.layout).items() if lengths},
         ]
         return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
@@ -225,6 +227,10 @@ def read_manifest(path: Path) -> Manifest:
             "levels": levels,
         }
         manifest = _build(Manifest, {**data, **parts}, "manifest")
+        if tuple(map(len, manifest.traits.values())) != manifest.layout.traits:
+            raise TypeError(f"traits: other numbers of values than layout.traits, {manifest.layout.traits}")
+        if manifest.gamma and not manifest.traits:
+            raise TypeError(f"gamma: {manifest.gamma} without traits")
         if not isinstance(manifest.origin["checkpoint_sha256"], str):
             raise TypeError("origin.checkpoint_sha256 is no text")
         return manifest
@@ -248,6 +254,7 @@ def file_sha256(path: str | Path) -> str:
 
 T = TypeVar("T")
 _TEXTS, _OBJECT, _SHAPE = Mapping[str, str], Mapping[str, Any], tuple[int, int, int]
+_SIZES, _VALUES = tuple[int, ...], Mapping[str, list[str]]
 
 
 def _build(cls: type[T], data: Any, where: str) -> T:
@@ -260,7 +267,7 @@ def _build(cls: type[T], data: Any, where: str) -> T:
     values = {}
     for name, value in data.items():
         kind = fields[name].type
-        if kind == _SHAPE and isinstance(value, list):
+        if kind in (_SHAPE, _SIZES) and isinstance(value, list):
             value = tuple(value)
         if not _fits(kind, value):
             raise ValueError(f"{where}.{name}: {value!r:.80}")
@@ -278,6 +285,11 @@ def _fits(kind: Any, value: Any) -> bool:
         return isinstance(value, str)
     if kind == _SHAPE:
         return isinstance(value, tuple) and len(value) == 3 and all(_fits(int, v) for v in value)
+    if kind == _SIZES:
+        return isinstance(value, tuple) and all(_fits(int, v) for v in value)
+    if kind == _VALUES:
+        lists = isinstance(value, dict) and all(isinstance(v, list) for v in value.values())
+        return lists and all(isinstance(name, str) for names in value.values() for name in names)
     if kind == _TEXTS:
         return isinstance(value, dict) and all(isinstance(v, str) for v in value.values())
     return kind != _OBJECT or isinstance(value, dict)

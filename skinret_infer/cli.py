@@ -100,6 +100,11 @@ _json = click.option("--json", "as_json", is_flag=True, help="Print JSON on stdo
 _beta = click.option(
     "--beta", type=click.FloatRange(0, 1), help="Weight of the local term.  [default: the model's]"
 )
+_gamma = click.option(
+    "--gamma",
+    type=click.FloatRange(0, 1),
+    help="Weight of what is read off both, beside their looks.  [default: the model's]",
+)
 
 
 @main.command(short_help="Add the cases of a table to an archive.")
@@ -184,6 +189,7 @@ def index(
 )
 @click.option("--images", type=_PATH, default=Path(), help="Folder of the archive's images, for --picture.")
 @_beta
+@_gamma
 @_runtime
 @_precision
 @_threads
@@ -200,6 +206,7 @@ def query(
     picture: Path | None,
     images: Path,
     beta: float | None,
+    gamma: float | None,
     runtime: str,
     precision: str,
     threads: int | None,
@@ -207,7 +214,9 @@ def query(
 ) -> None:
     """Show the most similar cases of ARCHIVE for an image and a few words."""
     with Searcher(bundle, archive, runtime=runtime, precision=precision, threads=threads) as searcher:
-        results = searcher.query(image, text, k=k, where=_filters(where), exclude=exclude, beta=beta)
+        results = searcher.query(
+            image, text, k=k, where=_filters(where), exclude=exclude, beta=beta, gamma=gamma
+        )
     if picture:
         draw_results([(image, results)], images, picture)
         click.echo(f"{picture} written", err=True)
@@ -221,6 +230,7 @@ def query(
 @click.option("--images", type=_PATH, help="Folder of the images.  [default: the folder of CASES]")
 @click.option("--ids", type=_PATH, help="Query only with the case ids in this file, one a line.")
 @_beta
+@_gamma
 @_runtime
 @_precision
 @_threads
@@ -233,6 +243,7 @@ def evaluate_command(
     images: Path | None,
     ids: Path | None,
     beta: float | None,
+    gamma: float | None,
     runtime: str,
     precision: str,
     threads: int | None,
@@ -251,7 +262,7 @@ def evaluate_command(
         _progress("queries", len(chosen)) as bar,
     ):
         report = evaluate.evaluate(
-            searcher, chosen, beta=beta, progress=lambda done, _: bar.update(done - bar.pos)
+            searcher, chosen, beta=beta, gamma=gamma, progress=lambda done, _: bar.update(done - bar.pos)
         )
     click.echo(json.dumps(report, indent=2) if as_json else evaluate.table(report))
 

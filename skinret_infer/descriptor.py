@@ -1,9 +1,16 @@
-"""The algebra of the score: six unit vectors side by side make a case one vector (Wang et al. 2026, Eq. 6-9).
+"""The algebra of the score: six unit vectors, and what is read off them, make a case one vector.
 
     S(q,t) = beta * sum_i cos(e_q^i, e_t^i) + (1-beta) * sum_i cos(g_q^i, g_t^i),   i in {L, M, H}
-           = (w(beta) * d_q) . d_t,   d = [e^L e^M e^H g^L g^M g^H]
+    A(q,t) = sum_c w_c * p_q^c . p_t^c
+    score  = (1-gamma) * S/3 + gamma * A
 
-e^i is the aggregated region descriptor and g^i the spatial mean of level i, each of unit length.
+e^i is the aggregated region descriptor and g^i the spatial mean of level i, each of unit length (Wang et al.
+2026, Eq. 6-9). p^c is a distribution over the values of trait c, the group first and then the criteria of the
+checklist, read off the six vectors by a linear layer and a softmax. A is thus the agreement to be expected of
+q and t, and to rank by it is the probability ranking principle (Robertson 1977). A model without traits
+has gamma = 0 and scores S/3, as the paper does.
+
+All is one dot product: a descriptor is d = [e^L e^M e^H g^L g^M g^H p^1 ... p^C].
 """
 
 from dataclasses import dataclass
@@ -18,64 +25,81 @@ Vector = npt.NDArray[np.float32]
 LEVELS = ("low", "mid", "high")
 # What the composer gives: in ONNX an output may not bear the name of an input.
 COMPOSED = ("composed_low", "composed_mid", "composed_high")
+COSINES = tuple(f"{term}_{level}" for term in ("local", "global") for level in LEVELS)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Layout:
-    """Where the six blocks lie in a descriptor: the lengths of e^L, e^M, e^H, then of g^L, g^M, g^H."""
+    """Where the parts of a descriptor lie: the lengths of e^L, e^M, e^H, of g^L, g^M, g^H, of each p^c."""
 
     local: tuple[int, int, int]
     global_: tuple[int, int, int]
+    traits: tuple[int, ...] = ()
+
+    @property
+    def lengths(self) -> tuple[int, ...]:
+        """The length of each part: six unit vectors, then the traits."""
+        return self.local + self.global_ + self.traits
 
     @property
     def length(self) -> int:
         """D, the length of a descriptor."""
-        return sum(self.local) + sum(self.global_)
+        return sum(self.lengths)
 
     @property
     def starts(self) -> npt.NDArray[np.int64]:
-        """The index at which each of the six blocks begins."""
-        return np.concatenate([[0], np.cumsum(self.local + self.global_)[:-1]]).astype(np.int64)
+        """The index at which each part begins."""
+        return np.concatenate([[0], np.cumsum(self.lengths)[:-1]]).astype(np.int64)
 
 
-def check_beta(beta: float) -> float:
-    """Return beta as a float, or raise InputError if it is not a number in [0, 1]."""
-    if isinstance(beta, bool) or not isinstance(beta, int | float | np.number) or not 0 <= beta <= 1:
+def check_weight(name: str, value: float, low: str, high: str) -> float:
+    """Return beta or gamma as a float, or raise InputError if it is not a number in [0, 1]."""
+    if isinstance(value, bool) or not isinstance(value, int | float | np.number) or not 0 <= value <= 1:
         raise InputError(
-            "beta cannot be used",
-            code="beta-range",
-            expected="a number from 0 (global alone) to 1 (local alone)",
-            found=repr(beta),
+            f"{name} cannot be used",
+            code=f"{name}-range",
+            expected=f"a number from 0 ({low}) to 1 ({high})",
+            found=repr(value),
         )
-    return float(beta)
+    return float(value)
 
 
-def block_weights(beta: float) -> npt.NDArray[np.float64]:
-    """Return the weight of each of the six cosines in S (Eq. 9), float64 [6]."""
-    return np.array([beta] * 3 + [1 - beta] * 3)
+def part_weights(layout: Layout, beta: float, gamma: float) -> npt.NDArray[np.float64]:
+    """Return what each part's product counts in the score, float64 [6 + C].
+
+    Of the agreement the group is one half, the criteria share the other.
+    """
+    cosine = (1 - gamma) / 3
+    criteria = len(layout.traits) - 1
+    traits = [gamma / 2, *[gamma / 2 / criteria] * criteria] if criteria > 0 else [gamma] * len(layout.traits)
+    return np.array([cosine * beta] * 3 + [cosine * (1 - beta)] * 3 + traits)
 
 
-def weigh(descriptor: Vector, layout: Layout, beta: float) -> Vector:
-    """Return w(beta) * d_q, the vector whose dot product with a case's descriptor is S; float32 [D]."""
-    return descriptor * np.repeat(block_weights(beta), layout.local + layout.global_).astype(np.float32)
+def weigh(descriptor: Vector, layout: Layout, beta: float, gamma: float) -> Vector:
+    """Return the vector whose dot product with a case's descriptor is the score; float32 [D]."""
+    return descriptor * np.repeat(part_weights(layout, beta, gamma), layout.lengths).astype(np.float32)
 
 
-def unit_blocks(descriptors: Vector, layout: Layout) -> npt.NDArray[np.bool_]:
-    """Say for each descriptor [N, D] whether its six blocks are finite and of length one; bool [N]."""
+def well_formed(descriptors: Vector, layout: Layout) -> npt.NDArray[np.bool_]:
+    """Say for each descriptor [N, D] whether it is finite, six unit vectors and C distributions; bool [N]."""
     right = np.empty(len(descriptors), bool)
+    squared = sum(layout.local + layout.global_)
     for start in range(0, len(descriptors), 4096):
         part = descriptors[start : start + 4096]
         with np.errstate(over="ignore", invalid="ignore"):  # what overflows is not of length one
-            lengths = np.add.reduceat(part * part, layout.starts, axis=1)
-        right[start : start + 4096] = (np.abs(lengths - 1) < 1e-3).all(axis=1)
+            sums = np.add.reduceat(
+                np.concatenate([part[:, :squared] ** 2, part[:, squared:]], axis=1), layout.starts, axis=1
+            )
+            positive = (part[:, squared:] >= 0).all(axis=1)
+        right[start : start + 4096] = (np.abs(sums - 1) < 1e-3).all(axis=1) & positive
     return right
 
 
-def cosines(query: Vector, cases: Vector, layout: Layout) -> npt.NDArray[np.float64]:
-    """Return the six cosines of a query [D] with each case [N, D], float64 [N, 6].
+def products(query: Vector, cases: Vector, layout: Layout) -> npt.NDArray[np.float64]:
+    """Return the six cosines and the C agreements of a query [D] with each case [N, D], float64 [N, 6 + C].
 
     Summed row by row in float64, so that the same two vectors give the same bits whatever stands beside
     them and however many threads run.
     """
-    products: npt.NDArray[Any] = cases.astype(np.float64) * query.astype(np.float64)
-    return np.add.reduceat(products, layout.starts, axis=1)
+    terms: npt.NDArray[Any] = cases.astype(np.float64) * query.astype(np.float64)
+    return np.add.reduceat(terms, layout.starts, axis=1)

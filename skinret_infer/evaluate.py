@@ -19,6 +19,7 @@ def evaluate(
     cases: Sequence[Case],
     *,
     beta: float | None = None,
+    gamma: float | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> dict[str, Any]:
     """Query with each case, with its words and by its image alone; return how good the hits are.
@@ -27,7 +28,7 @@ def evaluate(
     The words are the case's attributes, said by the bundle's text recipe. For the figures of each kind of
     query see `retrieval_metrics`.
     """
-    return evaluate_parts(searcher, cases, {"": None}, beta=beta, progress=progress)[""]
+    return evaluate_parts(searcher, cases, {"": None}, beta=beta, gamma=gamma, progress=progress)[""]
 
 
 def evaluate_parts(
@@ -36,6 +37,7 @@ def evaluate_parts(
     parts: Mapping[str, Collection[str] | None],
     *,
     beta: float | None = None,
+    gamma: float | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> dict[str, dict[str, Any]]:
     """Evaluate with several parts of an archive, each as if it were an archive of its own; query only once.
@@ -68,7 +70,7 @@ def evaluate_parts(
                 for c in chunk
             ]
             for case, results in zip(
-                chunk, searcher.query_batch(queries, k=max(size, 1), beta=beta), strict=True
+                chunk, searcher.query_batch(queries, k=max(size, 1), beta=beta, gamma=gamma), strict=True
             ):
                 others = [number(hit) for hit in results if hit.case_id != case.case_id]
                 rankings[kind].append(np.array(others, np.int64))
@@ -87,6 +89,7 @@ def evaluate_parts(
             "queries": len(cases),
             "archive": size if ids is None else len(there),
             "beta": searcher.manifest.beta if beta is None else beta,
+            "gamma": searcher.manifest.gamma if gamma is None else gamma,
             "runtime": searcher.runtime,
             "precision": searcher.precision,
             "model": f"{searcher.manifest.model} {searcher.manifest.version}",

@@ -1,7 +1,7 @@
 """The gate on ranks: lower precision may run only where it finds what fp32 finds.
 
-The reference is fp32 on ONNX Runtime's CPU; S is its true score. A precision is judged by what its top-10
-lists lose of S, not by how far its numbers are off: bf16 moves scores by a hundredth and loses a
+The reference is fp32 on ONNX Runtime's CPU; its score is the true one. A precision is judged by what its
+top-10 lists lose of it, not by how far its numbers are off: bf16 moves scores by a hundredth and loses a
 hundred-thousandth.
 """
 
@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from .bundle import Bundle, Manifest
 from .cases import Case
-from .descriptor import COMPOSED, LEVELS, Layout, Vector, weigh
+from .descriptor import COMPOSED, LEVELS, Vector, weigh
 from .engines.base import Array, Engine
 from .errors import InputError, RuntimeUnavailable
 from .files import whole_file
@@ -30,7 +30,7 @@ BATCH = 8
 TOP = 10
 MIN_QUERIES = 200
 MAX_QUERIES = 1000
-MAX_LOSS = 1e-4  # of S/3, a hit of the list, on average
+MAX_LOSS = 1e-4  # of the score, a hit of the list, on average
 MIN_OVERLAP = 0.97
 MAX_MOVE = 0.2  # percentage points of mAP and Acc@1
 KINDS = ("image_words", "image_alone")
@@ -253,8 +253,7 @@ def _compare(
     groups: Sequence[str],
     bundle: Bundle,
 ) -> dict[str, float]:
-    layout, beta = bundle.manifest.layout, bundle.manifest.beta
-    true, found = _scores(true_queries, true_cases, layout, beta), _scores(queries, cases, layout, beta)
+    true, found = _scores(true_queries, true_cases, bundle.manifest), _scores(queries, cases, bundle.manifest)
     lost, same, first = [], [], []
     for s, best, given in zip(true, _ranked(true), _ranked(found), strict=True):
         best, given = best[:TOP], given[:TOP]
@@ -274,10 +273,11 @@ def _compare(
     return row
 
 
-def _scores(queries: Vector, cases: Vector, layout: Layout, beta: float) -> npt.NDArray[np.float64]:
-    """Return S/3 of each query with each case, float64 [N, N]; of an image with itself, -9: below all."""
-    weighed = np.stack([weigh(q, layout, beta) for q in queries]).astype(np.float64)
-    scores: npt.NDArray[np.float64] = weighed @ cases.astype(np.float64).T / 3
+def _scores(queries: Vector, cases: Vector, manifest: Manifest) -> npt.NDArray[np.float64]:
+    """Return the score of each query with each case, float64 [N, N]; with itself -9, below all."""
+    layout, beta, gamma = manifest.layout, manifest.beta, manifest.gamma
+    weighed = np.stack([weigh(q, layout, beta, gamma) for q in queries]).astype(np.float64)
+    scores: npt.NDArray[np.float64] = weighed @ cases.astype(np.float64).T
     np.fill_diagonal(scores, -9.0)
     return scores
 

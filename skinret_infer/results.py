@@ -11,9 +11,13 @@ from .cases import AttributeValue
 class Hit:
     """One case of the archive, and how it compares with the query.
 
-    score : S/3, in [-1, 1]. A similarity, never a probability; beta * local + (1 - beta) * global_.
+    score : in [-1, 1], a similarity, never a probability:
+        (1 - gamma) * (beta * local + (1 - beta) * global_) + gamma * agreement.
     local, global_ : the means of the three local and of the three global cosines.
     cosines : all six, such as {"local_low": 0.81, ...}.
+    agreement : on how much of group and criteria the two are expected to agree, by what the model reads off
+        both, 0 to 1; None if it reads nothing.
+    traits : the same of each, such as {"group": 0.93, "pigment_network": 0.71, ...}.
     """
 
     rank: int
@@ -22,6 +26,8 @@ class Hit:
     local: float
     global_: float
     cosines: Mapping[str, float]
+    agreement: float | None
+    traits: Mapping[str, float]
     diagnosis: str
     group: str
     confirmed_by: str
@@ -37,6 +43,7 @@ class Results:
     text: str  # the words as they were read; "" for a query by image alone
     k: int
     beta: float
+    gamma: float
     searched: int  # cases that the filter let through
     runtime: str  # what ran, such as "onnxruntime-cpu"
     precision: str  # in which it ran, such as "fp32"
@@ -58,19 +65,12 @@ class Results:
         return asdict(self)
 
     def __str__(self) -> str:
-        rows = [("rank", "case", "score", "local", "global", "diagnosis", "confirmed by")]
+        read = any(h.agreement is not None for h in self.hits)
+        parts = ["local", "global", *["agreement"] * read]
+        rows = [["rank", "case", "score", *parts, "diagnosis", "confirmed by"]]
         for h in self.hits:
-            rows.append(
-                (
-                    str(h.rank),
-                    h.case_id,
-                    f"{h.score:.4f}",
-                    f"{h.local:.4f}",
-                    f"{h.global_:.4f}",
-                    h.diagnosis,
-                    h.confirmed_by,
-                )
-            )
+            numbers = [h.score, h.local, h.global_, *([h.agreement or 0.0] * read)]
+            rows.append([str(h.rank), h.case_id, *(f"{x:.4f}" for x in numbers), h.diagnosis, h.confirmed_by])
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
         lines = [
             "  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows

@@ -14,9 +14,9 @@ import numpy as np
 
 from . import gate
 from .archive import Archive, Match, Record
-from .bundle import Bundle
+from .bundle import Bundle, Manifest
 from .cases import Case
-from .descriptor import LEVELS, Vector, check_beta
+from .descriptor import COSINES, Vector, check_weight, part_weights
 from .engines import Array, Engine, cache_folder, open_engine
 from .errors import ArchiveError, InputError, SkinretError
 from .image import ImageSource, Pixels, decode, digest, prepare
@@ -27,7 +27,6 @@ BATCH = 8  # images encoded at once, and cases written in one transaction
 _STEP = 16  # tokens: texts are padded to a multiple of it
 _TEXTS_KEPT = 128  # of the last texts, encoded: 25 MB at 64 tokens of 768 numbers
 _WORKERS = 4  # texts encoded at a time, of queries from several threads
-COSINES = tuple(f"{term}_{level}" for term in ("local", "global") for level in LEVELS)
 
 Progress = Callable[[int, int], None]
 Where = Mapping[str, Any]
@@ -165,6 +164,7 @@ class Searcher:
         where: Where | None = None,
         exclude: Collection[str] = (),
         beta: float | None = None,
+        gamma: float | None = None,
     ) -> Results:
         """Return the k most similar cases for a dermoscopy image and, if given, a few words.
 
@@ -175,10 +175,13 @@ class Searcher:
             {"diagnosis": ["melanoma", "nevus"], "sex": "female"}.
         exclude : case ids that may not come back, such as the patient's own.
         beta : the weight of the local term (Eq. 9), 0 to 1; None takes the model's.
+        gamma : the weight of the agreement of traits: 0 ranks by the looks alone, 1 by what is read off
+            them alone; None takes the model's.
 
         Raises InputError, ArchiveError.
         """
-        return self.query_batch([(image, text)], k=k, where=where, exclude=exclude, beta=beta)[0]
+        asked = [(image, text)]
+        return self.query_batch(asked, k=k, where=where, exclude=exclude, beta=beta, gamma=gamma)[0]
 
     def query_batch(
         self,
@@ -188,6 +191,7 @@ class Searcher:
         where: Where | None = None,
         exclude: Collection[str] = (),
         beta: float | None = None,
+        gamma: float | None = None,
     ) -> list[Results]:
         """Answer many queries, encoding eight at a time. The scores are those of `query`, to rounding."""
         if isinstance(k, bool) or not isinstance(k, int | np.integer) or k < 1:
@@ -195,7 +199,10 @@ class Searcher:
                 "k cannot be used", code="k-range", expected="an int of at least 1", found=repr(k)
             )
         excluded = _checked_ids("exclude", exclude)
-        weight = self.manifest.beta if beta is None else check_beta(beta)
+        beta = (
+            self.manifest.beta if beta is None else check_weight("beta", beta, "global alone", "local alone")
+        )
+        gamma = self._gamma(gamma)
         results: list[Results] = []
         for start in range(0, len(queries), BATCH):
             chunk = queries[start : start + BATCH]
@@ -207,15 +214,16 @@ class Searcher:
             each = {name: ms / len(chunk) for name, ms in timings.items()}
             for text, descriptor, warned in zip(texts, descriptors, warnings, strict=True):
                 searching = time.perf_counter()
-                matches, searched = self._archive.search(descriptor, int(k), weight, where, excluded)
+                matches, searched = self._archive.search(descriptor, int(k), beta, gamma, where, excluded)
                 search = (time.perf_counter() - searching) * 1e3
                 spent = each | {"search": search, "total": each["total"] + search}
                 results.append(
                     Results(
-                        hits=tuple(_hit(rank, match) for rank, match in enumerate(matches, 1)),
+                        hits=tuple(_hit(rank, match, self.manifest) for rank, match in enumerate(matches, 1)),
                         text=text,
                         k=int(k),
-                        beta=weight,
+                        beta=beta,
+                        gamma=gamma,
                         searched=searched,
                         runtime=self.runtime,
                         precision=self.precision,
@@ -226,8 +234,22 @@ class Searcher:
                 )
         return results
 
+    def _gamma(self, gamma: float | None) -> float:
+        if gamma is None:
+            return self.manifest.gamma
+        gamma = check_weight("gamma", gamma, "the looks alone", "the traits alone")
+        if gamma and not self.manifest.traits:
+            raise InputError(
+                "gamma cannot be used",
+                code="gamma-range",
+                expected="0: this model reads no traits",
+                found=repr(gamma),
+                cure="leave gamma out, or train a model that reads them",
+            )
+        return gamma
+
     def describe(self, image: ImageSource, text: str | None = None) -> Vector:
-        """Return the descriptor of a query, or without text of a case: float32 [D], six unit blocks."""
+        """Return the descriptor of a query, or without text of a case: float32 [D], as its Layout says."""
         descriptors, _ = self._describe([image], [check_text(text, self.manifest.text)], {})
         row: Vector = descriptors[0]
         return row
@@ -326,8 +348,8 @@ class Searcher:
         return tokens, mask[:, :n], warnings
 
 
-def _hit(rank: int, match: Match) -> Hit:
-    record, six = match.record, match.cosines
+def _hit(rank: int, match: Match, manifest: Manifest) -> Hit:
+    record, six, agreed = match.record, match.products[:6], match.products[6:]
     return Hit(
         rank=rank,
         case_id=record.case_id,
@@ -335,6 +357,10 @@ def _hit(rank: int, match: Match) -> Hit:
         local=float(six[:3].mean()),
         global_=float(six[3:].mean()),
         cosines=dict(zip(COSINES, map(float, six), strict=True)),
+        agreement=float(agreed @ part_weights(manifest.layout, manifest.beta, 1.0)[6:])
+        if len(agreed)
+        else None,
+        traits=dict(zip(manifest.traits, map(float, agreed), strict=True)),
         diagnosis=record.diagnosis,
         group=record.group,
         confirmed_by=record.confirmed_by,

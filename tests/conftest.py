@@ -37,11 +37,13 @@ BERT = {
 }
 
 
+TRAITS = {"group": ["bkl", "mel", "nevus"], "streaks": ["absent", "irregular", "regular"]}
+
+
 def tiny_config(**options: object) -> ModelConfig:
     """Return the configuration of a model that builds and runs in milliseconds."""
-    return ModelConfig(
-        **{"vision": SWIN, "text": BERT, "image_size": 64, "map_side": 8, "head_width": 16, **options}
-    )
+    tiny = {"vision": SWIN, "text": BERT, "image_size": 64, "map_side": 8, "head_width": 16}
+    return ModelConfig(**{**tiny, "traits": TRAITS, "gamma": 0.5, **options})
 
 
 def tiny_checkpoint(tokenizer: str, *, seed: int = 0, **options: object) -> Checkpoint:

@@ -26,18 +26,20 @@ from skinret_infer import archive as archive_module
 from skinret_infer.archive import Archive, Match, Record
 from skinret_infer.descriptor import Layout, Vector
 
-LAYOUT = Layout(local=(4, 6, 8), global_=(4, 6, 8))
+LAYOUT = Layout(local=(4, 6, 8), global_=(4, 6, 8), traits=(3, 2))
+GAMMA = 0.5
 QUICK = settings(
     max_examples=120, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck)
 )
 
 
 def _descriptors(count: int, seed: int = 0, layout: Layout = LAYOUT) -> Vector:
-    """Random descriptors of unit blocks."""
+    """Random descriptors: six unit vectors, and a distribution of each trait."""
     rng = np.random.default_rng(seed)
-    blocks = [rng.standard_normal((count, width)) for width in layout.local + layout.global_]
-    unit = [block / np.linalg.norm(block, axis=1, keepdims=True) for block in blocks]
-    return np.concatenate(unit, axis=1).astype(np.float32)
+    six = [rng.standard_normal((count, width)) for width in layout.local + layout.global_]
+    unit = [vectors / np.linalg.norm(vectors, axis=1, keepdims=True) for vectors in six]
+    traits = [rng.dirichlet(np.ones(width), count) for width in layout.traits]
+    return np.concatenate(unit + traits, axis=1).astype(np.float32)
 
 
 QUERY = _descriptors(1, seed=99)[0]
@@ -81,7 +83,7 @@ def _ids(matches: tuple[list[Match], int]) -> list[str]:
 
 
 def _all_ids(archive: Archive, **options: Any) -> list[str]:
-    return sorted(_ids(archive.search(QUERY, 10**6, 0.6, **options)))
+    return sorted(_ids(archive.search(QUERY, 10**6, 0.6, GAMMA, **options)))
 
 
 @contextlib.contextmanager
@@ -193,7 +195,7 @@ def test_a_newer_schema_asks_for_a_newer_package(path: Path) -> None:
 
 def test_a_folder_in_the_place_of_the_archive_is_refused(tmp_path: Path) -> None:
     with _refused(None, tmp_path), contextlib.closing(_open(tmp_path)) as archive:
-        archive.search(QUERY, 1, 0.6)
+        archive.search(QUERY, 1, 0.6, GAMMA)
     with _refused(None, tmp_path), contextlib.closing(_open(tmp_path)) as archive:
         archive.write([_record("1")], _descriptors(1))
 
@@ -230,7 +232,7 @@ def test_a_closed_archive_says_so_and_closes_again(path: Path) -> None:
         lambda: archive.find(["c01"]),
         lambda: archive.remove(["c01"]),
         lambda: archive.write([_record("1")], _descriptors(1)),
-        lambda: archive.search(QUERY, 1, 0.6),
+        lambda: archive.search(QUERY, 1, 0.6, GAMMA),
     ):
         with _refused("archive-closed", path):
             use()
@@ -263,7 +265,7 @@ def test_what_was_added_is_found_after_reopening(bundle: Path, cases: list[Case]
     with Searcher(bundle, path) as searcher:
         assert len(searcher) == 20
         for case in cases[:20]:
-            [hit] = searcher.query(case.image, k=1)
+            [hit] = searcher.query(case.image, k=1, gamma=0)
             assert hit.case_id == case.case_id and hit.score == pytest.approx(1, abs=1e-6)
             assert (hit.diagnosis, hit.group, hit.confirmed_by) == (case.diagnosis, case.group, "unknown")
             assert hit.attributes == case.attributes and hit.image_ref == case.image_ref
@@ -328,7 +330,7 @@ def test_the_same_id_with_other_facts_is_refused_skipped_or_replaced(
         report = searcher.add([new], on_duplicate="replace")
         assert report.replaced == [old.case_id] and not report.added
         assert len(searcher) == 1
-        [hit] = searcher.query(new.image, k=1)
+        [hit] = searcher.query(new.image, k=1, gamma=0)
         assert hit.score == pytest.approx(1, abs=1e-6)
         assert (hit.diagnosis, hit.confirmed_by) == (new.diagnosis, new.confirmed_by)
         assert hit.attributes == new.attributes
@@ -439,11 +441,11 @@ def test_a_record_that_cannot_be_written_takes_its_whole_batch_with_it(
 @pytest.mark.parametrize(
     "descriptors",
     [
-        pytest.param(np.full((2, 36), np.nan, np.float32), id="NaN"),
-        pytest.param(np.where(np.eye(2, 36) == 1, np.inf, 0.1).astype(np.float32), id="infinity"),
-        pytest.param(np.where(np.eye(2, 36) == 1, np.nan, 0.1).astype(np.float32), id="one NaN"),
+        pytest.param(np.full((2, 41), np.nan, np.float32), id="NaN"),
+        pytest.param(np.where(np.eye(2, 41) == 1, np.inf, 0.1).astype(np.float32), id="infinity"),
+        pytest.param(np.where(np.eye(2, 41) == 1, np.nan, 0.1).astype(np.float32), id="one NaN"),
         pytest.param(_descriptors(2)[:, :-1], id="too short"),
-        pytest.param(np.zeros((2, 37), np.float32), id="too long"),
+        pytest.param(np.zeros((2, 42), np.float32), id="too long"),
         pytest.param(_descriptors(1), id="too few"),
         pytest.param(_descriptors(3), id="too many"),
         pytest.param(_descriptors(2)[0], id="flat"),
@@ -453,7 +455,7 @@ def test_descriptors_that_cannot_be_scored_are_refused_and_nothing_is_written(
     descriptors: Vector, path: Path
 ) -> None:
     with contextlib.closing(_open(path)) as archive:
-        with _refused("descriptor-shape", "36", kind=InputError):
+        with _refused("descriptor-shape", "41", kind=InputError):
             archive.write([_record("1"), _record("2")], descriptors)
         assert not path.exists()
         archive.write([_record("0")], _descriptors(1))
@@ -504,7 +506,7 @@ def test_many_removed_cases_leave_no_trace_in_a_file_that_grew_by_batches(width:
 
 
 def _all_ids_wide(archive: Archive, layout: Layout) -> list[str]:
-    return sorted(_ids(archive.search(_descriptors(1, 1, layout)[0], 10**6, 0.6)))
+    return sorted(_ids(archive.search(_descriptors(1, 1, layout)[0], 10**6, 0.6, GAMMA)))
 
 
 def test_removing_nothing_removes_nothing(path: Path) -> None:
@@ -565,11 +567,11 @@ from pathlib import Path
 import numpy as np
 from skinret_infer.archive import Archive
 from skinret_infer.descriptor import Layout
-layout = Layout(local=(4, 6, 8), global_=(4, 6, 8))
+layout = Layout(local=(4, 6, 8), global_=(4, 6, 8), traits=(3, 2))
 archive = Archive(Path(sys.argv[1]), "f" * 64, layout, "m 1")
-query = np.ones(36, np.float32) / 3
+query = np.ones(41, np.float32) / 3
 for line in sys.stdin:
-    found = [m.record.case_id for m in archive.search(query, 100, 0.6)[0]] if len(archive) else []
+    found = [m.record.case_id for m in archive.search(query, 100, 0.6, 0.5)[0]] if len(archive) else []
     print(" ".join(sorted(found)), flush=True)
 """
 
@@ -623,7 +625,7 @@ def test_an_archive_locked_for_all_says_so_wherever_it_is_met(path: Path) -> Non
         contextlib.closing(sqlite3.connect(path, isolation_level=None)) as other,
     ):
         other.execute("BEGIN EXCLUSIVE")
-        for use in (lambda: _open(path), lambda: len(archive), lambda: archive.search(QUERY, 1, 0.6)):
+        for use in (lambda: _open(path), lambda: len(archive), lambda: archive.search(QUERY, 1, 0.6, GAMMA)):
             with _refused("archive-locked", path):
                 use()
         other.execute("ROLLBACK")
@@ -694,7 +696,7 @@ def test_one_archive_serves_writers_and_readers_in_threads(path: Path) -> None:
 
     def read() -> None:
         for _ in range(30):
-            found = _ids(archive.search(QUERY, 5, 0.6))
+            found = _ids(archive.search(QUERY, 5, 0.6, GAMMA))
             assert len(found) == 5
             done.append(len(archive))
 
@@ -753,7 +755,7 @@ def test_a_killed_add_loses_no_finished_batch_and_can_be_made_again(
         assert report.unchanged == [case.case_id for case in given[:there]]
         assert report.added == [case.case_id for case in given[there:]]
         assert len(searcher) == len(given)
-        assert searcher.query(given[-1].image, k=1)[0].score == pytest.approx(1, abs=1e-6)
+        assert searcher.query(given[-1].image, k=1, gamma=0)[0].score == pytest.approx(1, abs=1e-6)
 
 
 _KILLED_IN_FIRST_TRANSACTION = """
@@ -784,7 +786,7 @@ def _answers(path: Path, layout: Layout = LAYOUT) -> list[tuple[Record, float]]:
     query = _descriptors(1, 99, layout)[0]
     with contextlib.closing(_open(path, layout=layout)) as archive:
         assert len(archive) > 0
-        return [(match.record, match.score) for match in archive.search(query, 12, 0.6)[0]]
+        return [(match.record, match.score) for match in archive.search(query, 12, 0.6, GAMMA)[0]]
 
 
 @pytest.mark.parametrize("part", [0.02, 0.2, 0.45, 0.7, 0.9, 0.999])
@@ -874,8 +876,8 @@ def test_flipped_bytes_give_an_archive_error_or_an_answer(
     path.with_name(path.name + "-journal").unlink(missing_ok=True)
     path.write_bytes(content)
     uses: list[Callable[[Archive], object]] = [
-        lambda archive: archive.search(QUERY, 60, 0.6),
-        lambda archive: archive.search(QUERY, 5, 0.6, {"sex": "male"}, ["c07"]),
+        lambda archive: archive.search(QUERY, 60, 0.6, GAMMA),
+        lambda archive: archive.search(QUERY, 5, 0.6, GAMMA, {"sex": "male"}, ["c07"]),
         lambda archive: archive.find([f"c{n:02d}" for n in range(60)]),
         lambda archive: archive.write([_record("new")], _descriptors(1)),
         lambda archive: archive.remove(["c03", "new"]),
@@ -889,29 +891,40 @@ def test_flipped_bytes_give_an_archive_error_or_an_answer(
 # -- search --
 
 
-def _brute(query: Vector, cases: Vector, layout: Layout, beta: float) -> np.ndarray:
-    """Eq. 6-9 in float64, a block at a time: S/3."""
+def _brute(query: Vector, cases: Vector, layout: Layout, beta: float, gamma: float) -> np.ndarray:
+    """The score in float64, a part at a time."""
     total, start = np.zeros(len(cases)), 0
-    for n, width in enumerate(layout.local + layout.global_):
-        block = slice(start, start + width)
-        cosines = np.array([math.fsum(q * c) for c in cases[:, block].astype(float) for q in [query[block]]])
-        total += (beta if n < 3 else 1 - beta) * cosines
+    traits = len(layout.traits)
+    for n, width in enumerate(layout.local + layout.global_ + layout.traits):
+        part = slice(start, start + width)
+        products = np.array([math.fsum(q * c) for c in cases[:, part].astype(float) for q in [query[part]]])
+        if n < 6:
+            weight = (1 - gamma) / 3 * (beta if n < 3 else 1 - beta)
+        else:
+            weight = gamma if traits == 1 else gamma / 2 if n == 6 else gamma / 2 / (traits - 1)
+        total += weight * products
         start += width
-    return total / 3
+    return total
 
 
 def _check_exact(
-    matches: list[Match], ids: list[str], query: Vector, cases: Vector, layout: Layout, beta: float, k: int
+    matches: list[Match],
+    ids: list[str],
+    query: Vector,
+    cases: Vector,
+    layout: Layout,
+    weights: tuple[float, float],
+    k: int,
 ) -> None:
     """Check that the matches are the k best of the cases in order, equal descriptors by case id."""
-    brute = dict(zip(ids, _brute(query, cases, layout, beta), strict=True))
+    brute = dict(zip(ids, _brute(query, cases, layout, *weights), strict=True))
     blob = dict(zip(ids, (c.tobytes() for c in cases), strict=True))
     found = [match.record.case_id for match in matches]
     assert len(found) == len(set(found)) == min(k, len(ids))
     for match in matches:
         assert match.score == pytest.approx(brute[match.record.case_id], abs=1e-12)
         assert abs(match.score) <= 1 + 1e-6
-        assert match.cosines.shape == (6,)
+        assert match.products.shape == (6 + len(layout.traits),)
     for before, after in itertools.pairwise(matches):
         one, two = before.record.case_id, after.record.case_id
         assert before.score >= after.score
@@ -925,10 +938,11 @@ def _check_exact(
 
 
 @st.composite
-def _searches(draw: st.DrawFn) -> tuple[Layout, Vector, Vector, list[str], float, int]:
+def _searches(draw: st.DrawFn) -> tuple[Layout, Vector, Vector, list[str], tuple[float, float], int]:
     width = st.integers(1, 12)
     widths = [draw(width) for _ in range(6)]
-    layout = Layout(local=tuple(widths[:3]), global_=tuple(widths[3:]))
+    traits = draw(st.lists(st.integers(2, 5), max_size=4))
+    layout = Layout(local=tuple(widths[:3]), global_=tuple(widths[3:]), traits=tuple(traits))
     count, seed = draw(st.integers(1, 60)), draw(st.integers(0, 2**16))
     distinct = _descriptors(draw(st.integers(1, count)), seed, layout)
     rng = np.random.default_rng(seed)
@@ -939,26 +953,28 @@ def _searches(draw: st.DrawFn) -> tuple[Layout, Vector, Vector, list[str], float
     query = draw(st.sampled_from([cases[0], _descriptors(1, seed + 1, layout)[0]]))
     ids = [f"{n:03d}" for n in rng.permutation(count)]
     beta = draw(st.sampled_from([0.0, 1.0, 0.6]) | st.floats(0, 1))
-    return layout, query, cases, ids, beta, draw(st.integers(1, count + 3))
+    gamma = draw(st.sampled_from([0.0, 1.0, 0.7]) | st.floats(0, 1)) if traits else 0.0
+    return layout, query, cases, ids, (beta, gamma), draw(st.integers(1, count + 3))
 
 
 @settings(QUICK)
 @given(_searches())
 def test_search_finds_exactly_the_best_with_ties_by_case_id(
-    tmp_path_factory: pytest.TempPathFactory, search: tuple[Layout, Vector, Vector, list[str], float, int]
+    tmp_path_factory: pytest.TempPathFactory,
+    search: tuple[Layout, Vector, Vector, list[str], tuple[float, float], int],
 ) -> None:
-    layout, query, cases, ids, beta, k = search
+    layout, query, cases, ids, weights, k = search
     path = tmp_path_factory.getbasetemp() / "exact.skinret"
     path.unlink(missing_ok=True)
     with contextlib.closing(_open(path, layout=layout)) as archive:
         archive.write([_record(i) for i in ids], cases)
-        matches, searched = archive.search(query, k, beta)
+        matches, searched = archive.search(query, k, *weights)
     assert searched == len(ids)
-    _check_exact(matches, ids, query, cases, layout, beta, k)
+    _check_exact(matches, ids, query, cases, layout, weights, k)
 
 
 def test_search_is_exact_where_thousands_lie_within_rounding(path: Path) -> None:
-    layout = Layout(local=(32, 64, 128), global_=(32, 64, 128))
+    layout = Layout(local=(32, 64, 128), global_=(32, 64, 128), traits=(3, 2, 3))
     rng = np.random.default_rng(0)
     near = np.repeat(_descriptors(3, layout=layout), 500, axis=0)
     steps = rng.integers(-1, 2, near.shape)
@@ -969,36 +985,36 @@ def test_search_is_exact_where_thousands_lie_within_rounding(path: Path) -> None
         archive.write([_record(i) for i in ids], cases)
         for k in (1, 10, 100, 700):
             query = _descriptors(3, layout=layout)[k % 3]
-            matches, _ = archive.search(query, k, 0.6)
-            _check_exact(matches, ids, query, cases, layout, 0.6, k)
+            matches, _ = archive.search(query, k, 0.6, GAMMA)
+            _check_exact(matches, ids, query, cases, layout, (0.6, GAMMA), k)
 
 
 def test_a_score_is_the_same_to_the_bit_whatever_stands_beside_the_case(path: Path) -> None:
     descriptors = _descriptors(60)
     with contextlib.closing(_open(path)) as archive:
         archive.write([_record("00")], descriptors[:1])
-        [alone] = archive.search(QUERY, 1, 0.37)[0]
+        [alone] = archive.search(QUERY, 1, 0.37, GAMMA)[0]
         for n in range(1, 60):
             archive.write([_record(f"{n:02d}")], descriptors[n : n + 1])
             for k in (1, 3, n, 100):
-                for match in archive.search(QUERY, k, 0.37)[0]:
+                for match in archive.search(QUERY, k, 0.37, GAMMA)[0]:
                     if match.record.case_id == "00":
                         assert match.score == alone.score
-                        assert (match.cosines == alone.cosines).all()
+                        assert (match.products == alone.products).all()
 
 
 def test_beta_weighs_the_local_against_the_global_cosines(path: Path) -> None:
     with contextlib.closing(_open(_made(path))) as archive:
         for beta in (0.0, 0.25, 1.0):
-            for match in archive.search(QUERY, 12, beta)[0]:
-                local, global_ = match.cosines[:3].mean(), match.cosines[3:].mean()
+            for match in archive.search(QUERY, 12, beta, 0.0)[0]:
+                local, global_ = match.products[:3].mean(), match.products[3:6].mean()
                 assert match.score == pytest.approx(beta * local + (1 - beta) * global_, abs=1e-12)
 
 
 def test_fewer_cases_than_asked_for_come_back_all(path: Path) -> None:
     with contextlib.closing(_open(_made(path))) as archive:
         for k in (12, 13, 10**6, 10**30):
-            matches, searched = archive.search(QUERY, k, 0.6)
+            matches, searched = archive.search(QUERY, k, 0.6, GAMMA)
             assert len(matches) == searched == 12
 
 
@@ -1049,7 +1065,7 @@ def mixed(path: Path) -> Iterator[Archive]:
     ids=repr,
 )
 def test_where_lets_through_what_it_names(where: Any, expected: str, mixed: Archive) -> None:
-    matches, searched = mixed.search(QUERY, 10, 0.6, where)
+    matches, searched = mixed.search(QUERY, 10, 0.6, GAMMA, where)
     assert sorted(m.record.case_id for m in matches) == list(expected)
     assert searched == len(expected)
 
@@ -1062,7 +1078,7 @@ def test_a_whole_number_is_the_same_with_and_without_a_point(mixed: Archive) -> 
 @pytest.mark.parametrize("name", ["Sex", "case_id", "", "diagnosis'", "image_ref", 7, None], ids=repr)
 def test_an_attribute_that_no_case_has_is_refused_with_those_there_are(name: Any, mixed: Archive) -> None:
     with _refused("filter-unknown", repr(name), "diagnosis", "age", "sex", "size", kind=InputError):
-        mixed.search(QUERY, 10, 0.6, {name: "x"})
+        mixed.search(QUERY, 10, 0.6, GAMMA, {name: "x"})
 
 
 @pytest.mark.parametrize(
@@ -1071,7 +1087,7 @@ def test_an_attribute_that_no_case_has_is_refused_with_those_there_are(name: Any
 @pytest.mark.parametrize("name", ["diagnosis", "sex"])
 def test_a_filter_by_what_no_case_can_have_is_refused(name: str, value: Any, mixed: Archive) -> None:
     with _refused("filter-type", repr(name), kind=InputError):
-        mixed.search(QUERY, 10, 0.6, {name: value})
+        mixed.search(QUERY, 10, 0.6, GAMMA, {name: value})
 
 
 @pytest.mark.parametrize("where", [["diagnosis"], "diagnosis", 7, ("sex", "male")], ids=repr)
@@ -1085,7 +1101,7 @@ def test_excluded_cases_do_not_come_back(mixed: Archive) -> None:
         assert _all_ids(mixed, exclude=exclude) == ["b", "c", "e", "f"]
     assert _all_ids(mixed, exclude=[]) == list("abcdef") == _all_ids(mixed, exclude=["aa", "A", " a", "a "])
     assert _all_ids(mixed, exclude=list("abcdef")) == []
-    assert mixed.search(QUERY, 1, 0.6, {"sex": "female"}, ["a"])[1] == 1
+    assert mixed.search(QUERY, 1, 0.6, GAMMA, {"sex": "female"}, ["a"])[1] == 1
 
 
 @settings(QUICK, max_examples=60)
@@ -1102,13 +1118,13 @@ def test_a_filtered_search_is_the_whole_search_filtered(
         _made(path)
     with contextlib.closing(_open(path)) as archive:
         out = [f"c{n:02d}" for n in exclude]
-        whole = archive.search(QUERY, 12, 0.6)[0]
+        whole = archive.search(QUERY, 12, 0.6, GAMMA)[0]
         kept = [
             (m.record, m.score)
             for m in whole
             if m.record.attributes["sex"] in sexes and m.record.case_id not in out
         ]
-        matches, searched = archive.search(QUERY, k, 0.6, {"sex": sexes}, out)
+        matches, searched = archive.search(QUERY, k, 0.6, GAMMA, {"sex": sexes}, out)
         assert [(m.record, m.score) for m in matches] == kept[:k] and searched == len(kept)
 
 
@@ -1184,7 +1200,7 @@ def test_odd_facts_come_back_as_they_were_given(path: Path) -> None:
     with contextlib.closing(_open(path)) as archive:
         archive.write([record], _descriptors(1))
         assert archive.find(["1"]) == {"1": record}
-        assert archive.search(QUERY, 1, 0.6)[0][0].record == record
+        assert archive.search(QUERY, 1, 0.6, GAMMA)[0][0].record == record
 
 
 def test_an_attribute_that_is_not_a_number_does_not_break_the_filters(

@@ -241,6 +241,17 @@ def test_a_bundle_that_does_not_say_which_checkpoint_it_came_from_is_refused(cop
         ("layout.local", [True, True, True]),
         ("layout.global_", [32, 64, None]),
         ("layout.global_", [32, 64, 0]),
+        ("layout.traits", 3),
+        ("layout.traits", [3, 0]),
+        ("layout.traits", [3, 2.5]),
+        ("layout.traits", [3]),  # as many as there are traits
+        ("layout.traits", [3, 4]),
+        ("gamma", "0.5"),
+        ("gamma", None),
+        ("traits", []),
+        ("traits", {"group": "mel"}),
+        ("traits", {"group": ["mel", 7]}),
+        ("traits", {}),
     ],
     ids=repr,
 )
@@ -259,6 +270,8 @@ def test_a_value_of_another_type_is_refused_and_its_field_named(place: str, valu
         ("beta", 2),
         ("beta", float("nan")),
         ("beta", float("inf")),
+        ("gamma", -0.1),
+        ("gamma", 1.5),
         ("regions", -8),
         ("opset", -1),
         ("image.size", -64),
@@ -274,10 +287,17 @@ def test_a_number_out_of_range_is_refused_and_its_field_named(place: str, value:
     assert place.split(".")[-1] in _refusal(copy, "bundle-manifest", copy / "manifest.json")
 
 
-@pytest.mark.parametrize("beta", [0, 1, 0.0, 1.0, 0.37])
-def test_any_beta_from_0_to_1_is_taken(beta: float, copy: Path) -> None:
-    _set(copy, "beta", beta)
-    assert Bundle.load(copy).manifest.beta == beta
+@pytest.mark.parametrize("name", ["beta", "gamma"])
+@pytest.mark.parametrize("weight", [0, 1, 0.0, 1.0, 0.37])
+def test_any_weight_from_0_to_1_is_taken(name: str, weight: float, copy: Path) -> None:
+    _set(copy, name, weight)
+    assert getattr(Bundle.load(copy).manifest, name) == weight
+
+
+def test_a_weight_of_traits_without_traits_is_refused(copy: Path) -> None:
+    _set(copy, "traits", {})
+    _set(copy, "layout.traits", [])
+    assert "gamma: 0.5 without traits" in _refusal(copy, "bundle-manifest", copy / "manifest.json")
 
 
 @pytest.mark.parametrize("place", ["image.fit", "image.resample", "image.orientation", "image.decode"])
@@ -295,7 +315,18 @@ _JSON = st.recursive(
 _PLACES = (
     *("schema", "model", "image", "image.size", "image.fit", "text", "text.length", "text.phrases"),
     *("levels", "levels.0", "levels.0.height", "layout", "layout.local", "layout.global_", "regions"),
-    *("beta", "origin", "files", "metrics", "parity", "intended_use"),
+    *(
+        "beta",
+        "gamma",
+        "traits",
+        "traits.group",
+        "layout.traits",
+        "origin",
+        "files",
+        "metrics",
+        "parity",
+        "intended_use",
+    ),
 )
 
 
@@ -312,8 +343,8 @@ def test_whatever_stands_in_a_manifest_it_is_read_or_refused(
         manifest = read_manifest(path)
     except SkinretError:
         return
-    assert 0 <= manifest.beta <= 1
-    assert manifest.layout.length > 0 and len(manifest.layout.starts) == 6
+    assert 0 <= manifest.beta <= 1 and 0 <= manifest.gamma <= 1
+    assert manifest.layout.length > 0 and len(manifest.layout.starts) == 6 + len(manifest.traits)
 
 
 def test_a_manifest_written_and_read_again_is_the_same(bundle: Path, tmp_path: Path) -> None:
@@ -431,7 +462,7 @@ def test_the_fingerprint_is_the_same_where_the_descriptors_are(manifest: Manifes
         {"precision": "fp16"},
         {"files": dict.fromkeys(FILES, "0" * 64)},
         {"model": "other", "version": "2"},
-        {"beta": 0.1},
+        {"beta": 0.1, "gamma": 0.2},
         {"opset": 20},
         {"intended_use": ""},
         {"text": TextRecipe(length=32)},

@@ -23,7 +23,7 @@ from skinret_infer.engines import open_engine, openvino
 from skinret_infer.image import ImageRecipe, decode, prepare
 from skinret_infer.text import TextEncoderInput
 from skinret_training.checkpoint import Checkpoint
-from skinret_training.model import ModelConfig, block_scale
+from skinret_training.model import ModelConfig, score_weights
 
 
 def test_the_bundle_says_what_it_is_and_proves_its_bytes(bundle: Path, checkpoint: Path) -> None:
@@ -78,7 +78,7 @@ def test_the_searcher_scores_as_pytorch_does(
     with torch.no_grad():
         d_t = model(pixels[:40])
         d_q = model(pixels[40:], torch.from_numpy(ids), torch.from_numpy(mask))
-    expected = ((d_q * block_scale(model.similarity_head.layout, 0.6)) @ d_t.T)[0].numpy()
+    expected = ((d_q * score_weights(model.similarity_head.layout, 0.6, 0.5)) @ d_t.T)[0].numpy()
     by_id = {case.case_id: n for n, case in enumerate(cases)}
     with Searcher(bundle, archive) as searcher:
         hits = searcher.query(cases[50].image, text, k=40)

@@ -68,7 +68,7 @@ def descriptors(loaded: Bundle, seed: int, n: int = N) -> np.ndarray:
 
 def unit(rows: np.ndarray, loaded: Bundle) -> np.ndarray:
     layout = loaded.manifest.layout
-    parts = np.split(rows, np.cumsum(layout.local + layout.global_)[:-1], axis=1)
+    parts = np.split(rows, np.cumsum(layout.lengths)[:-1], axis=1)
     parts = [part / np.linalg.norm(part, axis=1, keepdims=True) for part in parts]
     return np.concatenate(parts, axis=1).astype(np.float32)
 

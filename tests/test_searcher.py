@@ -41,20 +41,25 @@ def test_a_query_names_the_hits_and_what_ran(searcher: Searcher, cases: list[Cas
 
 
 def test_the_score_is_its_parts(searcher: Searcher, cases: list[Case]) -> None:
-    for beta in (0.0, 0.3, 1.0, None):
-        results = searcher.query(cases[50].image, WORDS, beta=beta)
-        b = results.beta
+    for beta, gamma in ((0.0, 0.0), (0.3, 1.0), (1.0, 0.4), (None, None)):
+        results = searcher.query(cases[50].image, WORDS, beta=beta, gamma=gamma)
+        b, g = results.beta, results.gamma
         for hit in results:
             assert -1 <= hit.score <= 1
-            assert hit.score == pytest.approx(b * hit.local + (1 - b) * hit.global_, abs=1e-9)
+            looks = b * hit.local + (1 - b) * hit.global_
+            assert hit.score == pytest.approx((1 - g) * looks + g * hit.agreement, abs=1e-9)
+            assert list(hit.traits) == ["group", "streaks"]
+            assert hit.agreement == pytest.approx((hit.traits["group"] + hit.traits["streaks"]) / 2, abs=1e-9)
             local = [hit.cosines[f"local_{level}"] for level in ("low", "mid", "high")]
             assert hit.local == pytest.approx(np.mean(local), abs=1e-9)
         assert [h.score for h in results] == sorted((h.score for h in results), reverse=True)
     assert results.beta == searcher.manifest.beta == 0.6
+    assert results.gamma == searcher.manifest.gamma == 0.5
+    assert str(results).split()[:6] == ["rank", "case", "score", "local", "global", "agreement"]
 
 
-def test_a_case_finds_itself_with_score_one(searcher: Searcher, cases: list[Case]) -> None:
-    hit = searcher.query(cases[3].image, k=1)[0]
+def test_by_its_looks_a_case_finds_itself_with_score_one(searcher: Searcher, cases: list[Case]) -> None:
+    hit = searcher.query(cases[3].image, k=1, gamma=0)[0]
     assert hit.case_id == cases[3].case_id
     assert hit.score == pytest.approx(1, abs=1e-5)
 
@@ -112,11 +117,14 @@ def test_k_must_be_a_positive_int(searcher: Searcher, cases: list[Case], k: obje
     assert caught.value.code == "k-range"
 
 
-@pytest.mark.parametrize("beta", [-0.1, 1.1, float("nan"), "0.5", True])
-def test_beta_must_lie_between_0_and_1(searcher: Searcher, cases: list[Case], beta: object) -> None:
+@pytest.mark.parametrize("name", ["beta", "gamma"])
+@pytest.mark.parametrize("value", [-0.1, 1.1, float("nan"), "0.5", True])
+def test_a_weight_must_lie_between_0_and_1(
+    searcher: Searcher, cases: list[Case], name: str, value: object
+) -> None:
     with pytest.raises(InputError) as caught:
-        searcher.query(cases[50].image, beta=beta)
-    assert caught.value.code == "beta-range"
+        searcher.query(cases[50].image, **{name: value})
+    assert caught.value.code == f"{name}-range"
 
 
 def test_filters_and_exclusions_apply_before_ranking(searcher: Searcher, cases: list[Case]) -> None:

@@ -31,7 +31,7 @@ from skinret_infer.text import TextRecipe
 from skinret_training import cli
 from skinret_training.checkpoint import Checkpoint
 from skinret_training.data import load_dataset, split, text_views
-from skinret_training.loss import UNKNOWN, Telling
+from skinret_training.loss import UNKNOWN, read_loss
 from skinret_training.model import Skinret, load_pretrained, symmetry, turned_back
 from skinret_training.train import PAPER, TrainConfig, train
 
@@ -333,20 +333,30 @@ def test_orientations_make_the_descriptor_blind_to_them(orientations: int, unsee
 
 
 def test_labels_that_are_not_known_are_not_asked() -> None:
-    telling = Telling(5, [3, 2])
-    for head in telling.heads:
-        torch.nn.init.normal_(head.weight)
-    d = torch.randn(4, 5)
+    logits = [torch.randn(4, 3), torch.randn(4, 2)]
     known = torch.tensor([[0, 1], [2, 0], [1, UNKNOWN], [0, UNKNOWN]])
-    changed = d.clone()
-    changed[2:] = 0.0
-    loss = [telling(x, known)[None] for x in (d, changed)]
-    part = [telling.heads[1](6 * d[:2]).log_softmax(1)[[0, 1], [1, 0]].mean()]
-    first = telling.heads[0](6 * d).log_softmax(1)[range(4), known[:, 0]].mean()
-    assert torch.isclose(loss[0][0], -(first + part[0]) / 2)
-    assert not torch.isclose(loss[0][0], loss[1][0])
-    nothing = torch.full((4, 2), UNKNOWN)
-    assert telling(d, nothing) == 0
+    first = logits[0].log_softmax(1)[range(4), known[:, 0]].mean()
+    second = logits[1][:2].log_softmax(1)[[0, 1], [1, 0]].mean()
+    assert torch.isclose(read_loss(logits, known), -(first + second) / 2)
+    assert read_loss(logits, torch.full((4, 2), UNKNOWN)) == 0
+
+
+def test_a_model_reads_the_group_and_the_criteria_that_tell_cases_apart(
+    weights: Path, cases: list[Case], tmp_path: Path
+) -> None:
+    alike = [dataclasses.replace(case, attributes={**case.attributes, "streaks": "absent"}) for case in cases]
+    alike[0] = dataclasses.replace(alike[0], attributes={})
+    table = CaseTable(alike, [])
+    options = {"epochs": 1, "fold": 0, "gamma": 0.4}
+    trained = train(table, config(weights, **options), cache=tmp_path, quiet=True).checkpoint
+    names = list(trained.config.traits)
+    assert names[0] == "group" and "streaks" not in names and "pigment_network" in names
+    assert trained.config.traits["group"] == ["bkl", "mel", "nevus"]
+    assert trained.config.gamma == 0.4
+    layout = trained.model().similarity_head.layout
+    assert layout.traits == tuple(len(values) for values in trained.config.traits.values())
+    mute = train(table, config(weights, **options, group_weight=0.0), cache=tmp_path, quiet=True).checkpoint
+    assert mute.config.traits == {} and mute.config.gamma == 0
 
 
 def test_the_papers_settings_are_one_flag_away_and_each_can_still_be_given(

@@ -177,6 +177,8 @@ def _manifest(checkpoint: Checkpoint, model: Skinret, sha256: str) -> Manifest:
         regions=checkpoint.config.regions,
         aggregation=checkpoint.config.aggregation,
         beta=float(checkpoint.config.beta),
+        gamma=float(checkpoint.config.gamma),
+        traits={name: list(values) for name, values in checkpoint.config.traits.items()},
         precision="fp32",
         opset=OPSET,
         origin={"checkpoint_sha256": sha256, "packages": packages, **checkpoint.origin},

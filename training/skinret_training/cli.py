@@ -97,6 +97,12 @@ def _take_recipe(context: click.Context, _: click.Parameter, recipe: str) -> Non
     "--beta", default=_D.beta, type=click.FloatRange(0, 1), help="Weight of the local term (Eq. 9)."
 )
 @click.option(
+    "--gamma",
+    default=_D.gamma,
+    type=click.FloatRange(0, 1),
+    help="Weight of the agreement of what is read off both, beside S / 3.",
+)
+@click.option(
     "--dropout",
     default=_D.dropout,
     type=click.FloatRange(0, 1, max_open=True),
@@ -119,11 +125,9 @@ def _take_recipe(context: click.Context, _: click.Parameter, recipe: str) -> Non
     "--image-weight", default=_D.image_weight, help="Of the query by image alone, beside image and words."
 )
 @click.option("--pair-weight", default=_D.pair_weight, help="Of the contrast of pairs of cases.")
-@click.option("--group-weight", default=_D.group_weight, help="Of reading the group off a descriptor.")
+@click.option("--group-weight", default=_D.group_weight, help="Of reading the group; 0 reads nothing.")
 @click.option("--smoothing", default=_D.smoothing, help="Of the groups that are read.")
-@click.option(
-    "--criteria-weight", default=_D.criteria_weight, help="Of reading the seven criteria off a descriptor."
-)
+@click.option("--criteria-weight", default=_D.criteria_weight, help="Of reading the seven criteria.")
 @click.option("--text-views", default=_D.text_views, type=click.IntRange(1), help="Ways to say a case.")
 @click.option(
     "--symmetries",

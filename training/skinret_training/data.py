@@ -29,10 +29,15 @@ class Dataset:
 
     case_ids: list[str]
     groups: list[str]
-    labels: Indices  # [N], the index of the group
-    criteria: Indices  # [N, C], the value of each criterion; UNKNOWN where a case has none
+    traits: dict[str, list[str]]  # the what cases are told by, the group first, then criteria: their values
+    told: Indices  # [N, C], the index of each trait's value; UNKNOWN where a case has none
     phrases: list[list[str]]  # what may be said of each case
     pixels: Pixels  # [N, S, S, 3]
+
+    @property
+    def labels(self) -> Indices:
+        """The index of each case's group, [N]."""
+        return self.told[:, 0]
 
     @property
     def digest(self) -> str:
@@ -65,32 +70,31 @@ def load_dataset(table: CaseTable, image: ImageRecipe, text: TextRecipe, *, quie
         except InputError as error:
             error.add_note(f"This is the image of case {case.case_id!r}.")
             raise
-    groups = [case.group for case in table.cases]
-    names = sorted(set(groups))
-    if len(names) < 2:
+    traits, told = _traits(table)
+    if "group" not in traits:
         raise InputError(
             "there is nothing to tell apart",
             code="data-groups",
             expected="cases of at least two groups",
-            found=", ".join(names) or "none",
+            found=", ".join({case.group for case in table.cases}) or "none",
         )
     return Dataset(
         [case.case_id for case in table.cases],
-        groups,
-        np.array([names.index(g) for g in groups], np.int64),
-        _criteria(table),
+        [case.group for case in table.cases],
+        traits,
+        told,
         [phrases_of(case.attributes, text.phrases) for case in table.cases],
         pixels,
     )
 
 
-def _criteria(table: CaseTable) -> Indices:
-    columns = []
-    for name in CRITERIA:
-        said = [str(case.attributes.get(name, "")) for case in table.cases]
-        if len(values := sorted(set(said) - {""})) > 1:
-            columns.append([values.index(v) if v else UNKNOWN for v in said])
-    return np.array(columns, np.int64).reshape(len(columns), len(table.cases)).T
+def _traits(table: CaseTable) -> tuple[dict[str, list[str]], Indices]:
+    """Return the group and those criteria that tell cases apart, with their values; and each case's own."""
+    said = {"group": [case.group for case in table.cases]}
+    said |= {name: [str(case.attributes.get(name, "")) for case in table.cases] for name in CRITERIA}
+    traits = {name: values for name, column in said.items() if len(values := sorted(set(column) - {""})) > 1}
+    told = [[traits[name].index(v) if v else UNKNOWN for v in said[name]] for name in traits]
+    return traits, np.array(told, np.int64).T
 
 
 def split(dataset: Dataset, *, folds: int, fold: int | None, validation: float, seed: int) -> Split:

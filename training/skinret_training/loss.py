@@ -1,10 +1,10 @@
-"""The loss: multi-positive contrastive learning on S, and what a descriptor must tell of its case.
+"""The loss: multi-positive contrastive learning on S, and the traits that a descriptor must tell.
 
 The paper names none; positives are its Eq. 1.
 """
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 UNKNOWN = -1  # a label that is not known, and not asked
@@ -25,22 +25,11 @@ def multi_positive_contrastive(similarity: Tensor, labels: Tensor) -> Tensor:
     return per_query.sum() / (counts > 0).sum().clamp_min(1)
 
 
-class Telling(nn.Module):
-    """Linear heads that read a case's labels off its descriptor. They serve training and are thrown away."""
-
-    def __init__(self, width: int, classes: list[int]) -> None:
-        super().__init__()
-        self.heads = nn.ModuleList(nn.Linear(width, n) for n in classes)
-        for parameter in self.parameters():
-            nn.init.zeros_(parameter)
-
-    def forward(self, descriptor: Tensor, labels: Tensor, smoothing: float = 0.0) -> Tensor:
-        """descriptor (B, D) of unit blocks, labels (B, heads) int64 -> mean cross-entropy of the heads."""
-        losses = [
-            F.cross_entropy(
-                head(6 * descriptor), target, ignore_index=UNKNOWN, label_smoothing=smoothing, reduction="sum"
-            )  # six blocks of length one: a head's logits begin at the size of the descriptor's own
-            / (target != UNKNOWN).sum().clamp_min(1)
-            for head, target in zip(self.heads, labels.T, strict=True)
-        ]
-        return torch.stack(losses).mean()
+def read_loss(logits: list[Tensor], labels: Tensor, smoothing: float = 0.0) -> Tensor:
+    """Return the mean over traits of the cross-entropy: logits (B, values) each, labels (B, traits) int64."""
+    losses = [
+        F.cross_entropy(said, true, ignore_index=UNKNOWN, label_smoothing=smoothing, reduction="sum")
+        / (true != UNKNOWN).sum().clamp_min(1)
+        for said, true in zip(logits, labels.T, strict=True)
+    ]
+    return torch.stack(losses).mean()

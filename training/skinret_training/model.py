@@ -6,8 +6,8 @@ Shapes: B images, levels i in {L, M, H} (low, mid, high), maps X^i of h x w x d_
 """
 
 import json
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from typing import Any, TypeAlias, cast
 
 import torch
@@ -17,7 +17,7 @@ from transformers import AutoConfig, AutoModel
 from transformers.image_processing_base import ImageProcessingMixin
 from transformers.models.auto.modeling_auto import MODEL_FOR_BACKBONE_MAPPING
 
-from skinret_infer.descriptor import Layout
+from skinret_infer.descriptor import Layout, part_weights
 from skinret_infer.errors import InputError
 
 Maps: TypeAlias = tuple[Tensor, Tensor, Tensor]  # X^L, X^M, X^H
@@ -57,6 +57,8 @@ class ModelConfig:
     regions: int = 8  # k
     aggregation: str = "normalized"  # of the k regions; "mean" is Eq. 7 as printed, where k masks act as one
     beta: float = 0.6  # Eq. 9
+    traits: Mapping[str, Sequence[str]] = field(default_factory=dict)  # names and values; the group first
+    gamma: float = 0.0  # weight of the agreement of traits; 0: the paper's S alone
 
     def __post_init__(self) -> None:
         if self.orientations not in SYMMETRIES:
@@ -322,7 +324,10 @@ class Composer(nn.Module):
 
 
 class SimilarityHead(nn.Module):
-    """Maps to one descriptor of six unit blocks (Eq. 6-8); the same masks for a query and for a case."""
+    """Maps to one descriptor: six unit vectors (Eq. 6-8), and the traits that are read off them.
+
+    The same for a query and for a case.
+    """
 
     def __init__(self, config: ModelConfig, channels: list[int]) -> None:
         super().__init__()
@@ -330,8 +335,14 @@ class SimilarityHead(nn.Module):
         self.masks = nn.ModuleList(nn.Linear(d, config.regions) for d in channels)
         local = [d * (config.regions if config.aggregation == "concat" else 1) for d in channels]
         self.layout = Layout(
-            local=(local[0], local[1], local[2]), global_=(channels[0], channels[1], channels[2])
+            local=(local[0], local[1], local[2]),
+            global_=(channels[0], channels[1], channels[2]),
+            traits=tuple(map(len, config.traits.values())),
         )
+        self.six = sum(local) + sum(channels)
+        self.traits = nn.ModuleList(nn.Linear(self.six, n) for n in self.layout.traits)
+        for parameter in self.traits.parameters():
+            nn.init.zeros_(parameter)
 
     def forward(self, low: Tensor, mid: Tensor, high: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Three maps (B, h, w, d) -> descriptor (B, D), and the masks alpha of each level (B, k, h, w)."""
@@ -346,7 +357,14 @@ class SimilarityHead(nn.Module):
             local.append(unit(self._aggregate(regions)))  # e^i
             global_.append(unit(x.mean(1)))  # g^i
             masks.append(alpha.reshape(-1, alpha.shape[1], h, w))
-        return torch.cat(local + global_, dim=1), masks[0], masks[1], masks[2]
+        six = torch.cat(local + global_, dim=1)
+        traits = [logits.softmax(-1) for logits in self.read(six)]  # p^c
+        return torch.cat([six, *traits], dim=1), masks[0], masks[1], masks[2]
+
+    def read(self, descriptor: Tensor) -> list[Tensor]:
+        """Descriptor (B, D), of which the six vectors are read -> the logits (B, values) of each trait."""
+        six = 6 * descriptor[:, : self.six]  # so that logits begin at the size of the vectors' own
+        return [trait(six) for trait in self.traits]
 
     def _aggregate(self, regions: Tensor) -> Tensor:  # (B, k, d) -> (B, d), or (B, k d) when concatenated
         match self.aggregation:
@@ -412,11 +430,10 @@ def unit(x: Tensor) -> Tensor:
     return x / length.clamp_min(EPS)
 
 
-def block_scale(layout: Layout, beta: float) -> Tensor:
-    """Return w with (w * d_q) . d_t = S(q, t) / 3, float (D,)."""
-    return torch.cat(
-        [torch.full((sum(layout.local),), beta / 3), torch.full((sum(layout.global_),), (1 - beta) / 3)]
-    )
+def score_weights(layout: Layout, beta: float, gamma: float) -> Tensor:
+    """Return w with (w * d_q) . d_t = the score of t for q, float (D,)."""
+    weights = torch.tensor(part_weights(layout, beta, gamma), dtype=torch.float32)
+    return weights.repeat_interleave(torch.tensor(layout.lengths))
 
 
 # -- backbones by name or folder --

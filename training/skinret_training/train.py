@@ -21,8 +21,8 @@ from skinret_infer.text import TextEncoderInput, TextRecipe
 
 from .checkpoint import Checkpoint
 from .data import Dataset, FrozenMaps, ImageMaps, Indices, Words, image_maps, load_dataset, split
-from .loss import Telling, multi_positive_contrastive
-from .model import SYMMETRIES, Skinret, block_scale, load_pretrained
+from .loss import multi_positive_contrastive, read_loss
+from .model import SYMMETRIES, Skinret, load_pretrained, score_weights
 
 log = logging.getLogger(__name__)
 SCHEDULES = ("cosine", "constant")
@@ -49,6 +49,7 @@ class TrainConfig:
     regions: int = 8
     aggregation: str = "normalized"
     beta: float = 0.6
+    gamma: float = 0.7  # weight of the agreement of what is read, beside S / 3
     dropout: float = 0.3  # in the composer, and of the channels of a fused neck
     epochs: int = 60
     patience: int = 30
@@ -60,10 +61,10 @@ class TrainConfig:
     weight_decay: float = 1.0
     temperature: float = 0.5  # of S/3 at the start; it is learned
     image_weight: float = 0.5  # of the query by the image alone, beside that of image and words
-    pair_weight: float = 3.0  # of the contrast of pairs, beside what a descriptor must tell
-    group_weight: float = 1.0  # of reading the group off a descriptor
-    smoothing: float = 0.2  # of the groups that are read
-    criteria_weight: float = 0.5  # of reading the criteria off a descriptor
+    pair_weight: float = 3.0  # of the contrast of pairs, beside the traits that are read
+    group_weight: float = 1.0  # of reading the group; 0: no trait is read, and the score is S / 3
+    smoothing: float = 0.3  # of the groups that are read
+    criteria_weight: float = 0.5  # of reading the criteria
     text_views: int = 8  # ways to say a case
     symmetries: int = 4  # of the square, as augmentation
     validation: float = 0.0  # part of the training data, to choose the epoch; 0: the last epoch of all
@@ -110,7 +111,6 @@ PAPER: dict[str, Any] = {
     "pair_weight": 1.0,
     "image_weight": 0.0,
     "group_weight": 0.0,
-    "criteria_weight": 0.0,
     "validation": 0.15,
 }
 
@@ -165,6 +165,8 @@ def train(
         width=config.width,
         regions=config.regions,
         beta=config.beta,
+        gamma=config.gamma if config.group_weight else 0.0,
+        traits=dataset.traits if config.group_weight else {},
         aggregation=config.aggregation,
         dropout=config.dropout,
     )
@@ -249,13 +251,11 @@ class _Loop:
         self.device = next(model.parameters()).device
         self.log_scale = torch.nn.Parameter(torch.tensor(1 / config.temperature, device=self.device).log())
         layout = model.similarity_head.layout
-        classes = [len(set(dataset.groups))], [int(column.max()) + 1 for column in dataset.criteria.T]
-        self.tell_group, self.tell_criteria = (Telling(layout.length, n).to(self.device) for n in classes)
         encoders = [*model.visual_encoder.backbone.parameters(), *model.text_encoder.parameters()]
         tuned = [p for p in encoders if p.requires_grad]
         known = {id(p) for p in encoders}
         new = [p for p in model.parameters() if id(p) not in known]
-        new += [*self.tell_group.parameters(), *self.tell_criteria.parameters(), self.log_scale]
+        new.append(self.log_scale)
         self.optimizer = torch.optim.AdamW(
             [
                 {"params": ps, "peak": peak, "weight_decay": decay}
@@ -267,7 +267,9 @@ class _Loop:
                 if ps
             ]
         )
-        self.weights = block_scale(layout, config.beta).to(self.device)
+        gamma = model.config.gamma
+        self.looks = score_weights(layout, config.beta, 0.0).to(self.device)  # S / 3
+        self.weights = score_weights(layout, config.beta, gamma).to(self.device)
         free = ("patience",) if config.schedule == "cosine" else ("patience", "epochs")
         self.identity: dict[str, Any] = {  # of the run; once, for it hashes every pixel
             "config": {k: v for k, v in asdict(config).items() if k not in free},
@@ -337,16 +339,14 @@ class _Loop:
     def _objective(self, d_q: torch.Tensor, d_t: torch.Tensor, batch: Indices) -> torch.Tensor:
         """The loss of queries d_q (B, D) against the cases d_t (B, D) of a batch."""
         config = self.config
-        labels, criteria = (
-            torch.from_numpy(a[batch]).to(self.device) for a in (self.dataset.labels, self.dataset.criteria)
-        )
-        scores = (d_q * self.weights) @ d_t.T  # S / 3
-        loss = multi_positive_contrastive(scores * self.log_scale.exp().clamp(max=100.0), labels)
+        told = torch.from_numpy(self.dataset.told[batch]).to(self.device)
+        scores = (d_q * self.looks) @ d_t.T  # S / 3
+        loss = multi_positive_contrastive(scores * self.log_scale.exp().clamp(max=100.0), told[:, 0])
         loss = config.pair_weight * loss
-        if config.group_weight:
-            loss = loss + config.group_weight * self.tell_group(d_q, labels[:, None], config.smoothing)
-        if config.criteria_weight and criteria.shape[1]:
-            loss = loss + config.criteria_weight * self.tell_criteria(d_q, criteria)
+        if read := self.model.similarity_head.read(d_q):
+            loss = loss + config.group_weight * read_loss(read[:1], told[:, :1], config.smoothing)
+            if read[1:]:
+                loss = loss + config.criteria_weight * read_loss(read[1:], told[:, 1:])
         return loss
 
     def _pace(self, epoch: float, steps: int) -> float:
@@ -400,7 +400,6 @@ class _Loop:
             "best": self.best,
             "best_state": dict(self.best_state),
             "model": self._moving(),
-            "telling": [self.tell_group.state_dict(), self.tell_criteria.state_dict()],
             "optimizer": self.optimizer.state_dict(),
             "log_scale": self.log_scale.detach(),
         }
@@ -422,8 +421,6 @@ class _Loop:
                     cure="give those options to go on, or delete the file to begin anew",
                 )
             self.model.load_state_dict(state["model"], strict=False)
-            for heads, told in zip((self.tell_group, self.tell_criteria), state["telling"], strict=True):
-                heads.load_state_dict(told)
             self.optimizer.load_state_dict(state["optimizer"])
             self.log_scale.data.copy_(state["log_scale"])
             self.history, self.best, self.best_state = state["history"], state["best"], state["best_state"]
@@ -459,7 +456,7 @@ def held_out_metrics(
         return torch.cat(parts)
 
     cases = described(archive, False)
-    weights = block_scale(model.similarity_head.layout, model.config.beta).to(device)
+    weights = score_weights(model.similarity_head.layout, model.config.beta, model.config.gamma).to(device)
     return {
         kind: _figures(dataset, described(queries, worded), cases, queries, archive, weights)
         for kind, worded in (("image_words", True), ("image_alone", False))
