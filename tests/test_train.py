@@ -32,7 +32,7 @@ from skinret_training import cli
 from skinret_training.checkpoint import Checkpoint
 from skinret_training.data import load_dataset, split, text_views
 from skinret_training.loss import UNKNOWN, read_loss
-from skinret_training.model import Skinret, load_pretrained, symmetry, turned_back
+from skinret_training.model import Skinret, last_depth, load_pretrained, symmetry, turned_back
 from skinret_training.train import PAPER, TrainConfig, train
 
 QUICK = {
@@ -95,7 +95,7 @@ def test_frozen_encoders_keep_their_weights_and_tuned_ones_do_not(
     weights: Path, cases: list[Case], tmp_path: Path
 ) -> None:
     for tuned in (False, True):
-        options = {"tune_vision": tuned, "tune_text": tuned, "epochs": 1}
+        options = {"tune_vision": "all" if tuned else "no", "tune_text": tuned, "epochs": 1}
         trained = train(CaseTable(cases, []), config(weights, **options), cache=tmp_path, quiet=True)
         source, _ = load_pretrained(str(weights / "swin"), str(weights / "bert"), image_size=64)
         for part in ("visual_encoder.backbone", "text_encoder"):
@@ -104,6 +104,27 @@ def test_frozen_encoders_keep_their_weights_and_tuned_ones_do_not(
                 for name, p in source.get_submodule(part).named_parameters()
             ]
             assert all(same) is not tuned
+
+
+@pytest.mark.parametrize("vision", ["swin", "resnet", "dinov2"])
+def test_of_a_backbone_the_last_depth_can_be_tuned_alone(
+    weights: Path, cases: list[Case], vision: str, tmp_path: Path
+) -> None:
+    source, _ = load_pretrained(str(weights / vision), str(weights / "bert"), image_size=64)
+    pixels = torch.randint(0, 256, (2, 64, 64, 3), dtype=torch.uint8)
+    with torch.no_grad():
+        *_, high, given = source.visual_encoder.kept(pixels)
+        torch.testing.assert_close(source.visual_encoder.last_map(given), high)
+    table, options = CaseTable(cases, []), {"tune_vision": "last", "epochs": 1, "bf16": True}
+    state = train(table, config(weights, vision, **options), cache=tmp_path, quiet=True).checkpoint.state
+    moved = {
+        name
+        for name, p in source.visual_encoder.backbone.named_parameters()
+        if not torch.equal(p, state[f"visual_encoder.backbone.{name}"])
+    }
+    blocks, _ = last_depth(source.visual_encoder.backbone)
+    names = {id(p): name for name, p in source.visual_encoder.backbone.named_parameters()}
+    assert moved and moved <= {names[id(p)] for block in blocks for p in block.parameters()}
 
 
 def test_training_learns_what_is_in_the_pictures_and_the_words(
@@ -129,7 +150,7 @@ def test_kept_maps_are_used_again_and_never_for_other_data(
 
 
 def test_a_stopped_run_goes_on_to_the_same_end(weights: Path, cases: list[Case], tmp_path: Path) -> None:
-    table, wanted = CaseTable(cases, []), config(weights, epochs=4, tune_vision=True)
+    table, wanted = CaseTable(cases, []), config(weights, epochs=4, tune_vision="last")
     whole = train(table, wanted, cache=tmp_path, quiet=True)
     state = tmp_path / "run.resume"
     for last in (0, 2):

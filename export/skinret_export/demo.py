@@ -25,7 +25,7 @@ CASES = 400
 # A Swin and a BERT small enough to learn from nothing on the drawn cases in about two minutes on two cores.
 SMALL: Mapping[str, Any] = {
     "image_size": 128,
-    "tune_vision": True,
+    "tune_vision": "all",
     "tune_text": True,
     "epochs": 32,
     "patience": 32,

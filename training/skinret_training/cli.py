@@ -15,7 +15,7 @@ from skinret_infer.files import whole_file
 from .crossval import SYSTEMS, Row, cross_validate
 from .model import AGGREGATIONS, NECKS, WORDS
 from .report import overview
-from .train import PAPER, SCHEDULES, TrainConfig, train
+from .train import PAPER, SCHEDULES, TUNED, TrainConfig, train
 
 _D = TrainConfig()
 
@@ -58,9 +58,10 @@ def _take_recipe(context: click.Context, _: click.Parameter, recipe: str) -> Non
     "--text", default=_D.text, help="Text encoder of the BERT family: a hub name or a local folder."
 )
 @click.option(
-    "--tune-vision/--freeze-vision",
+    "--tune-vision",
     default=_D.tune_vision,
-    help="Tune the backbone, or keep its maps, computed once.",
+    type=click.Choice(TUNED),
+    help="Tune the backbone, its last depth alone, or nothing; the maps of the rest are computed once.",
 )
 @click.option(
     "--tune-text/--freeze-text", default=_D.tune_text, help="Tune the text encoder, or keep its tokens."
@@ -113,9 +114,7 @@ def _take_recipe(context: click.Context, _: click.Parameter, recipe: str) -> Non
     "--patience", default=_D.patience, type=click.IntRange(1), help="Epochs without a better validation mAP."
 )
 @click.option("--batch", default=_D.batch, type=click.IntRange(2), help="Queries a step.")
-@click.option(
-    "--bf16/--fp32", default=_D.bf16, help="Train the composer in bfloat16: faster where the hardware has it."
-)
+@click.option("--bf16/--fp32", default=_D.bf16, help="Train in bfloat16: faster where the hardware has it.")
 @click.option("--lr", default=_D.lr, help="AdamW's learning rate.")
 @click.option("--encoder-lr", default=_D.encoder_lr, help="Of encoders that are tuned.")
 @click.option("--schedule", default=_D.schedule, type=click.Choice(SCHEDULES), help="Of the learning rate.")

@@ -136,42 +136,60 @@ def text_views(phrases: Sequence[str], views: int, rng: np.random.Generator) -> 
 class FrozenMaps:
     """The maps of a frozen backbone for every case and symmetry, float16, in memory-mapped files.
 
+    last : also keep what goes into the backbone's last depth, which is tuned.
+
     The files are named after everything that they depend on, so that another run of the same data finds them.
     """
 
     def __init__(
-        self, model: Skinret, dataset: Dataset, symmetries: int, cache: Path, *, quiet: bool = False
+        self,
+        model: Skinret,
+        dataset: Dataset,
+        symmetries: int,
+        cache: Path,
+        *,
+        last: bool = False,
+        quiet: bool = False,
     ) -> None:
         facts = (model.config.map_side, model.config.mean, model.config.std, dataset.digest)
         key = hashlib.sha256(repr(facts).encode())
         for name, tensor in sorted(model.visual_encoder.backbone.state_dict().items()):
             key.update(name.encode() + tensor.cpu().numpy().tobytes())
         self._views = [
-            self._load(model, dataset, view, cache, key.hexdigest()[:16], quiet) for view in range(symmetries)
+            self._load(model, dataset, view, cache, key.hexdigest()[:16], last, quiet)
+            for view in range(symmetries)
         ]
 
     def get(self, indices: Indices, views: Indices) -> Maps:
         """Return float32 maps (B, h, w, d) of cases, each in its view."""
-        maps = []
-        for level in range(3):
-            x = np.empty((len(indices), *self._views[0][level].shape[1:]), np.float32)
-            for view in np.unique(views):
-                x[views == view] = self._views[view][level][indices[views == view]]
-            maps.append(torch.from_numpy(x))
-        return maps[0], maps[1], maps[2]
+        low, mid, high = (self._part(part, indices, views) for part in range(3))
+        return low, mid, high
+
+    def last(self, indices: Indices, views: Indices) -> torch.Tensor:
+        """Return what goes into the last depth of the backbone, float32 (B, ...)."""
+        return self._part(3, indices, views)
+
+    def _part(self, part: int, indices: Indices, views: Indices) -> torch.Tensor:
+        x = np.empty((len(indices), *self._views[0][part].shape[1:]), np.float32)
+        for view in np.unique(views):
+            x[views == view] = self._views[view][part][indices[views == view]]
+        return torch.from_numpy(x)
 
     @staticmethod
     def _load(
-        model: Skinret, dataset: Dataset, view: int, cache: Path, key: str, quiet: bool
+        model: Skinret, dataset: Dataset, view: int, cache: Path, key: str, last: bool, quiet: bool
     ) -> list[npt.NDArray[np.float16]]:
-        paths = [cache / f"maps-{key}-{view}-{level}.npy" for level in ("low", "mid", "high")]
+        names = ("low", "mid", "high", *["last"] * last)
+        paths = [cache / f"maps-{key}-{view}-{name}.npy" for name in names]
         if not all(path.is_file() for path in paths):
             device = next(model.parameters()).device
-            parts: list[list[npt.NDArray[np.float16]]] = [[], [], []]
+            encoder = model.visual_encoder
+            parts: list[list[npt.NDArray[np.float16]]] = [[] for _ in names]
             for batch in batches(len(dataset.labels), 16, f"frozen maps, view {view}", quiet):
                 pixels = symmetry(torch.from_numpy(dataset.pixels[batch]), view).to(device)
                 with torch.inference_mode():
-                    for kept, x in zip(parts, model.visual_encoder.backbone_maps(pixels), strict=True):
+                    found = encoder.kept(pixels) if last else encoder.backbone_maps(pixels)
+                    for kept, x in zip(parts, found, strict=True):
                         kept.append(x.half().cpu().numpy())
             for path, kept in zip(paths, parts, strict=True):
                 with whole_file(path) as temporary, temporary.open("wb") as file:
@@ -238,14 +256,19 @@ def batches(count: int, size: int, label: str, quiet: bool) -> Iterator[slice]:
 ImageMaps = Callable[[Indices, Indices], Maps]
 
 
-def image_maps(model: Skinret, dataset: Dataset, frozen: FrozenMaps | None) -> ImageMaps:
-    """Return the function from case indices and views to projected maps, from kept maps or from pixels."""
+def image_maps(model: Skinret, dataset: Dataset, frozen: FrozenMaps | None, tuned: bool = False) -> ImageMaps:
+    """Return the function from case indices and views to projected maps, from kept maps or from pixels.
+
+    tuned : the backbone's last depth is, and runs anew on what was kept before it.
+    """
     device = next(model.parameters()).device
 
     def kept(indices: Indices, views: Indices) -> Maps:
         assert frozen is not None
-        low, mid, high = frozen.get(indices, views)
-        return model.visual_encoder.project((low.to(device), mid.to(device), high.to(device)))
+        low, mid, high = (x.to(device) for x in frozen.get(indices, views))
+        if tuned:
+            high = model.visual_encoder.last_map(frozen.last(indices, views).to(device))
+        return model.visual_encoder.project((low, mid, high))
 
     def fresh(indices: Indices, views: Indices) -> Maps:
         pixels = torch.from_numpy(dataset.pixels[indices])

@@ -6,7 +6,8 @@ Shapes: B images, levels i in {L, M, H} (low, mid, high), maps X^i of h x w x d_
 """
 
 import json
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, TypeAlias, cast
 
@@ -169,6 +170,21 @@ class VisualEncoder(nn.Module):
         x = (pixels.float() - self.mean) / self.std
         maps = self.backbone(x.permute(0, 3, 1, 2)).feature_maps
         return cast(Maps, tuple(self._pool(m).permute(0, 2, 3, 1) for m in maps))
+
+    def kept(self, pixels: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """The backbone's own maps, and what goes into its last depth: all to be kept if that is tuned."""
+        blocks, _ = last_depth(self.backbone)
+        inputs: list[Tensor] = []
+        hook = blocks[0].register_forward_pre_hook(lambda _, given: inputs.append(given[0]))
+        try:
+            return (*self.backbone_maps(pixels), inputs[0])
+        finally:
+            hook.remove()
+
+    def last_map(self, given: Tensor) -> Tensor:
+        """What goes into the last depth of B images -> the backbone's own X^H, as backbone_maps gives it."""
+        _, finish = last_depth(self.backbone)
+        return self._pool(finish(given)).permute(0, 2, 3, 1)
 
     def project(self, maps: Maps) -> Maps:
         """Apply the learned projection of each level."""
@@ -484,6 +500,45 @@ def load_backbone(name: str, image_size: int) -> tuple[nn.Module, dict[str, Any]
         said = {}
     recipe = {k: tuple(said[f"image_{k}"]) for k in ("mean", "std") if said.get(f"image_{k}")}
     return cast(nn.Module, model), _plain(model.config), recipe
+
+
+def last_depth(backbone: nn.Module) -> tuple[list[nn.Module], Callable[[Tensor], Tensor]]:
+    """Return what lies between a backbone's mid and high map: its blocks, and how they make that map.
+
+    The function takes what goes into the first block and returns (B, d, h, w).
+    """
+    model = cast(Any, backbone)
+    encoder = getattr(model, "swin", model).encoder
+    family = next((n for n in ("layer", "layers", "stages") if hasattr(encoder, n)), "")
+    if not family:
+        raise InputError(
+            "the last depth of this backbone cannot be tuned alone",
+            code="option",
+            expected="one built as Swin, ResNet or DINOv2 are",
+            found=f"model type {model.config.model_type}",
+            cure="--tune-vision all, or no",
+        )
+    blocks = list(getattr(encoder, family)[model.config.out_indices[1] :])
+
+    def vit(x: Tensor) -> Tensor:
+        for block in blocks:
+            x = block(x)
+        side = math.isqrt(x.shape[1])  # of the patches; what stands before them is no part of the map
+        return _unflattened(model.layernorm(x)[:, -side * side :], side)
+
+    def swin(x: Tensor) -> Tensor:
+        side = math.isqrt(x.shape[1])
+        x = blocks[0](x, (side, side), always_partition=True)[0]
+        return _unflattened(model.hidden_states_norms[model.stage_names[-1]](x), side)
+
+    def resnet(x: Tensor) -> Tensor:
+        return cast(Tensor, blocks[0](x))
+
+    return blocks, {"layer": vit, "layers": swin, "stages": resnet}[family]
+
+
+def _unflattened(x: Tensor, side: int) -> Tensor:
+    return x.transpose(1, 2).reshape(len(x), -1, side, side)
 
 
 def load_text_encoder(name: str) -> tuple[nn.Module, dict[str, Any], str]:

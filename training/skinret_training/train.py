@@ -22,10 +22,11 @@ from skinret_infer.text import TextEncoderInput, TextRecipe
 from .checkpoint import Checkpoint
 from .data import Dataset, FrozenMaps, ImageMaps, Indices, Words, image_maps, load_dataset, split
 from .loss import multi_positive_contrastive, read_loss
-from .model import SYMMETRIES, Skinret, load_pretrained, score_weights
+from .model import SYMMETRIES, Skinret, last_depth, load_pretrained, score_weights
 
 log = logging.getLogger(__name__)
 SCHEDULES = ("cosine", "constant")
+TUNED = ("no", "last", "all")
 _WARM_UP = 20  # steps
 
 
@@ -35,7 +36,9 @@ class TrainConfig:
 
     vision: str = "microsoft/swin-tiny-patch4-window7-224"
     text: str = "google-bert/bert-base-uncased"
-    tune_vision: bool = False  # frozen maps are computed once and kept
+    tune_vision: str = (
+        "no"  # or "last", what lies between the mid and the high map, or "all"; the rest is kept
+    )
     tune_text: bool = False
     image_size: int = 224
     fit: str = "crop"
@@ -54,7 +57,7 @@ class TrainConfig:
     epochs: int = 60
     patience: int = 30
     batch: int = 64
-    bf16: bool = False  # the composer in bfloat16: faster where the CPU or GPU has it
+    bf16: bool = False  # all but the similarity head in bfloat16: faster where the CPU or GPU has it
     lr: float = 2e-3
     encoder_lr: float = 1e-4  # of encoders that are tuned, without weight decay
     schedule: str = "cosine"
@@ -82,10 +85,14 @@ class TrainConfig:
                 expected="1, 2, 4 or 8",
                 found=str(self.symmetries),
             )
-        if self.schedule not in SCHEDULES:
-            raise InputError(
-                "the schedule is not known", code="option", expected=", ".join(SCHEDULES), found=self.schedule
-            )
+        for what, known in (("schedule", SCHEDULES), ("tune_vision", TUNED)):
+            if (found := getattr(self, what)) not in known:
+                raise InputError(
+                    f"the option {what} is not known",
+                    code="option",
+                    expected=", ".join(known),
+                    found=repr(found),
+                )
         if self.fold is not None and not 0 <= self.fold < self.folds:
             raise InputError(
                 "the held-out fold does not exist",
@@ -171,14 +178,20 @@ def train(
         dropout=config.dropout,
     )
     model.to("cuda" if torch.cuda.is_available() else "cpu")
-    model.visual_encoder.backbone.requires_grad_(config.tune_vision)
+    model.visual_encoder.backbone.requires_grad_(config.tune_vision == "all")
+    last = config.tune_vision == "last"
+    if last:
+        for block in last_depth(model.visual_encoder.backbone)[0]:
+            block.requires_grad_(True)
     model.text_encoder.requires_grad_(config.tune_text)
     tokenize = TextEncoderInput(tokenizer, text)
-    frozen = None if config.tune_vision else FrozenMaps(model, dataset, config.symmetries, cache, quiet=quiet)
+    frozen = None
+    if config.tune_vision != "all":
+        frozen = FrozenMaps(model, dataset, config.symmetries, cache, last=last, quiet=quiet)
     words = Words(
         model, dataset, tokenize, config.text_views, config.seed, frozen=not config.tune_text, quiet=quiet
     )
-    maps = image_maps(model, dataset, frozen)
+    maps = image_maps(model, dataset, frozen, tuned=last)
     _begin(model, frozen, words, parts.train)
     loop = _Loop(model, dataset, words, maps, config, parts.train, parts.validation)
     began = time.perf_counter()
@@ -312,19 +325,20 @@ class _Loop:
         torch.manual_seed(self.config.seed * 100_003 + epoch)
         rng = np.random.default_rng([self.config.seed, epoch])
         self.model.train()
-        self.model.visual_encoder.backbone.train(self.config.tune_vision)
+        self.model.visual_encoder.backbone.train(self.config.tune_vision == "all")
         self.model.text_encoder.train(self.config.tune_text)
         order = rng.permutation(self.train)
         losses = []
         steps = max(1, len(order) // self.config.batch)
         for step, batch in enumerate(np.array_split(order, steps)):
-            x = self.maps(batch, rng.integers(self.config.symmetries, size=len(batch)))
+            turned = rng.integers(self.config.symmetries, size=len(batch))
             views = rng.integers(self.words.views, size=len(batch))
-            tokens, mask = self.words.get(self.model, batch, views)
             blank = torch.from_numpy(self.words.blank[batch]).to(self.device)
             with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.bf16):
+                x = self.maps(batch, turned)
+                tokens, mask = self.words.get(self.model, batch, views)
                 asked = self.model.compose(x, tokens, mask, blank)
-            d_q, d_t = (self.model.similarity_head(*maps)[0] for maps in (asked, x))
+            d_q, d_t = (self.model.similarity_head(*(m.float() for m in maps))[0] for maps in (asked, x))
             loss = self._objective(d_q, d_t, batch)
             if self.config.image_weight:
                 loss = loss + self.config.image_weight * self._objective(d_t, d_t, batch)
