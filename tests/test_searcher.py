@@ -9,8 +9,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import tiny_checkpoint
 from PIL import Image
 
+from skinret_export.bundle_writer import export_bundle
 from skinret_infer import Case, InputError, RuntimeUnavailable, Searcher
 from skinret_infer import searcher as searcher_module
 from skinret_infer.engines import RUNTIMES
@@ -125,6 +127,26 @@ def test_a_weight_must_lie_between_0_and_1(
     with pytest.raises(InputError) as caught:
         searcher.query(cases[50].image, **{name: value})
     assert caught.value.code == f"{name}-range"
+
+
+def test_a_model_that_reads_nothing_scores_by_its_looks(
+    tokenizer: str, cases: list[Case], tmp_path: Path
+) -> None:
+    tiny_checkpoint(tokenizer, traits={}, gamma=0.0).save(tmp_path / "ckpt.pt")
+    export_bundle(tmp_path / "ckpt.pt", tmp_path / "bundle", gates=False)
+    with Searcher(tmp_path / "bundle", tmp_path / "cases.skinret") as searcher:
+        searcher.add(cases[:5])
+        results = searcher.query(cases[3].image, gamma=0)
+        assert results[0].case_id == cases[3].case_id
+        assert results[0].score == pytest.approx(1, abs=1e-5)
+        for hit in results:
+            assert hit.score == pytest.approx(0.6 * hit.local + 0.4 * hit.global_, abs=1e-9)
+            assert hit.agreement is None and hit.traits == {}
+        assert "agreement" not in str(results)
+        assert searcher.query(cases[3].image).gamma == 0
+        with pytest.raises(InputError, match="reads no traits") as caught:
+            searcher.query(cases[3].image, gamma=0.5)
+        assert caught.value.code == "gamma-range"
 
 
 def test_filters_and_exclusions_apply_before_ranking(searcher: Searcher, cases: list[Case]) -> None:

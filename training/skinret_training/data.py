@@ -29,7 +29,7 @@ class Dataset:
 
     case_ids: list[str]
     groups: list[str]
-    traits: dict[str, list[str]]  # the what cases are told by, the group first, then criteria: their values
+    traits: dict[str, list[str]]  # what cases are told by, the group first, and the values
     told: Indices  # [N, C], the index of each trait's value; UNKNOWN where a case has none
     phrases: list[list[str]]  # what may be said of each case
     pixels: Pixels  # [N, S, S, 3]
