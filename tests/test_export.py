@@ -11,7 +11,7 @@ import onnx
 import pytest
 import torch
 from click.testing import CliRunner
-from conftest import tiny_checkpoint, tiny_config
+from conftest import TRAITS, tiny_checkpoint, tiny_config
 
 from skinret_export import bundle_writer, parity
 from skinret_export.bundle_writer import export_bundle, make_probe
@@ -34,7 +34,8 @@ def test_the_bundle_says_what_it_is_and_proves_its_bytes(bundle: Path, checkpoin
     assert manifest.parity["passed"] and manifest.parity["images"] >= 64
     assert manifest.parity["lists_equal_up_to_ties"] == manifest.parity["images"]
     assert [(level.height, level.channels) for level in manifest.levels] == [(8, 32), (4, 64), (2, 128)]
-    assert manifest.layout.length == 2 * (32 + 64 + 128)
+    assert manifest.layout.length == 2 * (32 + 64 + 128) + 3 + 3
+    assert (manifest.gamma, manifest.traits) == (0.5, TRAITS)
     assert "similarity, not a probability" in manifest.intended_use
 
 
@@ -101,7 +102,7 @@ def test_a_model_of_the_default_recipe_exports_with_orientations_and_finds_as_py
     checkpoint = tiny_checkpoint(tokenizer, **options)
     checkpoint.save(tmp_path / "ckpt.pt")
     bundle = export_bundle(tmp_path / "ckpt.pt", tmp_path / "bundle", gates=False)  # it proves itself
-    assert bundle.manifest.layout.length == 6 * 16
+    assert bundle.manifest.layout.length == 6 * 16 + 3 + 3
     pixels = np.stack([prepare(decode(c.image), checkpoint.image) for c in cases[:3]])
     engine = open_engine(bundle)
     for batch in (pixels, np.ascontiguousarray(pixels[:, :, ::-1])):  # a picture and its mirror are one case
