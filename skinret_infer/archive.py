@@ -194,11 +194,8 @@ class Archive:
                 )
             scan = self._scanned(db, count)
             keep = self._filter(db, scan, where, exclude)
-            weights = part_weights(self._layout, beta, gamma)
-            weighed = weigh(query, self._layout, beta, gamma)
-            order, parts = _exact_top(scan, keep, query, weighed, weights, k, self._layout)
+            order, scores, parts = _exact_top(scan, keep, query, k, beta, gamma, self._layout)
             found = {i: r for i, r in self._rows(db, scan.ids[order])}
-            scores = (parts * weights).sum(axis=1)
             matches = [
                 Match(found[int(scan.ids[n])], float(s), p)
                 for n, s, p in zip(order, scores, parts, strict=True)
@@ -470,17 +467,15 @@ def _exact_top(
     scan: _Scan,
     keep: npt.NDArray[np.bool_],
     query: Vector,
-    weighed: Vector,
-    weights: npt.NDArray[np.float64],
     k: int,
+    beta: float,
+    gamma: float,
     layout: Layout,
-) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]]:
-    """Return the positions of the k best kept cases in order, and their products [k, 6 + C].
-
-    weighed : the query [D] times the weights [6 + C] of its parts.
-    """
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+    """Return the positions of the k best kept cases in order, their scores [k] and products [k, 6 + C]."""
     kept = np.flatnonzero(keep)
     if k < len(kept):
+        weighed = weigh(query, layout, beta, gamma)
         # Not BLAS: its threads spin on for 20 ms after the product, on the cores that the next query needs.
         rough = np.einsum("ij,j->i", scan.descriptors, weighed)[kept]
         # |fl(x.y) - x.y| <= D u |x||y| in any order of summation (Higham 2002, 3.5); no part exceeds 1.
@@ -489,6 +484,8 @@ def _exact_top(
         kth = np.partition(rough, len(kept) - k)[len(kept) - k]
         kept = kept[rough >= kth - 2.1 * bound]
     parts = products(query, scan.descriptors[kept], layout)
-    score = (parts * weights).sum(axis=1)  # not BLAS: the same bits whatever stands beside
+    score = (parts * part_weights(layout, beta, gamma)).sum(
+        axis=1
+    )  # not BLAS: the same bits whatever stands beside
     order = sorted(range(len(kept)), key=lambda n: (-score[n], scan.case_ids[kept[n]]))[:k]
-    return kept[order], parts[order]
+    return kept[order], score[order], parts[order]

@@ -75,9 +75,14 @@ def part_weights(layout: Layout, beta: float, gamma: float) -> npt.NDArray[np.fl
     return np.array([cosine * beta] * 3 + [cosine * (1 - beta)] * 3 + traits)
 
 
+def score_weights(layout: Layout, beta: float, gamma: float) -> npt.NDArray[np.float64]:
+    """Return w with (w * d_q) . d_t = the score of t for q, float64 [D]."""
+    return np.repeat(part_weights(layout, beta, gamma), layout.lengths)
+
+
 def weigh(descriptor: Vector, layout: Layout, beta: float, gamma: float) -> Vector:
     """Return the vector whose dot product with a case's descriptor is the score; float32 [D]."""
-    return descriptor * np.repeat(part_weights(layout, beta, gamma), layout.lengths).astype(np.float32)
+    return descriptor * score_weights(layout, beta, gamma).astype(np.float32)
 
 
 def well_formed(descriptors: Vector, layout: Layout) -> npt.NDArray[np.bool_]:

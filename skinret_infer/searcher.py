@@ -11,10 +11,11 @@ from types import TracebackType
 from typing import Any, Self
 
 import numpy as np
+import numpy.typing as npt
 
 from . import gate
 from .archive import Archive, Match, Record
-from .bundle import Bundle, Manifest
+from .bundle import Bundle
 from .cases import Case
 from .descriptor import COSINES, Vector, check_weight, part_weights
 from .engines import Array, Engine, cache_folder, open_engine
@@ -203,6 +204,7 @@ class Searcher:
             self.manifest.beta if beta is None else check_weight("beta", beta, "global alone", "local alone")
         )
         gamma = self._gamma(gamma)
+        agreement = part_weights(self.manifest.layout, beta, 1.0)[6:]  # of each trait
         results: list[Results] = []
         for start in range(0, len(queries), BATCH):
             chunk = queries[start : start + BATCH]
@@ -219,7 +221,10 @@ class Searcher:
                 spent = each | {"search": search, "total": each["total"] + search}
                 results.append(
                     Results(
-                        hits=tuple(_hit(rank, match, self.manifest) for rank, match in enumerate(matches, 1)),
+                        hits=tuple(
+                            _hit(rank, match, self.manifest.traits, agreement)
+                            for rank, match in enumerate(matches, 1)
+                        ),
                         text=text,
                         k=int(k),
                         beta=beta,
@@ -348,7 +353,7 @@ class Searcher:
         return tokens, mask[:, :n], warnings
 
 
-def _hit(rank: int, match: Match, manifest: Manifest) -> Hit:
+def _hit(rank: int, match: Match, traits: Iterable[str], weights: npt.NDArray[np.float64]) -> Hit:
     record, six, agreed = match.record, match.products[:6], match.products[6:]
     return Hit(
         rank=rank,
@@ -357,10 +362,8 @@ def _hit(rank: int, match: Match, manifest: Manifest) -> Hit:
         local=float(six[:3].mean()),
         global_=float(six[3:].mean()),
         cosines=dict(zip(COSINES, map(float, six), strict=True)),
-        agreement=float(agreed @ part_weights(manifest.layout, manifest.beta, 1.0)[6:])
-        if len(agreed)
-        else None,
-        traits=dict(zip(manifest.traits, map(float, agreed), strict=True)),
+        agreement=float(agreed @ weights) if len(agreed) else None,
+        traits=dict(zip(traits, map(float, agreed), strict=True)),
         diagnosis=record.diagnosis,
         group=record.group,
         confirmed_by=record.confirmed_by,

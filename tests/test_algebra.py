@@ -7,9 +7,9 @@ from conftest import TRAITS, tiny_config
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from skinret_infer.descriptor import Layout, part_weights, products, weigh, well_formed
+from skinret_infer.descriptor import Layout, part_weights, products, score_weights, weigh, well_formed
 from skinret_training.loss import multi_positive_contrastive, read_loss
-from skinret_training.model import AGGREGATIONS, SimilarityHead, score_weights, unit
+from skinret_training.model import AGGREGATIONS, SimilarityHead, unit
 
 CHANNELS = [12, 24, 48]
 SIDES = (6, 3, 2)
@@ -96,9 +96,7 @@ def test_the_weighted_dot_product_is_the_score_for_any_beta_and_gamma(
     assert float(weigh(d_q, part.layout, beta, gamma) @ d_t) == pytest.approx(expected, abs=1e-5)
     parts = products(d_q, d_t[None], part.layout)[0]
     assert float(parts @ part_weights(part.layout, beta, gamma)) == pytest.approx(expected, abs=1e-5)
-    assert float(
-        (torch.from_numpy(d_q) * score_weights(part.layout, beta, gamma)) @ torch.from_numpy(d_t)
-    ) == pytest.approx(expected, abs=1e-5)
+    assert float((d_q * score_weights(part.layout, beta, gamma)) @ d_t) == pytest.approx(expected, abs=1e-5)
 
 
 def test_a_descriptor_is_six_unit_vectors_and_a_distribution_of_each_trait() -> None:

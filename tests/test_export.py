@@ -19,11 +19,12 @@ from skinret_export.cli import main
 from skinret_export.graphs import OUTPUTS, GraphSpec, check_graph, graph_specs, write_graph
 from skinret_infer import Case, InputError, ParityError, Searcher, gate
 from skinret_infer.bundle import FILES, GRAPHS, Bundle, file_sha256
+from skinret_infer.descriptor import score_weights
 from skinret_infer.engines import open_engine, openvino
 from skinret_infer.image import ImageRecipe, decode, prepare
 from skinret_infer.text import TextEncoderInput
 from skinret_training.checkpoint import Checkpoint
-from skinret_training.model import ModelConfig, score_weights
+from skinret_training.model import ModelConfig
 
 
 def test_the_bundle_says_what_it_is_and_proves_its_bytes(bundle: Path, checkpoint: Path) -> None:
@@ -79,7 +80,7 @@ def test_the_searcher_scores_as_pytorch_does(
     with torch.no_grad():
         d_t = model(pixels[:40])
         d_q = model(pixels[40:], torch.from_numpy(ids), torch.from_numpy(mask))
-    expected = ((d_q * score_weights(model.similarity_head.layout, 0.6, 0.5)) @ d_t.T)[0].numpy()
+    expected = ((d_q.numpy() * score_weights(model.similarity_head.layout, 0.6, 0.5)) @ d_t.numpy().T)[0]
     by_id = {case.case_id: n for n, case in enumerate(cases)}
     with Searcher(bundle, archive) as searcher:
         hits = searcher.query(cases[50].image, text, k=40)

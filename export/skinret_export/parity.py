@@ -8,7 +8,7 @@ import numpy.typing as npt
 import torch
 
 from skinret_infer.bundle import GRAPHS
-from skinret_infer.descriptor import COMPOSED, LEVELS, part_weights
+from skinret_infer.descriptor import COMPOSED, LEVELS, score_weights
 from skinret_infer.engines import Engine
 from skinret_infer.errors import ParityError
 from skinret_infer.gate import Questions
@@ -73,7 +73,7 @@ def measure(model: Skinret, engine: Engine, probe: Questions) -> dict[str, Any]:
         described["onnx_case"].append(_run(engine, "similarity_head", maps)["descriptor"])
     d = {name: np.concatenate(parts).astype(np.float64) for name, parts in described.items()}
     layout = model.similarity_head.layout
-    w = np.repeat(part_weights(layout, model.config.beta, model.config.gamma), layout.lengths)
+    w = score_weights(layout, model.config.beta, model.config.gamma)
     s_torch, s_onnx = ((d[f"{side}_query"] * w) @ d[f"{side}_case"].T for side in ("torch", "onnx"))
     identical, equal = _compare_ranks(s_torch, s_onnx)
     return {

@@ -18,7 +18,7 @@ from transformers import AutoConfig, AutoModel
 from transformers.image_processing_base import ImageProcessingMixin
 from transformers.models.auto.modeling_auto import MODEL_FOR_BACKBONE_MAPPING
 
-from skinret_infer.descriptor import Layout, part_weights
+from skinret_infer.descriptor import Layout
 from skinret_infer.errors import InputError
 
 Maps: TypeAlias = tuple[Tensor, Tensor, Tensor]  # X^L, X^M, X^H
@@ -69,14 +69,7 @@ class ModelConfig:
                 expected="1, 2, 4 or 8",
                 found=str(self.orientations),
             )
-        for what, known in (("aggregation", AGGREGATIONS), ("neck", NECKS), ("words", WORDS)):
-            if (found := getattr(self, what)) not in known:
-                raise InputError(
-                    f"the model's option {what} is not known",
-                    code="option",
-                    expected=", ".join(known),
-                    found=repr(found),
-                )
+        check_choices(self, "the model's option", aggregation=AGGREGATIONS, neck=NECKS, words=WORDS)
         if self.neck == "fused" and not self.width:
             raise InputError(
                 "a fused neck needs a width", code="option", expected="a width such as 64", found="none"
@@ -90,6 +83,18 @@ class ModelConfig:
     def from_dict(cls, data: Mapping[str, Any]) -> "ModelConfig":
         """Read what to_dict wrote."""
         return cls(**{**data, "mean": tuple(data["mean"]), "std": tuple(data["std"])})
+
+
+def check_choices(config: object, called: str, **known: Sequence[str]) -> None:
+    """Raise InputError for a field of a configuration that is none of those known by its name."""
+    for name, choices in known.items():
+        if (found := getattr(config, name)) not in choices:
+            raise InputError(
+                f"{called} {name} is not known",
+                code="option",
+                expected=", ".join(choices),
+                found=repr(found),
+            )
 
 
 def symmetry(x: Tensor, view: int) -> Tensor:
@@ -444,12 +449,6 @@ def unit(x: Tensor) -> Tensor:
     """Scale the last axis to length one; a zero vector stays zero."""
     length: Tensor = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
     return x / length.clamp_min(EPS)
-
-
-def score_weights(layout: Layout, beta: float, gamma: float) -> Tensor:
-    """Return w with (w * d_q) . d_t = the score of t for q, float (D,)."""
-    weights = torch.tensor(part_weights(layout, beta, gamma), dtype=torch.float32)
-    return weights.repeat_interleave(torch.tensor(layout.lengths))
 
 
 # -- backbones by name or folder --

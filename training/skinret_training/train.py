@@ -13,6 +13,7 @@ import torch
 from tqdm.auto import tqdm
 
 from skinret_infer.cases import CaseTable
+from skinret_infer.descriptor import score_weights
 from skinret_infer.errors import InputError
 from skinret_infer.files import whole_file
 from skinret_infer.image import ImageRecipe
@@ -22,7 +23,7 @@ from skinret_infer.text import TextEncoderInput, TextRecipe
 from .checkpoint import Checkpoint
 from .data import Dataset, FrozenMaps, ImageMaps, Indices, Words, image_maps, load_dataset, split
 from .loss import multi_positive_contrastive, read_loss
-from .model import SYMMETRIES, Skinret, last_depth, load_pretrained, score_weights
+from .model import SYMMETRIES, Skinret, check_choices, last_depth, load_pretrained
 
 log = logging.getLogger(__name__)
 SCHEDULES = ("cosine", "constant")
@@ -36,9 +37,7 @@ class TrainConfig:
 
     vision: str = "microsoft/swin-tiny-patch4-window7-224"
     text: str = "google-bert/bert-base-uncased"
-    tune_vision: str = (
-        "no"  # or "last", what lies between the mid and the high map, or "all"; the rest is kept
-    )
+    tune_vision: str = "no"  # or "last", between the mid and the high map, or "all"; the rest is kept
     tune_text: bool = False
     image_size: int = 224
     fit: str = "crop"
@@ -85,14 +84,7 @@ class TrainConfig:
                 expected="1, 2, 4 or 8",
                 found=str(self.symmetries),
             )
-        for what, known in (("schedule", SCHEDULES), ("tune_vision", TUNED)):
-            if (found := getattr(self, what)) not in known:
-                raise InputError(
-                    f"the option {what} is not known",
-                    code="option",
-                    expected=", ".join(known),
-                    found=repr(found),
-                )
+        check_choices(self, "the option", schedule=SCHEDULES, tune_vision=TUNED)
         if self.fold is not None and not 0 <= self.fold < self.folds:
             raise InputError(
                 "the held-out fold does not exist",
@@ -280,9 +272,10 @@ class _Loop:
                 if ps
             ]
         )
-        gamma = model.config.gamma
-        self.looks = score_weights(layout, config.beta, 0.0).to(self.device)  # S / 3
-        self.weights = score_weights(layout, config.beta, gamma).to(self.device)
+        self.looks, self.weights = (  # of S / 3, and of the score
+            torch.from_numpy(score_weights(layout, config.beta, gamma)).float().to(self.device)
+            for gamma in (0.0, model.config.gamma)
+        )
         free = ("patience",) if config.schedule == "cosine" else ("patience", "epochs")
         self.identity: dict[str, Any] = {  # of the run; once, for it hashes every pixel
             "config": {k: v for k, v in asdict(config).items() if k not in free},
@@ -470,7 +463,8 @@ def held_out_metrics(
         return torch.cat(parts)
 
     cases = described(archive, False)
-    weights = score_weights(model.similarity_head.layout, model.config.beta, model.config.gamma).to(device)
+    w = score_weights(model.similarity_head.layout, model.config.beta, model.config.gamma)
+    weights = torch.from_numpy(w).float().to(device)
     return {
         kind: _figures(dataset, described(queries, worded), cases, queries, archive, weights)
         for kind, worded in (("image_words", True), ("image_alone", False))
