@@ -2,7 +2,7 @@
 
 import hashlib
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -11,13 +11,16 @@ import numpy as np
 from PIL import Image
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
 
-from skinret_infer.archive import Archive, Record
+from skinret_infer.archive import Archive
 from skinret_infer.bundle import Bundle
+from skinret_infer.descriptor import Layout, Vector
 from skinret_infer.image import ImageRecipe
+from skinret_infer.store import Record
 from skinret_infer.text import TextRecipe, describe, phrases_of
 from skinret_training.synthetic import random_lesions
 
 CASES = 10_000
+RANK, CLUSTERS, NOISE = 256, 500, 0.003  # of descriptors that are like learned ones
 SIZE = (768, 512)
 DRAWINGS = 4  # each is turned eight ways
 SWIN_T = {"model_type": "swin", "out_features": ["stage2", "stage3", "stage4"]}
@@ -109,16 +112,37 @@ def draw(folder: Path) -> list[Path]:
     return paths
 
 
+def learned_like(count: int, layout: Layout, seed: int, noise: float = NOISE) -> Iterator[Vector]:
+    """Give descriptors [n, D] as a trained model's are: clustered, of low rank, with noise; n up to 2,048.
+
+    The spectrum is that of the archive of the model trained on Derm7pt, whose six vectors (384 numbers) leave
+    24 % of their energy outside 8 dimensions, 2.7 % outside 64, 0.8 % outside 128 and 0.3 % outside 192. Here
+    it is about 15 %, 2 %, 0.9 % and 0.5 %, of which `noise` is the same in every direction. A tenth of the
+    clusters holds half of the cases, as common diagnoses do.
+    """
+    law = np.random.default_rng(0)  # the model's, the same for archive and queries
+    spectrum = np.arange(1, RANK + 1, dtype=np.float32) ** -0.9
+    mixing = law.standard_normal((RANK, layout.length), np.float32)
+    centres = law.standard_normal((CLUSTERS, RANK), np.float32)
+    share = law.pareto(1.5, CLUSTERS) + 0.1
+    rng = np.random.default_rng(seed)
+    for start in range(0, count, 2048):
+        n = min(2048, count - start)
+        cluster = rng.choice(CLUSTERS, n, p=share / share.sum())
+        latent = np.sqrt(0.5) * (centres[cluster] + rng.standard_normal((n, RANK), np.float32)) * spectrum
+        x = latent @ mixing / np.linalg.norm(spectrum)
+        x += np.sqrt(noise) * rng.standard_normal(x.shape, np.float32)
+        six = sum(layout.local + layout.global_)
+        x[:, six:] = np.exp(3 * x[:, six:])  # what is read: distributions
+        sums = np.add.reduceat(np.hstack([x[:, :six] ** 2, x[:, six:]]), layout.starts, axis=1)
+        sums[:, :6] = np.sqrt(sums[:, :6])
+        yield (x / np.repeat(sums, layout.lengths, axis=1)).astype(np.float32)
+
+
 def write_archive(path: Path, bundle: Bundle) -> np.ndarray:
-    """Write an archive of random descriptors; return them, float32 [N, D]."""
+    """Write an archive of CASES descriptors; return them, float32 [N, D]."""
     layout, manifest = bundle.manifest.layout, bundle.manifest
-    rng = np.random.default_rng(5)
-    matrix = rng.standard_normal((CASES, layout.length), np.float32)
-    six = sum(layout.local + layout.global_)
-    matrix[:, six:] = np.abs(matrix[:, six:])
-    sums = np.add.reduceat(np.hstack([matrix[:, :six] ** 2, matrix[:, six:]]), layout.starts, axis=1)
-    sums[:, :6] = np.sqrt(sums[:, :6])
-    matrix /= np.repeat(sums, layout.lengths, axis=1)
+    matrix = np.concatenate([*learned_like(CASES, layout, seed=5)])
     archive = Archive(path, manifest.fingerprint, layout, f"{manifest.model} {manifest.version}")
     records = [Record(f"{n:05}", "nevus", "nevus", "", {}, f"{n:05}.jpg", "") for n in range(CASES)]
     for start in range(0, CASES, 1000):

@@ -1,29 +1,32 @@
 """The archive: one SQLite file that holds each case once, and exact search over it.
 
-SQLite is the truth. The matrix that a search scans is derived from it, held in memory, and read anew when the
-archive has changed, in this process or in another.
+SQLite is the truth, in rollback journal mode: one file, no reader sees half a change, and no commit passes a
+reader. What a search scans (scan.py) is derived from it and lies in a folder beside it; every process keeps
+its own view of it, and brings that up to date when the archive's revision has moved.
 """
 
 import contextlib
 import json
 import sqlite3
 import threading
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from .cases import AttributeValue, Case, can_be_stored
-from .descriptor import Layout, Vector, part_weights, products, weigh, well_formed
+from .descriptor import Layout, Vector, well_formed
 from .errors import ArchiveError, InputError
+from .files import whole_file
+from .filters import read_filter
+from .scan import SAMPLE, SEGMENT, Basis, Ids, Part, Stale, candidates, part_name, part_of, refine, sweep
+from .store import Match, Record
 
-SCHEMA = 1
+SCHEMA = 2
 _APPLICATION_ID = 0x534B4E52  # "SKNR"
-_CREATE = f"""
-CREATE TABLE meta (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
+_CASES = """
 CREATE TABLE cases (
     id INTEGER PRIMARY KEY,
     case_id TEXT NOT NULL UNIQUE,
@@ -35,61 +38,23 @@ CREATE TABLE cases (
     image_sha256 TEXT NOT NULL,
     descriptor BLOB NOT NULL
 );
+CREATE TABLE meta (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
+"""
+# A row id is given once. Segment n has those of id / SEGMENT = n; its generation says when it last lost one.
+_SCANNED = f"""
+CREATE TABLE segments (number INTEGER PRIMARY KEY, generation INTEGER NOT NULL, cases INTEGER NOT NULL);
+CREATE TABLE basis (key TEXT NOT NULL, vectors BLOB NOT NULL);
 PRAGMA application_id = {_APPLICATION_ID};
 PRAGMA user_version = {SCHEMA};
 """
 _COLUMNS = ("case_id", "diagnosis", "group", "confirmed_by", "attributes", "image_ref", "image_sha256")
 # Only what must be is quoted: SQLite reads a quoted name that is no column as a text.
 _SELECT = ", ".join(_COLUMNS).replace("group", '"group"')
+_IN = "IN (SELECT value FROM json_each(?))"
 _BUSY_SECONDS = 30.0
+_STEP = 2048  # rows read at once
 
-
-@dataclass(frozen=True, slots=True)
-class Record:
-    """A case as the archive keeps it, without its descriptor."""
-
-    case_id: str
-    diagnosis: str
-    group: str
-    confirmed_by: str
-    attributes: Mapping[str, AttributeValue]
-    image_ref: str
-    image_sha256: str
-
-    @classmethod
-    def of(cls, case: Case, image_sha256: str) -> "Record":
-        """Return what is kept of a case."""
-        return cls(
-            case.case_id,
-            case.diagnosis,
-            case.group,
-            case.confirmed_by,
-            dict(case.attributes),
-            case.image_ref,
-            image_sha256,
-        )
-
-    def row(self) -> tuple[str, ...]:
-        """Return the record as text columns."""
-        attributes = json.dumps(dict(self.attributes), sort_keys=True, ensure_ascii=False)
-        return (
-            self.case_id,
-            self.diagnosis,
-            self.group,
-            self.confirmed_by,
-            attributes,
-            self.image_ref,
-            self.image_sha256,
-        )
-
-
-@dataclass(frozen=True, slots=True)
-class Match:
-    """A record, its score, and its products [6 + C]: the six cosines, and the agreement of each trait."""
-
-    record: Record
-    score: float
-    products: npt.NDArray[np.float64]
+Progress = Callable[[int, int], None]
 
 
 class _Malformed(Exception):
@@ -97,94 +62,137 @@ class _Malformed(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class _Scan:
-    revision: str
-    ids: npt.NDArray[np.int64]  # [N]
-    case_ids: list[str]  # N of them
-    descriptors: Vector  # [N, D]
+class _View:
+    """The scan of the archive at a revision: its parts by segment, with their generations."""
+
+    revision: int
+    basis: Basis
+    parts: Mapping[int, tuple[int, Part]]
 
 
 class Archive:
     """Cases in a SQLite file, bound to the model whose fingerprint it carries. Safe from several threads.
 
-    A file that does not exist is made by the first `add`, not by opening it. Raises ArchiveError for a file
-    that is no archive, is damaged, is of a newer schema, or holds descriptors of another model.
+    A file that does not exist is made by the first `write`, not by opening it. An archive of an older schema
+    is brought to this one when it is opened. Raises ArchiveError for a file that is no archive, is damaged,
+    is of a newer schema, or holds descriptors of another model.
     """
 
     def __init__(self, path: str | Path, fingerprint: str, layout: Layout, model: str) -> None:
         self.path = Path(path)
-        self._fingerprint, self._layout, self._model = fingerprint, layout, model
-        self._lock = threading.RLock()
-        self._connection: sqlite3.Connection | None = None
-        self._scan: _Scan | None = None
+        self.fingerprint, self.layout, self.model = fingerprint, layout, model
+        self._lock = threading.Lock()  # of the two below
+        self._idle: list[sqlite3.Connection] = []
         self._closed = False
+        self._viewing = threading.Lock()  # of the one below
+        self._view: _View | None = None
+        self._ours = False  # the file was looked at and is
         self._open()
+
+    @classmethod
+    def existing(cls, path: str | Path) -> "Archive":
+        """Open an archive without its bundle: what model it is of is as it says itself."""
+        path = Path(path)
+        if not path.is_file():
+            raise ArchiveError(f"archive {path} does not exist", code="archive-empty", cure="check the path")
+        archive = cls.__new__(cls)
+        archive.path, archive.fingerprint = path, ""
+        with archive._translated(), contextlib.closing(archive._connect()) as db:
+            meta = archive._meta(db)
+            if "layout" not in meta:
+                raise ArchiveError(
+                    f"archive {path} is of an older schema",
+                    code="archive-older",
+                    expected=f"schema {SCHEMA}",
+                    found="schema 1, which does not say how long its descriptors are",
+                    cure="open it once with its bundle, such as by a query",
+                )
+            parts = json.loads(meta["layout"])
+            layout = Layout(**{name: tuple(lengths) for name, lengths in parts.items()})
+        return cls(path, meta["fingerprint"], layout, meta["model"])
+
+    def __str__(self) -> str:
+        return str(self.path)
 
     def __len__(self) -> int:
         with self._reading() as db:
-            return int(db.execute("SELECT count(*) FROM cases").fetchone()[0]) if db else 0
+            return self._count(db) if db else 0
 
     def close(self) -> None:
         """Close the file. A closed archive cannot be used again."""
         with self._lock:
             self._closed = True
-            self._scan = None
-            if self._connection:
-                self._connection.close()
-                self._connection = None
+            while self._idle:
+                self._idle.pop().close()
+        self._view = None
 
     def find(self, case_ids: Collection[str]) -> dict[str, Record]:
         """Return the records of those of the case ids that are in the archive."""
         with self._reading() as db:
             if not db:
                 return {}
-            query = f"SELECT {_SELECT} FROM cases WHERE case_id IN (SELECT value FROM json_each(?))"
+            query = f"SELECT {_SELECT} FROM cases WHERE case_id {_IN}"
             return {row[0]: _record(row) for row in db.execute(query, (json.dumps(list(case_ids)),))}
 
     def write(self, records: Sequence[Record], descriptors: Vector) -> None:
         """Write cases in one transaction, all or none; a case id that is there already is replaced."""
-        shape = (len(records), self._layout.length)
-        if descriptors.shape != shape or not well_formed(descriptors, self._layout).all():
+        shape = (len(records), self.layout.length)
+        if descriptors.shape != shape or not well_formed(descriptors, self.layout).all():
             raise InputError(
                 "the descriptors cannot be stored",
                 code="descriptor-shape",
                 found=f"shape {descriptors.shape}, or a part of another length or with NaN",
                 expected=f"{shape[0]} x {shape[1]} finite numbers in six unit vectors, then distributions",
             )
-        blobs = [d.tobytes() for d in descriptors.astype("<f4")]
+        kept = np.ascontiguousarray(descriptors, "<f4")
         with self._writing(create=True) as db:
+            replaced = self._remove(db, [record.case_id for record in records])
+            first = self._next_id(db)
             db.executemany(
-                f"INSERT OR REPLACE INTO cases ({_SELECT}, descriptor) VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
-                [(*record.row(), blob) for record, blob in zip(records, blobs, strict=True)],
+                f"INSERT INTO cases (id, {_SELECT}, descriptor) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                (
+                    (n, *record.row(), blob.data)
+                    for n, (record, blob) in enumerate(zip(records, kept, strict=True), first)
+                ),
             )
+            end = first + len(records)
+            db.execute("UPDATE meta SET value = ? WHERE name = 'next_id'", (str(end),))
+            for number in range(first // SEGMENT, -(-end // SEGMENT)):
+                added = min(end, (number + 1) * SEGMENT) - max(first, number * SEGMENT)
+                db.execute(
+                    "INSERT INTO segments VALUES (?, 0, ?) ON CONFLICT DO UPDATE SET cases = cases + ?",
+                    (number, added, added),
+                )
+        if replaced or first // SEGMENT != end // SEGMENT:
+            self._derive()
 
     def remove(self, case_ids: Collection[str]) -> int:
-        """Remove cases, overwriting their bytes in the file; return how many were there."""
+        """Remove cases, overwriting their bytes in the file; return how many were there.
+
+        What is derived of them is gone when the call returns; a call that was killed leaves that to the next
+        that removes, replaces or compacts.
+        """
         with self._writing(create=False) as db:
-            cursor = db.execute(
-                "DELETE FROM cases WHERE case_id IN (SELECT value FROM json_each(?))",
-                (json.dumps(list(case_ids)),),
-            )
-            return cursor.rowcount
+            removed = self._remove(db, list(case_ids))
+        self._derive()
+        return removed
 
     def search(
         self,
-        query: Vector,
+        queries: Vector,
+        weights: npt.NDArray[np.float64],
         k: int,
-        beta: float,
-        gamma: float,
         where: Mapping[str, Any] | None = None,
         exclude: Collection[str] = (),
-    ) -> tuple[list[Match], int]:
-        """Return the exact k best cases by score, ties by case id, and how many cases the filter let through.
+    ) -> tuple[list[list[Match]], int]:
+        """Return the exact k best cases of each query by score, as `Store.search` says.
 
-        query : the descriptor of the query, float32 [D].
-
-        One float32 pass prunes; what lies within that pass's own rounding error of the k-th best is scored
-        again in float64, so that neither the BLAS nor its threads can change the answer.
+        All is read in one transaction, so that a writer waits until the search has ended, and its list is
+        that of one moment. The scores are sums in float64 of the stored descriptors: what prunes cannot
+        change the answer.
         """
         with self._reading() as db:
-            if not db or not (count := int(db.execute("SELECT count(*) FROM cases").fetchone()[0])):
+            if not db or not self._count(db):
                 state = "is empty" if db else "does not exist"
                 raise ArchiveError(
                     f"archive {self.path} {state}",
@@ -192,163 +200,406 @@ class Archive:
                     expected="cases to search",
                     cure="add cases with Searcher.add or `skinret index`",
                 )
-            scan = self._scanned(db, count)
-            keep = self._filter(db, scan, where, exclude)
-            order, scores, parts = _exact_top(scan, keep, query, k, beta, gamma, self._layout)
-            found = {i: r for i, r in self._rows(db, scan.ids[order])}
-            matches = [
-                Match(found[int(scan.ids[n])], float(s), p)
-                for n, s, p in zip(order, scores, parts, strict=True)
+            view = self._current(db)
+            parts = [part for _, part in view.parts.values()]
+            asked = read_filter(where, [part.columns for part in parts])
+            ids = db.execute(f"SELECT id FROM cases WHERE case_id {_IN}", (json.dumps(list(exclude)),))
+            excluded = np.array([row[0] for row in ids], np.int64)
+            keeps = [part.kept(asked, excluded) for part in parts]
+            searched = sum(
+                len(part) if keep is None else int(keep.sum())
+                for part, keep in zip(parts, keeps, strict=True)
+            )
+            wide = np.repeat(weights, self.layout.lengths)
+            weighed = [wide * query.astype(np.float64) for query in queries]
+            longest = len(self.layout.lengths) ** 0.5  # no part of a descriptor exceeds 1
+            likely = candidates(parts, keeps, view.basis, weighed, k, longest)
+            found = []
+            for query, (some, upper) in zip(queries, likely, strict=True):
+                best = refine(query, some, upper, weights, self.layout, k, lambda ids: self._vectors(db, ids))
+                found.append(self._matches(db, k, *best))
+            return found, searched
+
+    def _matches(
+        self,
+        db: sqlite3.Connection,
+        k: int,
+        ids: Ids,
+        scores: npt.NDArray[np.float64],
+        products: npt.NDArray[np.float64],
+    ) -> list[Match]:
+        query = f"SELECT id, {_SELECT} FROM cases WHERE id {_IN}"
+        records = {row[0]: _record(row[1:]) for row in db.execute(query, (json.dumps(ids.tolist()),))}
+        matches = [Match(records[int(i)], float(s), p) for i, s, p in zip(ids, scores, products, strict=True)]
+        return sorted(matches, key=lambda match: (-match.score, match.record.case_id))[:k]
+
+    def _vectors(self, db: sqlite3.Connection, ids: Ids) -> Vector:
+        """Return the descriptors of row ids, in their order."""
+        query = f"SELECT id, descriptor FROM cases WHERE id {_IN}"
+        blobs = dict(db.execute(query, (json.dumps(ids.tolist()),)))
+        descriptors = np.empty((len(ids), self.layout.length), np.float32)
+        for row, number in zip(descriptors, ids.tolist(), strict=True):
+            blob = blobs.get(number)
+            if not isinstance(blob, bytes) or len(blob) != 4 * self.layout.length:
+                raise _Malformed(f"a descriptor of another length in row {number}")
+            row[:] = np.frombuffer(blob, "<f4")
+        if not (right := well_formed(descriptors, self.layout)).all():
+            raise _Malformed(f"a descriptor that is none in row {ids[int(np.argmin(right))]}")
+        return descriptors
+
+    # -- what is derived --
+
+    @property
+    def scan_folder(self) -> Path:
+        """The folder of what is derived."""
+        return self.path.with_name(self.path.name + ".scan")
+
+    def _current(self, db: sqlite3.Connection) -> _View:
+        """Return the view of the archive as this transaction sees it."""
+        with self._viewing:
+            revision = self._said(db, "revision")
+            old = self._view
+            if old is None or old.revision != revision:
+                basis = self._basis(db, old.basis if old else None)
+                known = old.parts if old and old.basis.key == basis.key else {}
+                parts = {}
+                for number, generation, count in self._segments(db):
+                    part = self._part(db, basis, number, generation, count, known.get(number))
+                    parts[number] = generation, part
+                self._view = _View(revision, basis, parts)
+            assert self._view is not None
+            return self._view
+
+    def _part(
+        self,
+        db: sqlite3.Connection,
+        basis: Basis,
+        number: int,
+        generation: int,
+        count: int,
+        known: tuple[int, Part] | None,
+    ) -> Part:
+        """Return a segment's part: the known one with what was added, or from its file, or from the cases."""
+        part = known[1] if known and known[0] == generation else None
+        whole = self._next_id(db) >= (number + 1) * SEGMENT
+        path = self.scan_folder / part_name(basis, number, generation)
+        rank = self.layout.length if basis.vectors is None else basis.vectors.shape[1]
+        if part is None and whole:
+            with contextlib.suppress(OSError, ValueError, Stale):
+                part = Part.load(path, rank)
+        if part is None or len(part) != count:
+            before = part is not None and len(part) > 0
+            start = int(part.ids[-1]) + 1 if part is not None and before else number * SEGMENT
+            more = self._read(db, basis, start, (number + 1) * SEGMENT)
+            part = part.followed_by(more) if part is not None and before else more
+            if len(part) != count:
+                raise _Malformed(f"{len(part)} of {count} cases in segment {number}")
+            if whole:
+                with contextlib.suppress(OSError):  # a folder that may not be written: kept in memory
+                    part.save(path)
+                    part = Part.load(path, rank)
+        return part
+
+    def _read(self, db: sqlite3.Connection, basis: Basis, start: int, end: int) -> Part:
+        """Make the part of row ids from the cases."""
+        part = part_of([], np.empty((0, self.layout.length), np.float32), [], basis)
+        for ids, records, descriptors in self._rows(db, start, end):
+            facts = [
+                {**r.attributes, "diagnosis": r.diagnosis, "group": r.group, "confirmed_by": r.confirmed_by}
+                for r in records
             ]
-            return matches, int(keep.sum())
+            part = part.followed_by(part_of(ids, descriptors, facts, basis))
+        return part
 
-    def _rows(self, db: sqlite3.Connection, ids: npt.NDArray[np.int64]) -> Iterator[tuple[int, Record]]:
-        query = f"SELECT id, {_SELECT} FROM cases WHERE id IN (SELECT value FROM json_each(?))"
-        for row in db.execute(query, (json.dumps(ids.tolist()),)):
-            yield row[0], _record(row[1:])
+    def _rows(
+        self, db: sqlite3.Connection, start: int = 0, end: int = 2**62
+    ) -> Iterator[tuple[list[int], list[Record], Vector]]:
+        """Give all that is stored of cases, some at a time."""
+        query = f"SELECT id, {_SELECT}, descriptor FROM cases WHERE id >= ? AND id < ? ORDER BY id"
+        cursor = db.execute(query, (start, end))
+        while rows := cursor.fetchmany(_STEP):
+            for row in rows:
+                if not isinstance(row[-1], bytes) or len(row[-1]) != 4 * self.layout.length:
+                    raise _Malformed(f"a descriptor of another length in case {row[1]!r}")
+            descriptors = np.frombuffer(b"".join(row[-1] for row in rows), "<f4")
+            descriptors = descriptors.reshape(len(rows), -1).astype(np.float32, copy=False)
+            if not (right := well_formed(descriptors, self.layout)).all():
+                raise _Malformed(f"a descriptor that is none in case {rows[int(np.argmin(right))][1]!r}")
+            yield [row[0] for row in rows], [_record(row[1:-1]) for row in rows], descriptors
 
-    def _scanned(self, db: sqlite3.Connection, count: int) -> _Scan:
-        row = db.execute("SELECT value FROM meta WHERE name = 'revision'").fetchone()
+    def _basis(self, db: sqlite3.Connection, known: Basis | None) -> Basis:
+        row = db.execute("SELECT key FROM basis").fetchone()
+        if known and known.key == (row[0] if row else Basis.of(None).key):
+            return known
         if not row:
-            raise _Malformed("no revision")
-        revision = str(row[0])
-        if self._scan is None or self._scan.revision != revision:
-            ids = np.empty(count, np.int64)
-            case_ids: list[str] = []
-            descriptors = np.empty((count, self._layout.length), np.float32)
-            for number, case_id, blob in db.execute("SELECT id, case_id, descriptor FROM cases ORDER BY id"):
-                n = len(case_ids)
-                whole = isinstance(blob, bytes) and len(blob) == 4 * self._layout.length
-                if n == count or not isinstance(case_id, str) or not whole:
-                    raise _Malformed(f"a descriptor of another length in case {case_id!r}")
-                ids[n], descriptors[n] = number, np.frombuffer(blob, "<f4")
-                case_ids.append(case_id)
-            if len(case_ids) != count:
-                raise _Malformed(f"{len(case_ids)} of {count} cases")
-            if not (right := well_formed(descriptors, self._layout)).all():
-                raise _Malformed(f"a descriptor that is none in case {case_ids[int(np.argmin(right))]!r}")
-            self._scan = _Scan(revision, ids, case_ids, descriptors)
-        return self._scan
+            return Basis.of(None)
+        [blob] = db.execute("SELECT vectors FROM basis").fetchone()
+        try:
+            vectors = np.frombuffer(blob, "<f8").reshape(self.layout.length, -1) if blob else None
+        except (TypeError, ValueError) as error:
+            raise _Malformed(f"the basis: {error}") from None
+        basis = Basis.of(vectors)
+        if basis.key != row[0]:
+            raise _Malformed("another basis than was written")
+        return basis
 
-    def _filter(
-        self, db: sqlite3.Connection, scan: _Scan, where: Mapping[str, Any] | None, exclude: Collection[str]
-    ) -> npt.NDArray[np.bool_]:
-        keep = np.ones(len(scan.ids), bool)
-        if where is not None and not isinstance(where, Mapping):
-            raise InputError(
-                "the filter cannot be used",
-                code="filter-type",
-                expected='a mapping such as {"sex": "female"}',
-                found=repr(where),
-            )
-        for name, wanted in (where or {}).items():
-            values = list(wanted) if isinstance(wanted, list | tuple | set | frozenset) else [wanted]
-            if not all(isinstance(v, str | int | float) and can_be_stored(v) for v in values):
-                raise InputError(
-                    f"the filter on {name!r} cannot be used",
-                    code="filter-type",
-                    expected="a str or number, or a list of them",
-                    found=repr(wanted),
+    def _derive(self) -> None:
+        """Bring what is derived up to date, and remove what is stale."""
+        with self._reading() as db:
+            assert db is not None
+            fitted = db.execute("SELECT count(*) FROM basis").fetchone()[0]
+            sample = None if fitted or self._next_id(db) < SEGMENT else self._sample(db)
+            count = self._count(db)
+        if sample is not None:
+            self._take_basis(Basis.fit(sample, count))
+        with self._reading() as db:
+            assert db is not None
+            view = self._current(db)
+            current = {part_name(view.basis, n, generation) for n, (generation, _) in view.parts.items()}
+        with self._translated():
+            sweep(self.scan_folder, current)
+
+    def _sample(self, db: sqlite3.Connection) -> Vector:
+        ids = np.array([row[0] for row in db.execute("SELECT id FROM cases ORDER BY id")], np.int64)
+        rng = np.random.default_rng(0)
+        return self._vectors(db, np.sort(rng.choice(ids, min(len(ids), SAMPLE), replace=False)))
+
+    def _take_basis(self, basis: Basis) -> None:
+        blob = b"" if basis.vectors is None else np.ascontiguousarray(basis.vectors, "<f8").tobytes()
+        with self._writing(create=False) as db:
+            db.execute("DELETE FROM basis")
+            db.execute("INSERT INTO basis VALUES (?, ?)", (basis.key, blob))
+
+    # -- care --
+
+    def check(self, progress: Progress | None = None) -> list[str]:
+        """Read everything, and return what is wrong, in words; [] for an archive that is whole."""
+        faults: list[str] = []
+        with self._reading() as db:
+            if not db:
+                return []
+            said = [str(row[0]) for row in db.execute("PRAGMA integrity_check(20)")]
+            faults += [line for line in said if line != "ok"]
+            counts: dict[int, int] = {}
+            total, last = self._count(db), -1
+            try:
+                for ids, _, _ in self._rows(db):
+                    for number in ids:
+                        counts[number // SEGMENT] = counts.get(number // SEGMENT, 0) + 1
+                    last = ids[-1]
+                    if progress:
+                        progress(sum(counts.values()), total)
+            except _Malformed as error:
+                return [*faults, str(error)]
+            if last >= self._next_id(db):
+                faults.append(f"row {last} is above the next row id")
+            stated = {number: count for number, _, count in self._segments(db) if count}
+            if stated != counts:
+                faults.append(f"{sum(counts.values())} cases, but {sum(stated.values())} are accounted for")
+            if faults:
+                return faults
+            basis = self._basis(db, None)
+            for number, generation, _ in self._segments(db):
+                path = self.scan_folder / part_name(basis, number, generation)
+                if path.exists():
+                    with contextlib.suppress(Stale):  # the next search makes it anew
+                        rank = self.layout.length if basis.vectors is None else basis.vectors.shape[1]
+                        part = Part.load(path, rank)
+                        right = self._read(db, basis, number * SEGMENT, (number + 1) * SEGMENT)
+                        if (
+                            len(part) != len(right)
+                            or (part.ids != right.ids).any()
+                            or (np.abs(part.z - right.z).max(initial=0) > 1e-5)
+                        ):
+                            faults.append(f"{path.name} does not hold what the archive does")
+        return faults
+
+    def repair(self) -> None:
+        """Make anew all that follows from the cases: the account of them, and what is derived."""
+        with self._writing(create=False) as db:
+            [last] = db.execute("SELECT coalesce(max(id), -1) FROM cases").fetchone()
+            if self._next_id(db) <= last:
+                db.execute("UPDATE meta SET value = ? WHERE name = 'next_id'", (str(last + 1),))
+            self._account(db)
+            db.execute("DELETE FROM basis")
+        sweep(self.scan_folder, ())
+        self._derive()
+
+    def compact(self) -> None:
+        """Give back the room of removed cases, and fit what is derived to the cases there are now."""
+        with self._reading() as db:
+            if not db:
+                raise ArchiveError(
+                    f"archive {self.path} does not exist", code="archive-empty", cure="check the path"
                 )
-            if name in ("diagnosis", "group", "confirmed_by"):
-                query = f'SELECT id FROM cases WHERE "{name}" IN (SELECT value FROM json_each(?))'
-                rows = db.execute(query, (json.dumps(values),))
-            else:
-                known = [
-                    r[0]
-                    for r in db.execute(
-                        "SELECT DISTINCT key FROM cases, json_each(cases.attributes) ORDER BY key"
-                    )
-                ]
-                if name not in known:
-                    raise InputError(
-                        f"no case has the attribute {name!r}",
-                        code="filter-unknown",
-                        found=repr(name),
-                        expected=f"one of {', '.join(['diagnosis', 'group', 'confirmed_by', *known])}",
-                    )
-                rows = db.execute(
-                    "SELECT id FROM cases WHERE EXISTS (SELECT 1 FROM json_each(cases.attributes) AS a"
-                    " WHERE a.key = ? AND a.value IN (SELECT value FROM json_each(?)))",
-                    (name, json.dumps(values)),
-                )
-            keep &= np.isin(scan.ids, np.fromiter((r[0] for r in rows), np.int64))
-        if exclude:
-            rows = db.execute(
-                "SELECT id FROM cases WHERE case_id IN (SELECT value FROM json_each(?))",
-                (json.dumps(list(exclude)),),
+            basis = Basis.fit(self._sample(db), self._count(db)) if self._next_id(db) >= SEGMENT else None
+        if basis:
+            self._take_basis(basis)
+        with self._connection() as db:
+            db.execute("VACUUM")
+        self._derive()
+
+    def backup(self, target: str | Path, progress: Progress | None = None) -> None:
+        """Copy the archive, while it is in use, to a file that does not exist yet.
+
+        What is derived is not copied. Where others keep writing, they wait while the last try copies all in
+        one go.
+        """
+        target = Path(target)
+        if target.exists():
+            raise ArchiveError(
+                f"{target} is there already",
+                code="archive-exists",
+                expected="a name that no file has",
+                cure="give another name, or move the file away",
             )
-            keep &= ~np.isin(scan.ids, np.fromiter((r[0] for r in rows), np.int64))
-        return keep
+        tries, left = 0, 0
+
+        def copied(_: int, remaining: int, total: int) -> None:
+            nonlocal tries, left
+            tries, left = tries + (remaining > left > 0), remaining
+            if tries > 2:
+                raise InterruptedError
+            if progress:
+                progress(total - remaining, total)
+
+        with self._reading() as db:
+            if not db:
+                raise ArchiveError(
+                    f"archive {self.path} does not exist", code="archive-empty", cure="check the path"
+                )
+        with self._connection() as db, whole_file(target) as temporary:
+            with contextlib.closing(sqlite3.connect(temporary)) as other:
+                try:
+                    db.backup(other, pages=2048, progress=copied)
+                except InterruptedError:
+                    db.backup(other)
+                said = other.execute("PRAGMA quick_check(1)").fetchone()[0]
+            if said != "ok":
+                raise self._damaged(f"a copy with a fault: {said}")
 
     # -- the file --
 
     def _open(self) -> None:
-        """Connect if there is a file to connect to, and check that it is ours."""
+        """Look at the file, if there is one, and check that it is ours."""
         with self._translated():
-            if self._connection or not self.path.is_file() or not self.path.stat().st_size:
+            if self._ours or not self.path.is_file() or not self.path.stat().st_size:
                 return
-        db = self._connect()
-        try:
-            with self._translated():
+            with contextlib.closing(self._connect()) as db:
                 pages = db.execute("PRAGMA page_count").fetchone()[0]
                 if not pages and not self.path.stat().st_size:  # a first commit that a kill undid
-                    db.close()
                     return
-                application = db.execute("PRAGMA application_id").fetchone()[0]
-                schema = db.execute("PRAGMA user_version").fetchone()[0]
-                if application != _APPLICATION_ID:
+                meta = self._meta(db)
+                if meta.get("fingerprint") != self.fingerprint:
                     raise ArchiveError(
-                        f"{self.path} is not a skinret archive",
-                        code="archive-foreign",
-                        expected="a file that `skinret index` made",
-                        found="another SQLite database",
-                        cure="check the path",
+                        f"archive {self.path} was written by another model",
+                        code="archive-model",
+                        expected=f"{self.model} (fingerprint {self.fingerprint[:12]})",
+                        found=f"{meta.get('model')} (fingerprint {str(meta.get('fingerprint'))[:12]})",
+                        cure="open it with the bundle that wrote it, or index the images into a new archive",
                     )
-                if schema > SCHEMA:
-                    raise ArchiveError(
-                        f"archive {self.path} is newer than this package",
-                        code="archive-newer",
-                        expected=f"schema {SCHEMA} or older",
-                        found=f"schema {schema}",
-                        cure="pip install --upgrade skinret-infer",
-                    )
-                meta = dict(db.execute("SELECT name, value FROM meta"))
-            if meta.get("fingerprint") != self._fingerprint:
-                raise ArchiveError(
-                    f"archive {self.path} was written by another model",
-                    code="archive-model",
-                    expected=f"{self._model} (fingerprint {self._fingerprint[:12]})",
-                    found=f"{meta.get('model')} (fingerprint {str(meta.get('fingerprint'))[:12]})",
-                    cure="open it with the bundle that wrote it, or index the images into a new archive",
-                )
-        except BaseException:
-            db.close()
-            raise
-        self._connection = db
+                if db.execute("PRAGMA user_version").fetchone()[0] < SCHEMA:
+                    self._migrate(db)
+            self._ours = True
+
+    def _meta(self, db: sqlite3.Connection) -> dict[str, str]:
+        """Return what the archive says of itself, having checked that it is one."""
+        if db.execute("PRAGMA application_id").fetchone()[0] != _APPLICATION_ID:
+            raise ArchiveError(
+                f"{self.path} is not a skinret archive",
+                code="archive-foreign",
+                expected="a file that `skinret index` made",
+                found="another SQLite database",
+                cure="check the path",
+            )
+        if (schema := db.execute("PRAGMA user_version").fetchone()[0]) > SCHEMA:
+            raise ArchiveError(
+                f"archive {self.path} is newer than this package",
+                code="archive-newer",
+                expected=f"schema {SCHEMA} or older",
+                found=f"schema {schema}",
+                cure="pip install --upgrade skinret-infer",
+            )
+        return dict(db.execute("SELECT name, value FROM meta"))
+
+    def _said(self, db: sqlite3.Connection, name: str) -> int:
+        row = db.execute("SELECT value FROM meta WHERE name = ?", (name,)).fetchone()
+        if not row or not str(row[0]).isascii() or not str(row[0]).isdigit():
+            raise _Malformed(f"no {name}")
+        return int(row[0])
+
+    @staticmethod
+    def _segments(db: sqlite3.Connection) -> list[tuple[int, int, int]]:
+        """Return the number, generation and count of the segments."""
+        rows = db.execute("SELECT number, generation, cases FROM segments ORDER BY number").fetchall()
+        if not all(isinstance(value, int) and value >= 0 for row in rows for value in row):
+            raise _Malformed("an account of the segments that is none")
+        return rows
+
+    def _next_id(self, db: sqlite3.Connection) -> int:
+        return self._said(db, "next_id")
+
+    def _count(self, db: sqlite3.Connection) -> int:
+        return sum(count for _, _, count in self._segments(db))
+
+    def _remove(self, db: sqlite3.Connection, case_ids: Collection[str]) -> int:
+        """Remove cases within a transaction, and give their segments another generation."""
+        found = db.execute(f"SELECT id FROM cases WHERE case_id {_IN}", (json.dumps(list(case_ids)),))
+        ids = [row[0] for row in found]
+        db.execute(f"DELETE FROM cases WHERE id {_IN}", (json.dumps(ids),))
+        for number in {n // SEGMENT for n in ids}:
+            gone = sum(n // SEGMENT == number for n in ids)
+            db.execute(
+                "UPDATE segments SET generation = ?, cases = cases - ? WHERE number = ?",
+                (self._said(db, "revision") + 1, gone, number),
+            )
+        return len(ids)
+
+    def _account(self, db: sqlite3.Connection) -> None:
+        """Count the cases of each segment anew, and give all another generation."""
+        db.execute("DELETE FROM segments")
+        db.execute(
+            "INSERT INTO segments SELECT id / ?, ?, count(*) FROM cases GROUP BY id / ?",
+            (SEGMENT, self._said(db, "revision") + 1, SEGMENT),
+        )
 
     def _connect(self) -> sqlite3.Connection:
         if "\0" in str(self.path):
             raise ArchiveError(
                 f"archive {str(self.path)!r} cannot be", code="archive-io", cure="check the path"
             )
+        db = sqlite3.connect(self.path, timeout=_BUSY_SECONDS, isolation_level=None, check_same_thread=False)
+        db.execute("PRAGMA secure_delete = ON")  # a removed case's bytes are overwritten
+        db.execute("PRAGMA synchronous = EXTRA")  # a commit outlives a loss of power
+        return db
+
+    @contextlib.contextmanager
+    def _connection(self) -> Iterator[sqlite3.Connection]:
+        """Lend a connection to the file, which is there."""
         with self._translated():
-            db = sqlite3.connect(
-                self.path, timeout=_BUSY_SECONDS, isolation_level=None, check_same_thread=False
-            )
-            db.execute("PRAGMA secure_delete = ON")  # a removed case's bytes are overwritten
-            return db
+            with self._lock:
+                self.check_open()
+                db = self._idle.pop() if self._idle else None
+            db = db or self._connect()
+            try:
+                yield db
+            finally:
+                with self._lock:
+                    if not self._closed and not db.in_transaction:
+                        self._idle.append(db)
+                        db = None
+                if db:
+                    db.close()
 
     @contextlib.contextmanager
     def _reading(self) -> Iterator[sqlite3.Connection | None]:
         """Give a connection inside one read transaction, or None where there is no file yet."""
-        with self._lock, self._translated():
-            self.check_open()
-            self._open()
-            db = self._connection
-            if db is None:
-                yield None
-                return
+        self.check_open()
+        self._open()
+        if not self._ours:
+            yield None
+            return
+        with self._connection() as db:
             db.execute("BEGIN")
             try:
                 yield db
@@ -357,18 +608,16 @@ class Archive:
 
     @contextlib.contextmanager
     def _writing(self, *, create: bool) -> Iterator[sqlite3.Connection]:
-        with self._lock, self._translated():
-            self.check_open()
+        self.check_open()
+        self._open()
+        if not self._ours:
+            if not create:
+                raise ArchiveError(
+                    f"archive {self.path} does not exist", code="archive-empty", cure="check the path"
+                )
+            self._create()
             self._open()
-            if self._connection is None:
-                if not create:
-                    raise ArchiveError(
-                        f"archive {self.path} does not exist", code="archive-empty", cure="check the path"
-                    )
-                self._create()
-                self._open()
-            db = self._connection
-            assert db is not None
+        with self._connection() as db:
             db.execute("BEGIN IMMEDIATE")
             try:
                 yield db
@@ -384,18 +633,27 @@ class Archive:
 
         Another writer that was faster is left to have made them.
         """
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        db = self._connect()
-        meta = {"fingerprint": self._fingerprint, "model": self._model, "revision": "0"}
-        try:
-            db.execute("BEGIN IMMEDIATE")
-            if not db.execute("PRAGMA application_id").fetchone()[0]:
-                for statement in filter(str.strip, _CREATE.split(";")):
-                    db.execute(statement)
-                db.executemany("INSERT INTO meta VALUES (?, ?)", meta.items())
-            db.execute("COMMIT")
-        finally:
-            db.close()
+        meta = {"fingerprint": self.fingerprint, "model": self.model, "revision": "0", "next_id": "0"}
+        with self._translated():
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            with contextlib.closing(self._connect()) as db:
+                db.execute("BEGIN IMMEDIATE")
+                if not db.execute("PRAGMA application_id").fetchone()[0]:
+                    _run(db, _CASES + _SCANNED)
+                    meta["layout"] = json.dumps(asdict(self.layout))
+                    db.executemany("INSERT INTO meta VALUES (?, ?)", meta.items())
+                db.execute("COMMIT")
+
+    def _migrate(self, db: sqlite3.Connection) -> None:
+        """Bring schema 1 to this one, in one transaction."""
+        db.execute("BEGIN IMMEDIATE")
+        if db.execute("PRAGMA user_version").fetchone()[0] < SCHEMA:  # no other process was faster
+            [last] = db.execute("SELECT coalesce(max(id), -1) FROM cases").fetchone()
+            _run(db, _SCANNED)
+            meta = {"next_id": str(last + 1), "layout": json.dumps(asdict(self.layout))}
+            db.executemany("INSERT INTO meta VALUES (?, ?)", meta.items())
+            self._account(db)
+        db.execute("COMMIT")
 
     def check_open(self) -> None:
         """Raise ArchiveError if the archive was closed."""
@@ -463,29 +721,7 @@ def _record(row: Sequence[Any]) -> Record:
     return Record(case_id, diagnosis, group, confirmed_by, known, image_ref, image_sha256)
 
 
-def _exact_top(
-    scan: _Scan,
-    keep: npt.NDArray[np.bool_],
-    query: Vector,
-    k: int,
-    beta: float,
-    gamma: float,
-    layout: Layout,
-) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float64], npt.NDArray[np.float64]]:
-    """Return the positions of the k best kept cases in order, their scores [k] and products [k, 6 + C]."""
-    kept = np.flatnonzero(keep)
-    if k < len(kept):
-        weighed = weigh(query, layout, beta, gamma)
-        # Not BLAS: its threads spin on for 20 ms after the product, on the cores that the next query needs.
-        rough = np.einsum("ij,j->i", scan.descriptors, weighed)[kept]
-        # |fl(x.y) - x.y| <= D u |x||y| in any order of summation (Higham 2002, 3.5); no part exceeds 1.
-        longest = len(layout.lengths) ** 0.5
-        bound = (layout.length + 2) * 2.0**-24 * float(np.linalg.norm(weighed)) * longest
-        kth = np.partition(rough, len(kept) - k)[len(kept) - k]
-        kept = kept[rough >= kth - 2.1 * bound]
-    parts = products(query, scan.descriptors[kept], layout)
-    score = (parts * part_weights(layout, beta, gamma)).sum(
-        axis=1
-    )  # not BLAS: the same bits whatever stands beside
-    order = sorted(range(len(kept)), key=lambda n: (-score[n], scan.case_ids[kept[n]]))[:k]
-    return kept[order], score[order], parts[order]
+def _run(db: sqlite3.Connection, script: str) -> None:
+    """Run statements within the transaction that is open, as executescript does not."""
+    for statement in filter(str.strip, script.split(";")):
+        db.execute(statement)

@@ -13,6 +13,8 @@ has gamma = 0 and scores S/3, as the paper does.
 All is one dot product: a descriptor is d = [e^L e^M e^H g^L g^M g^H p^1 ... p^C].
 """
 
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -64,15 +66,39 @@ def check_weight(name: str, value: float, low: str, high: str) -> float:
     return float(value)
 
 
-def part_weights(layout: Layout, beta: float, gamma: float) -> npt.NDArray[np.float64]:
+def check_levels(levels: Mapping[str, float] | None) -> dict[str, float]:
+    """Return the weight of each level, those not given 1, or raise InputError."""
+    given = dict(levels) if isinstance(levels, Mapping) else {}
+    right = (levels is None or isinstance(levels, Mapping)) and set(given) <= set(LEVELS)
+    plain = all(
+        isinstance(v, int | float | np.number) and not isinstance(v, bool) and v >= 0 and math.isfinite(v)
+        for v in given.values()
+    )
+    weights = dict.fromkeys(LEVELS, 1.0) | given
+    if not right or not plain or not any(weights.values()):
+        raise InputError(
+            "levels cannot be used",
+            code="levels-range",
+            expected=f"numbers of at least 0, not all 0, by {', '.join(LEVELS)}",
+            found=repr(levels),
+        )
+    return {name: float(weight) for name, weight in weights.items()}
+
+
+def part_weights(
+    layout: Layout, beta: float, gamma: float, levels: Mapping[str, float] | None = None
+) -> npt.NDArray[np.float64]:
     """Return what each part's product counts in the score, float64 [6 + C].
+
+    levels : the weights of the levels among the cosines, in the order of LEVELS; None: all alike.
 
     Of the agreement the group is one half, the criteria share the other.
     """
-    cosine = (1 - gamma) / 3
+    share = np.array([*(levels or dict.fromkeys(LEVELS, 1.0)).values()])
+    share /= share.sum()
     criteria = len(layout.traits) - 1
     traits = [gamma / 2, *[gamma / 2 / criteria] * criteria] if criteria > 0 else [gamma] * len(layout.traits)
-    return np.array([cosine * beta] * 3 + [cosine * (1 - beta)] * 3 + traits)
+    return np.concatenate([(1 - gamma) * beta * share, (1 - gamma) * (1 - beta) * share, traits])
 
 
 def score_weights(layout: Layout, beta: float, gamma: float) -> npt.NDArray[np.float64]:

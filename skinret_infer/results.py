@@ -13,7 +13,7 @@ class Hit:
 
     score : in [-1, 1], a similarity, never a probability:
         (1 - gamma) * (beta * local + (1 - beta) * global_) + gamma * agreement.
-    local, global_ : the means of the three local and of the three global cosines.
+    local, global_ : the means of the three local and of the three global cosines, weighted by the levels.
     cosines : all six, such as {"local_low": 0.81, ...}.
     agreement : on how much of group and criteria the two are expected to agree, by what the model reads off
         both, 0 to 1; None if it reads nothing.
@@ -44,6 +44,7 @@ class Results:
     k: int
     beta: float
     gamma: float
+    levels: Mapping[str, float]  # the weights of low, mid and high among the cosines
     searched: int  # cases that the filter let through
     runtime: str  # what ran, such as "onnxruntime-cpu"
     precision: str  # in which it ran, such as "fp32"

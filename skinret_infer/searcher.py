@@ -14,14 +14,15 @@ import numpy as np
 import numpy.typing as npt
 
 from . import gate
-from .archive import Archive, Match, Record
+from .archive import Archive
 from .bundle import Bundle
 from .cases import Case
-from .descriptor import COSINES, Vector, check_weight, part_weights
+from .descriptor import COSINES, Vector, check_levels, check_weight, part_weights
 from .engines import Array, Engine, cache_folder, open_engine
 from .errors import ArchiveError, InputError, SkinretError
 from .image import ImageSource, Pixels, decode, digest, prepare
 from .results import Hit, Results
+from .store import Match, Record, Store
 from .text import TextEncoderInput, check_text
 
 BATCH = 8  # images encoded at once, and cases written in one transaction
@@ -50,7 +51,7 @@ class Searcher:
     """Find the most similar confirmed cases of an archive for an image and a few words.
 
     bundle : the folder that skinret-export made; every file is checked against its hash.
-    archive : the path of the archive; the first `add` makes it.
+    archive : the path of the archive; the first `add` makes it. Or another Store of this model's cases.
     runtime : "auto", or one by name, which is then used or refused, never exchanged.
     precision : "auto" takes the fastest that the gate on ranks has passed for this bundle; or one by name.
         Cases are added in fp32 unless the gate has passed it for archives too.
@@ -63,7 +64,7 @@ class Searcher:
     def __init__(
         self,
         bundle: str | Path,
-        archive: str | Path,
+        archive: str | Path | Store,
         *,
         runtime: str = "auto",
         precision: str = "auto",
@@ -74,7 +75,11 @@ class Searcher:
         self.manifest = manifest = self._bundle.manifest
         self._tokenize = TextEncoderInput(self._bundle.tokenizer(), manifest.text)
         self._model = f"{manifest.model} {manifest.version}"
-        self._archive = Archive(archive, manifest.fingerprint, manifest.layout, self._model)
+        self._archive: Store = (
+            Archive(archive, manifest.fingerprint, manifest.layout, self._model)
+            if isinstance(archive, str | Path)
+            else archive
+        )
         self._opening: Mapping[str, Any] = {"threads": threads, "cache": cache}
         self._engine = open_engine(self._bundle, runtime, precision=precision, **self._opening)
         self._writing: Engine | None = None
@@ -96,7 +101,7 @@ class Searcher:
         return len(self._archive)
 
     def __repr__(self) -> str:
-        return f"Searcher({self._model}, {self._archive.path}, {self.runtime} {self.precision})"
+        return f"Searcher({self._model}, {self._archive}, {self.runtime} {self.precision})"
 
     def __enter__(self) -> Self:
         return self
@@ -166,23 +171,27 @@ class Searcher:
         exclude: Collection[str] = (),
         beta: float | None = None,
         gamma: float | None = None,
+        levels: Mapping[str, float] | None = None,
     ) -> Results:
         """Return the k most similar cases for a dermoscopy image and, if given, a few words.
 
         image : a path, bytes, a binary file object, a PIL image or an H x W x 3 uint8 array.
         text : findings in English, such as "atypical pigment network"; None or "" searches by image alone.
         k : how many hits; fewer come back if the archive or the filter has fewer.
-        where : only cases whose field or attribute has this value, or one of these, such as
-            {"diagnosis": ["melanoma", "nevus"], "sex": "female"}.
+        where : only cases whose field or attribute has this value, one of these, or a number from one to the
+            other, such as {"sex": "female", "diagnosis": ["melanoma", "nevus"], "age": (40, 60)}.
         exclude : case ids that may not come back, such as the patient's own.
         beta : the weight of the local term (Eq. 9), 0 to 1; None takes the model's.
         gamma : the weight of the agreement of traits: 0 ranks by the looks alone, 1 by what is read off
             them alone; None takes the model's.
+        levels : the weights of the levels among the looks, such as {"low": 2, "high": 0.5}; those not given
+            are 1.
 
         Raises InputError, ArchiveError.
         """
-        asked = [(image, text)]
-        return self.query_batch(asked, k=k, where=where, exclude=exclude, beta=beta, gamma=gamma)[0]
+        return self.query_batch(
+            [(image, text)], k=k, where=where, exclude=exclude, beta=beta, gamma=gamma, levels=levels
+        )[0]
 
     def query_batch(
         self,
@@ -193,6 +202,7 @@ class Searcher:
         exclude: Collection[str] = (),
         beta: float | None = None,
         gamma: float | None = None,
+        levels: Mapping[str, float] | None = None,
     ) -> list[Results]:
         """Answer many queries, encoding eight at a time. The scores are those of `query`, to rounding."""
         if isinstance(k, bool) or not isinstance(k, int | np.integer) or k < 1:
@@ -204,6 +214,9 @@ class Searcher:
             self.manifest.beta if beta is None else check_weight("beta", beta, "global alone", "local alone")
         )
         gamma = self._gamma(gamma)
+        levels = check_levels(levels)
+        weights = part_weights(self.manifest.layout, beta, gamma, levels)
+        share = part_weights(self.manifest.layout, 1.0, 0.0, levels)[:3]  # of each level
         agreement = part_weights(self.manifest.layout, beta, 1.0)[6:]  # of each trait
         results: list[Results] = []
         for start in range(0, len(queries), BATCH):
@@ -213,28 +226,29 @@ class Searcher:
             timings: dict[str, float] = {}
             descriptors, warnings = self._describe([image for image, _ in chunk], texts, timings)
             timings["total"] = (time.perf_counter() - began) * 1e3
-            each = {name: ms / len(chunk) for name, ms in timings.items()}
-            for text, descriptor, warned in zip(texts, descriptors, warnings, strict=True):
-                searching = time.perf_counter()
-                matches, searched = self._archive.search(descriptor, int(k), beta, gamma, where, excluded)
-                search = (time.perf_counter() - searching) * 1e3
-                spent = each | {"search": search, "total": each["total"] + search}
+            searching = time.perf_counter()
+            found, searched = self._archive.search(descriptors, weights, int(k), where, excluded)
+            timings["search"] = (time.perf_counter() - searching) * 1e3
+            timings["total"] += timings["search"]
+            spent = {name: round(ms / len(chunk), 3) for name, ms in timings.items()}
+            for text, matches, warned in zip(texts, found, warnings, strict=True):
                 results.append(
                     Results(
                         hits=tuple(
-                            _hit(rank, match, self.manifest.traits, agreement)
+                            _hit(rank, match, self.manifest.traits, agreement, share)
                             for rank, match in enumerate(matches, 1)
                         ),
                         text=text,
                         k=int(k),
                         beta=beta,
                         gamma=gamma,
+                        levels=levels,
                         searched=searched,
                         runtime=self.runtime,
                         precision=self.precision,
                         model=self._model,
                         warnings=tuple(warned),
-                        timings_ms={name: round(ms, 3) for name, ms in spent.items()},
+                        timings_ms=spent,
                     )
                 )
         return results
@@ -353,14 +367,20 @@ class Searcher:
         return tokens, mask[:, :n], warnings
 
 
-def _hit(rank: int, match: Match, traits: Iterable[str], weights: npt.NDArray[np.float64]) -> Hit:
+def _hit(
+    rank: int,
+    match: Match,
+    traits: Iterable[str],
+    weights: npt.NDArray[np.float64],
+    share: npt.NDArray[np.float64],
+) -> Hit:
     record, six, agreed = match.record, match.products[:6], match.products[6:]
     return Hit(
         rank=rank,
         case_id=record.case_id,
         score=match.score,
-        local=float(six[:3].mean()),
-        global_=float(six[3:].mean()),
+        local=float(six[:3] @ share),
+        global_=float(six[3:] @ share),
         cosines=dict(zip(COSINES, map(float, six), strict=True)),
         agreement=float(agreed @ weights) if len(agreed) else None,
         traits=dict(zip(traits, map(float, agreed), strict=True)),

@@ -23,8 +23,9 @@ from hypothesis import strategies as st
 
 from skinret_infer import ArchiveError, Case, InputError, Searcher, SkinretError
 from skinret_infer import archive as archive_module
-from skinret_infer.archive import Archive, Match, Record
-from skinret_infer.descriptor import Layout, Vector
+from skinret_infer.archive import Archive
+from skinret_infer.descriptor import Layout, Vector, part_weights
+from skinret_infer.store import Match, Record
 
 LAYOUT = Layout(local=(4, 6, 8), global_=(4, 6, 8), traits=(3, 2))
 GAMMA = 0.5
@@ -78,12 +79,21 @@ def _stored(path: Path, case_id: str) -> bytes:
     return bytes(blob)
 
 
+def _search(
+    archive: Archive, query: Vector, k: int, beta: float, gamma: float, where: Any = None, exclude: Any = ()
+) -> tuple[list[Match], int]:
+    """Search for one query."""
+    weights = part_weights(archive.layout, beta, gamma)
+    [matches], searched = archive.search(query[None], weights, k, where, exclude)
+    return matches, searched
+
+
 def _ids(matches: tuple[list[Match], int]) -> list[str]:
     return [match.record.case_id for match in matches[0]]
 
 
 def _all_ids(archive: Archive, **options: Any) -> list[str]:
-    return sorted(_ids(archive.search(QUERY, 10**6, 0.6, GAMMA, **options)))
+    return sorted(_ids(_search(archive, QUERY, 10**6, 0.6, GAMMA, **options)))
 
 
 @contextlib.contextmanager
@@ -188,14 +198,14 @@ def test_another_sqlite_database_is_refused_by_name_and_left_as_it_is(tables: st
 def test_a_newer_schema_asks_for_a_newer_package(path: Path) -> None:
     _made(path)
     with contextlib.closing(sqlite3.connect(path)) as db:
-        db.execute("PRAGMA user_version = 2")
-    with _refused("archive-newer", path, "schema 2", "upgrade"):
+        db.execute("PRAGMA user_version = 3")
+    with _refused("archive-newer", path, "schema 3", "upgrade"):
         _open(path)
 
 
 def test_a_folder_in_the_place_of_the_archive_is_refused(tmp_path: Path) -> None:
     with _refused(None, tmp_path), contextlib.closing(_open(tmp_path)) as archive:
-        archive.search(QUERY, 1, 0.6, GAMMA)
+        _search(archive, QUERY, 1, 0.6, GAMMA)
     with _refused(None, tmp_path), contextlib.closing(_open(tmp_path)) as archive:
         archive.write([_record("1")], _descriptors(1))
 
@@ -232,7 +242,7 @@ def test_a_closed_archive_says_so_and_closes_again(path: Path) -> None:
         lambda: archive.find(["c01"]),
         lambda: archive.remove(["c01"]),
         lambda: archive.write([_record("1")], _descriptors(1)),
-        lambda: archive.search(QUERY, 1, 0.6, GAMMA),
+        lambda: _search(archive, QUERY, 1, 0.6, GAMMA),
     ):
         with _refused("archive-closed", path):
             use()
@@ -506,7 +516,7 @@ def test_many_removed_cases_leave_no_trace_in_a_file_that_grew_by_batches(width:
 
 
 def _all_ids_wide(archive: Archive, layout: Layout) -> list[str]:
-    return sorted(_ids(archive.search(_descriptors(1, 1, layout)[0], 10**6, 0.6, GAMMA)))
+    return sorted(_ids(_search(archive, _descriptors(1, 1, layout)[0], 10**6, 0.6, GAMMA)))
 
 
 def test_removing_nothing_removes_nothing(path: Path) -> None:
@@ -566,13 +576,13 @@ import sys
 from pathlib import Path
 import numpy as np
 from skinret_infer.archive import Archive
-from skinret_infer.descriptor import Layout
+from skinret_infer.descriptor import Layout, part_weights
 layout = Layout(local=(4, 6, 8), global_=(4, 6, 8), traits=(3, 2))
 archive = Archive(Path(sys.argv[1]), "f" * 64, layout, "m 1")
-query = np.ones(41, np.float32) / 3
+query, weights = np.ones(41, np.float32) / 3, part_weights(layout, 0.6, 0.5)
 for line in sys.stdin:
-    found = [m.record.case_id for m in archive.search(query, 100, 0.6, 0.5)[0]] if len(archive) else []
-    print(" ".join(sorted(found)), flush=True)
+    found = archive.search(query[None], weights, 100)[0][0] if len(archive) else []
+    print(*sorted(m.record.case_id for m in found), flush=True)
 """
 
 
@@ -625,7 +635,11 @@ def test_an_archive_locked_for_all_says_so_wherever_it_is_met(path: Path) -> Non
         contextlib.closing(sqlite3.connect(path, isolation_level=None)) as other,
     ):
         other.execute("BEGIN EXCLUSIVE")
-        for use in (lambda: _open(path), lambda: len(archive), lambda: archive.search(QUERY, 1, 0.6, GAMMA)):
+        for use in (
+            lambda: _open(path),
+            lambda: len(archive),
+            lambda: _search(archive, QUERY, 1, 0.6, GAMMA),
+        ):
             with _refused("archive-locked", path):
                 use()
         other.execute("ROLLBACK")
@@ -696,7 +710,7 @@ def test_one_archive_serves_writers_and_readers_in_threads(path: Path) -> None:
 
     def read() -> None:
         for _ in range(30):
-            found = _ids(archive.search(QUERY, 5, 0.6, GAMMA))
+            found = _ids(_search(archive, QUERY, 5, 0.6, GAMMA))
             assert len(found) == 5
             done.append(len(archive))
 
@@ -786,7 +800,7 @@ def _answers(path: Path, layout: Layout = LAYOUT) -> list[tuple[Record, float]]:
     query = _descriptors(1, 99, layout)[0]
     with contextlib.closing(_open(path, layout=layout)) as archive:
         assert len(archive) > 0
-        return [(match.record, match.score) for match in archive.search(query, 12, 0.6, GAMMA)[0]]
+        return [(match.record, match.score) for match in _search(archive, query, 12, 0.6, GAMMA)[0]]
 
 
 @pytest.mark.parametrize("part", [0.02, 0.2, 0.45, 0.7, 0.9, 0.999])
@@ -876,8 +890,8 @@ def test_flipped_bytes_give_an_archive_error_or_an_answer(
     path.with_name(path.name + "-journal").unlink(missing_ok=True)
     path.write_bytes(content)
     uses: list[Callable[[Archive], object]] = [
-        lambda archive: archive.search(QUERY, 60, 0.6, GAMMA),
-        lambda archive: archive.search(QUERY, 5, 0.6, GAMMA, {"sex": "male"}, ["c07"]),
+        lambda archive: _search(archive, QUERY, 60, 0.6, GAMMA),
+        lambda archive: _search(archive, QUERY, 5, 0.6, GAMMA, {"sex": "male"}, ["c07"]),
         lambda archive: archive.find([f"c{n:02d}" for n in range(60)]),
         lambda archive: archive.write([_record("new")], _descriptors(1)),
         lambda archive: archive.remove(["c03", "new"]),
@@ -968,7 +982,7 @@ def test_search_finds_exactly_the_best_with_ties_by_case_id(
     path.unlink(missing_ok=True)
     with contextlib.closing(_open(path, layout=layout)) as archive:
         archive.write([_record(i) for i in ids], cases)
-        matches, searched = archive.search(query, k, *weights)
+        matches, searched = _search(archive, query, k, *weights)
     assert searched == len(ids)
     _check_exact(matches, ids, query, cases, layout, weights, k)
 
@@ -985,7 +999,7 @@ def test_search_is_exact_where_thousands_lie_within_rounding(path: Path) -> None
         archive.write([_record(i) for i in ids], cases)
         for k in (1, 10, 100, 700):
             query = _descriptors(3, layout=layout)[k % 3]
-            matches, _ = archive.search(query, k, 0.6, GAMMA)
+            matches, _ = _search(archive, query, k, 0.6, GAMMA)
             _check_exact(matches, ids, query, cases, layout, (0.6, GAMMA), k)
 
 
@@ -993,11 +1007,11 @@ def test_a_score_is_the_same_to_the_bit_whatever_stands_beside_the_case(path: Pa
     descriptors = _descriptors(60)
     with contextlib.closing(_open(path)) as archive:
         archive.write([_record("00")], descriptors[:1])
-        [alone] = archive.search(QUERY, 1, 0.37, GAMMA)[0]
+        [alone] = _search(archive, QUERY, 1, 0.37, GAMMA)[0]
         for n in range(1, 60):
             archive.write([_record(f"{n:02d}")], descriptors[n : n + 1])
             for k in (1, 3, n, 100):
-                for match in archive.search(QUERY, k, 0.37, GAMMA)[0]:
+                for match in _search(archive, QUERY, k, 0.37, GAMMA)[0]:
                     if match.record.case_id == "00":
                         assert match.score == alone.score
                         assert (match.products == alone.products).all()
@@ -1006,7 +1020,7 @@ def test_a_score_is_the_same_to_the_bit_whatever_stands_beside_the_case(path: Pa
 def test_beta_weighs_the_local_against_the_global_cosines(path: Path) -> None:
     with contextlib.closing(_open(_made(path))) as archive:
         for beta in (0.0, 0.25, 1.0):
-            for match in archive.search(QUERY, 12, beta, 0.0)[0]:
+            for match in _search(archive, QUERY, 12, beta, 0.0)[0]:
                 local, global_ = match.products[:3].mean(), match.products[3:6].mean()
                 assert match.score == pytest.approx(beta * local + (1 - beta) * global_, abs=1e-12)
 
@@ -1014,7 +1028,7 @@ def test_beta_weighs_the_local_against_the_global_cosines(path: Path) -> None:
 def test_fewer_cases_than_asked_for_come_back_all(path: Path) -> None:
     with contextlib.closing(_open(_made(path))) as archive:
         for k in (12, 13, 10**6, 10**30):
-            matches, searched = archive.search(QUERY, k, 0.6, GAMMA)
+            matches, searched = _search(archive, QUERY, k, 0.6, GAMMA)
             assert len(matches) == searched == 12
 
 
@@ -1065,7 +1079,7 @@ def mixed(path: Path) -> Iterator[Archive]:
     ids=repr,
 )
 def test_where_lets_through_what_it_names(where: Any, expected: str, mixed: Archive) -> None:
-    matches, searched = mixed.search(QUERY, 10, 0.6, GAMMA, where)
+    matches, searched = _search(mixed, QUERY, 10, 0.6, GAMMA, where)
     assert sorted(m.record.case_id for m in matches) == list(expected)
     assert searched == len(expected)
 
@@ -1078,7 +1092,7 @@ def test_a_whole_number_is_the_same_with_and_without_a_point(mixed: Archive) -> 
 @pytest.mark.parametrize("name", ["Sex", "case_id", "", "diagnosis'", "image_ref", 7, None], ids=repr)
 def test_an_attribute_that_no_case_has_is_refused_with_those_there_are(name: Any, mixed: Archive) -> None:
     with _refused("filter-unknown", repr(name), "diagnosis", "age", "sex", "size", kind=InputError):
-        mixed.search(QUERY, 10, 0.6, GAMMA, {name: "x"})
+        _search(mixed, QUERY, 10, 0.6, GAMMA, {name: "x"})
 
 
 @pytest.mark.parametrize(
@@ -1087,7 +1101,7 @@ def test_an_attribute_that_no_case_has_is_refused_with_those_there_are(name: Any
 @pytest.mark.parametrize("name", ["diagnosis", "sex"])
 def test_a_filter_by_what_no_case_can_have_is_refused(name: str, value: Any, mixed: Archive) -> None:
     with _refused("filter-type", repr(name), kind=InputError):
-        mixed.search(QUERY, 10, 0.6, GAMMA, {name: value})
+        _search(mixed, QUERY, 10, 0.6, GAMMA, {name: value})
 
 
 @pytest.mark.parametrize("where", [["diagnosis"], "diagnosis", 7, ("sex", "male")], ids=repr)
@@ -1101,7 +1115,7 @@ def test_excluded_cases_do_not_come_back(mixed: Archive) -> None:
         assert _all_ids(mixed, exclude=exclude) == ["b", "c", "e", "f"]
     assert _all_ids(mixed, exclude=[]) == list("abcdef") == _all_ids(mixed, exclude=["aa", "A", " a", "a "])
     assert _all_ids(mixed, exclude=list("abcdef")) == []
-    assert mixed.search(QUERY, 1, 0.6, GAMMA, {"sex": "female"}, ["a"])[1] == 1
+    assert _search(mixed, QUERY, 1, 0.6, GAMMA, {"sex": "female"}, ["a"])[1] == 1
 
 
 @settings(QUICK, max_examples=60)
@@ -1118,13 +1132,13 @@ def test_a_filtered_search_is_the_whole_search_filtered(
         _made(path)
     with contextlib.closing(_open(path)) as archive:
         out = [f"c{n:02d}" for n in exclude]
-        whole = archive.search(QUERY, 12, 0.6, GAMMA)[0]
+        whole = _search(archive, QUERY, 12, 0.6, GAMMA)[0]
         kept = [
             (m.record, m.score)
             for m in whole
             if m.record.attributes["sex"] in sexes and m.record.case_id not in out
         ]
-        matches, searched = archive.search(QUERY, k, 0.6, GAMMA, {"sex": sexes}, out)
+        matches, searched = _search(archive, QUERY, k, 0.6, GAMMA, {"sex": sexes}, out)
         assert [(m.record, m.score) for m in matches] == kept[:k] and searched == len(kept)
 
 
@@ -1200,7 +1214,7 @@ def test_odd_facts_come_back_as_they_were_given(path: Path) -> None:
     with contextlib.closing(_open(path)) as archive:
         archive.write([record], _descriptors(1))
         assert archive.find(["1"]) == {"1": record}
-        assert archive.search(QUERY, 1, 0.6, GAMMA)[0][0].record == record
+        assert _search(archive, QUERY, 1, 0.6, GAMMA)[0][0].record == record
 
 
 def test_an_attribute_that_is_not_a_number_does_not_break_the_filters(
