@@ -86,7 +86,8 @@ class Archive:
         self._closed = False
         self._viewing = threading.Lock()  # of the one below
         self._view: _View | None = None
-        self._ours = False  # the file was looked at and is
+        self._file: tuple[int, int] | None = None  # which it is on its disk
+        self._ours = False  # it was looked at and is
         self._open()
 
     @classmethod
@@ -97,7 +98,7 @@ class Archive:
             raise ArchiveError(f"archive {path} does not exist", code="archive-empty", cure="check the path")
         archive = cls.__new__(cls)
         archive.path, archive.fingerprint = path, ""
-        with archive._translated(), contextlib.closing(archive._connect()) as db:
+        with archive._translated(), contextlib.closing(archive._connect("ro")) as db:
             meta = archive._meta(db)
             if "layout" not in meta:
                 raise ArchiveError(
@@ -107,8 +108,11 @@ class Archive:
                     found="schema 1, which does not say how long its descriptors are",
                     cure="open it once with its bundle, such as by a query",
                 )
-            parts = json.loads(meta["layout"])
-            layout = Layout(**{name: tuple(lengths) for name, lengths in parts.items()})
+            try:
+                parts = json.loads(meta["layout"])
+                layout = Layout(**{name: tuple(lengths) for name, lengths in parts.items()})
+            except (ValueError, TypeError, AttributeError) as error:
+                raise _Malformed(f"the layout: {error}") from None
         return cls(path, meta["fingerprint"], layout, meta["model"])
 
     def __str__(self) -> str:
@@ -163,8 +167,10 @@ class Archive:
                     "INSERT INTO segments VALUES (?, 0, ?) ON CONFLICT DO UPDATE SET cases = cases + ?",
                     (number, added, added),
                 )
-        if replaced or first // SEGMENT != end // SEGMENT:
+        if first // SEGMENT != end // SEGMENT:
             self._derive()
+        if replaced:
+            self._sweep()
 
     def remove(self, case_ids: Collection[str]) -> int:
         """Remove cases, overwriting their bytes in the file; return how many were there.
@@ -174,7 +180,7 @@ class Archive:
         """
         with self._writing(create=False) as db:
             removed = self._remove(db, list(case_ids))
-        self._derive()
+        self._sweep()
         return removed
 
     def search(
@@ -285,7 +291,7 @@ class Archive:
         path = self.scan_folder / part_name(basis, number, generation)
         rank = self.layout.length if basis.vectors is None else basis.vectors.shape[1]
         if part is None and whole:
-            with contextlib.suppress(OSError, ValueError, Stale):
+            with contextlib.suppress(OSError, Stale):
                 part = Part.load(path, rank)
         if part is None or len(part) != count:
             before = part is not None and len(part) > 0
@@ -295,7 +301,7 @@ class Archive:
             if len(part) != count:
                 raise _Malformed(f"{len(part)} of {count} cases in segment {number}")
             if whole:
-                with contextlib.suppress(OSError):  # a folder that may not be written: kept in memory
+                with contextlib.suppress(OSError, Stale):  # a folder that may not be written: kept in memory
                     part.save(path)
                     part = Part.load(path, rank)
         return part
@@ -344,7 +350,7 @@ class Archive:
         return basis
 
     def _derive(self) -> None:
-        """Bring what is derived up to date, and remove what is stale."""
+        """Bring what is derived up to date."""
         with self._reading() as db:
             assert db is not None
             fitted = db.execute("SELECT count(*) FROM basis").fetchone()[0]
@@ -354,10 +360,15 @@ class Archive:
             self._take_basis(Basis.fit(sample, count))
         with self._reading() as db:
             assert db is not None
-            view = self._current(db)
-            current = {part_name(view.basis, n, generation) for n, (generation, _) in view.parts.items()}
-        with self._translated():
-            sweep(self.scan_folder, current)
+            self._current(db)
+        self._sweep()
+
+    def _sweep(self) -> None:
+        """Remove what is derived and stale: it may hold a removed case. No reader is behind a commit."""
+        with self._reading() as db:
+            assert db is not None
+            basis = self._basis(db, self._view.basis if self._view else None)
+            sweep(self.scan_folder, {part_name(basis, n, g) for n, g, _ in self._segments(db)})
 
     def _sample(self, db: sqlite3.Connection) -> Vector:
         ids = np.array([row[0] for row in db.execute("SELECT id FROM cases ORDER BY id")], np.int64)
@@ -402,7 +413,7 @@ class Archive:
             for number, generation, _ in self._segments(db):
                 path = self.scan_folder / part_name(basis, number, generation)
                 if path.exists():
-                    with contextlib.suppress(Stale):  # the next search makes it anew
+                    with contextlib.suppress(OSError, Stale):  # the next search makes it anew
                         rank = self.layout.length if basis.vectors is None else basis.vectors.shape[1]
                         part = Part.load(path, rank)
                         right = self._read(db, basis, number * SEGMENT, (number + 1) * SEGMENT)
@@ -426,13 +437,23 @@ class Archive:
         self._derive()
 
     def compact(self) -> None:
-        """Give back the room of removed cases, and fit what is derived to the cases there are now."""
+        """Give back the room of removed cases, and fit what is derived to the cases there are now.
+
+        Others wait meanwhile: a minute for a million cases.
+        """
         with self._reading() as db:
             if not db:
                 raise ArchiveError(
                     f"archive {self.path} does not exist", code="archive-empty", cure="check the path"
                 )
             basis = Basis.fit(self._sample(db), self._count(db)) if self._next_id(db) >= SEGMENT else None
+            whole = [number for number, _, _ in self._segments(db)] if basis else []
+        for number in whole:  # before they are asked for
+            with self._reading() as db, contextlib.suppress(OSError):
+                assert db is not None and basis is not None
+                generation = dict((n, g) for n, g, _ in self._segments(db))[number]
+                part = self._read(db, basis, number * SEGMENT, (number + 1) * SEGMENT)
+                part.save(self.scan_folder / part_name(basis, number, generation))
         if basis:
             self._take_basis(basis)
         with self._connection() as db:
@@ -483,7 +504,17 @@ class Archive:
     def _open(self) -> None:
         """Look at the file, if there is one, and check that it is ours."""
         with self._translated():
-            if self._ours or not self.path.is_file() or not self.path.stat().st_size:
+            try:
+                state = self.path.stat()
+            except (FileNotFoundError, ValueError):  # or a name that no file can have
+                state = None
+            file = (state.st_dev, state.st_ino) if state else None
+            if file != self._file:  # there is none yet, or another was put in its place
+                with self._lock:
+                    while self._idle:
+                        self._idle.pop().close()
+                self._file, self._view, self._ours = file, None, False
+            if self._ours or state is None or not state.st_size or not self.path.is_file():
                 return
             with contextlib.closing(self._connect()) as db:
                 pages = db.execute("PRAGMA page_count").fetchone()[0]
@@ -563,12 +594,18 @@ class Archive:
             (SEGMENT, self._said(db, "revision") + 1, SEGMENT),
         )
 
-    def _connect(self) -> sqlite3.Connection:
+    def _connect(self, mode: str = "rw") -> sqlite3.Connection:
         if "\0" in str(self.path):
             raise ArchiveError(
                 f"archive {str(self.path)!r} cannot be", code="archive-io", cure="check the path"
             )
-        db = sqlite3.connect(self.path, timeout=_BUSY_SECONDS, isolation_level=None, check_same_thread=False)
+        db = sqlite3.connect(
+            f"{self.path.absolute().as_uri()}?mode={mode}",
+            uri=True,
+            timeout=_BUSY_SECONDS,
+            isolation_level=None,
+            check_same_thread=False,
+        )
         db.execute("PRAGMA secure_delete = ON")  # a removed case's bytes are overwritten
         db.execute("PRAGMA synchronous = EXTRA")  # a commit outlives a loss of power
         return db
@@ -579,13 +616,13 @@ class Archive:
         with self._translated():
             with self._lock:
                 self.check_open()
-                db = self._idle.pop() if self._idle else None
+                file, db = self._file, self._idle.pop() if self._idle else None
             db = db or self._connect()
             try:
                 yield db
             finally:
                 with self._lock:
-                    if not self._closed and not db.in_transaction:
+                    if not self._closed and file == self._file and not db.in_transaction:
                         self._idle.append(db)
                         db = None
                 if db:
@@ -636,7 +673,7 @@ class Archive:
         meta = {"fingerprint": self.fingerprint, "model": self.model, "revision": "0", "next_id": "0"}
         with self._translated():
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            with contextlib.closing(self._connect()) as db:
+            with contextlib.closing(self._connect("rwc")) as db:
                 db.execute("BEGIN IMMEDIATE")
                 if not db.execute("PRAGMA application_id").fetchone()[0]:
                     _run(db, _CASES + _SCANNED)

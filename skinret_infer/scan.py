@@ -175,8 +175,8 @@ class Part:
     @classmethod
     def load(cls, path: Path, rank: int) -> "Part":
         """Map what `save` wrote. Raises Stale for a file that is not whole, OSError for none."""
-        content = np.memmap(path, np.uint8, "r")
         try:
+            content = np.memmap(path, np.uint8, "r")
             if zlib.crc32(content[:-4].data).to_bytes(4, "little") != content[-4:].tobytes():
                 raise Stale(f"{path.name} has another checksum")
             begin = len(_MAGIC) + 8
