@@ -93,13 +93,15 @@ class Archive:
     @classmethod
     def existing(cls, path: str | Path) -> "Archive":
         """Open an archive without its bundle: what model it is of is as it says itself."""
-        path = Path(path)
-        if not path.is_file():
-            raise ArchiveError(f"archive {path} does not exist", code="archive-empty", cure="check the path")
         archive = cls.__new__(cls)
-        archive.path, archive.fingerprint = path, ""
-        with archive._translated(), contextlib.closing(archive._connect("ro")) as db:
-            meta = archive._meta(db)
+        archive.path, archive.fingerprint = Path(path), ""
+        with archive._translated():
+            if not archive.path.is_file() or not archive.path.stat().st_size:
+                raise ArchiveError(
+                    f"archive {path} does not exist", code="archive-empty", cure="check the path"
+                )
+            with contextlib.closing(archive._connect()) as db:
+                meta = archive._meta(db)
             if "layout" not in meta:
                 raise ArchiveError(
                     f"archive {path} is of an older schema",
@@ -111,9 +113,10 @@ class Archive:
             try:
                 parts = json.loads(meta["layout"])
                 layout = Layout(**{name: tuple(lengths) for name, lengths in parts.items()})
-            except (ValueError, TypeError, AttributeError) as error:
-                raise _Malformed(f"the layout: {error}") from None
-        return cls(path, meta["fingerprint"], layout, meta["model"])
+                said = meta["fingerprint"], layout, meta["model"]
+            except (KeyError, ValueError, TypeError, AttributeError) as error:
+                raise _Malformed(f"what it says of itself: {error}") from None
+        return cls(path, *said)
 
     def __str__(self) -> str:
         return str(self.path)
@@ -137,6 +140,29 @@ class Archive:
                 return {}
             query = f"SELECT {_SELECT} FROM cases WHERE case_id {_IN}"
             return {row[0]: _record(row) for row in db.execute(query, (json.dumps(list(case_ids)),))}
+
+    def stored(self, case_ids: Collection[str]) -> dict[str, tuple[Record, Vector]]:
+        """Return the records, with their descriptors, of those of the case ids that are in the archive."""
+        with self._reading() as db:
+            if not db:
+                return {}
+            query = f"SELECT id, {_SELECT} FROM cases WHERE case_id {_IN}"
+            rows = db.execute(query, (json.dumps(list(case_ids)),)).fetchall()
+            descriptors = self._vectors(db, np.array([row[0] for row in rows], np.int64))
+            return {row[1]: (_record(row[1:]), d) for row, d in zip(rows, descriptors, strict=True)}
+
+    @contextlib.contextmanager
+    def snapshot(self) -> Iterator[tuple[int, Iterator[tuple[list[Record], Vector]]]]:
+        """Give how many cases there are, and all of them with their descriptors, some at a time.
+
+        All is of one moment: a writer waits until the context has ended.
+        """
+        with self._reading() as db:
+            if not db:
+                yield 0, iter(())
+                return
+            [count] = db.execute("SELECT count(*) FROM cases").fetchone()
+            yield count, ((records, descriptors) for _, records, descriptors in self._rows(db))
 
     def write(self, records: Sequence[Record], descriptors: Vector) -> None:
         """Write cases in one transaction, all or none; a case id that is there already is replaced."""
@@ -383,32 +409,60 @@ class Archive:
 
     # -- care --
 
+    def parts(self) -> dict[str, str]:
+        """Return how each file of what is derived is: "right", "missing" or "stale"; nothing is changed.
+
+        What is missing or stale is made anew by a search, and costs it time alone.
+        """
+        with self._reading() as db:
+            if not db:
+                return {}
+            basis, whole = self._basis(db, None), self._next_id(db) // SEGMENT
+            rank = self.layout.length if basis.vectors is None else basis.vectors.shape[1]
+            there = {path.name for path in self.scan_folder.glob("*.part")}
+            states = dict.fromkeys(there, "stale")
+            for number, generation, _ in self._segments(db):
+                name = part_name(basis, number, generation)
+                if name in there:
+                    with contextlib.suppress(OSError, Stale):
+                        Part.load(self.scan_folder / name, rank)
+                        states[name] = "right"
+                elif number < whole:
+                    states[name] = "missing"
+            return states
+
     def check(self, progress: Progress | None = None) -> list[str]:
         """Read everything, and return what is wrong, in words; [] for an archive that is whole."""
         faults: list[str] = []
+        try:
+            self._check(faults, progress)
+        except ArchiveError as error:
+            if error.code != "archive-damaged":
+                raise
+            faults.append(str(error))
+        return faults
+
+    def _check(self, faults: list[str], progress: Progress | None) -> None:
         with self._reading() as db:
             if not db:
-                return []
+                return
             said = [str(row[0]) for row in db.execute("PRAGMA integrity_check(20)")]
             faults += [line for line in said if line != "ok"]
             counts: dict[int, int] = {}
             total, last = self._count(db), -1
-            try:
-                for ids, _, _ in self._rows(db):
-                    for number in ids:
-                        counts[number // SEGMENT] = counts.get(number // SEGMENT, 0) + 1
-                    last = ids[-1]
-                    if progress:
-                        progress(sum(counts.values()), total)
-            except _Malformed as error:
-                return [*faults, str(error)]
+            for ids, _, _ in self._rows(db):
+                for number in ids:
+                    counts[number // SEGMENT] = counts.get(number // SEGMENT, 0) + 1
+                last = ids[-1]
+                if progress:
+                    progress(sum(counts.values()), total)
             if last >= self._next_id(db):
                 faults.append(f"row {last} is above the next row id")
             stated = {number: count for number, _, count in self._segments(db) if count}
             if stated != counts:
                 faults.append(f"{sum(counts.values())} cases, but {sum(stated.values())} are accounted for")
             if faults:
-                return faults
+                return
             basis = self._basis(db, None)
             for number, generation, _ in self._segments(db):
                 path = self.scan_folder / part_name(basis, number, generation)
@@ -423,7 +477,6 @@ class Archive:
                             or (np.abs(part.z - right.z).max(initial=0) > 1e-5)
                         ):
                             faults.append(f"{path.name} does not hold what the archive does")
-        return faults
 
     def repair(self) -> None:
         """Make anew all that follows from the cases: the account of them, and what is derived."""

@@ -5,7 +5,6 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -19,10 +18,10 @@ from .bundle import Bundle
 from .cases import Case
 from .descriptor import COSINES, Vector, check_levels, check_weight, part_weights
 from .engines import Array, Engine, cache_folder, open_engine
-from .errors import ArchiveError, InputError, SkinretError
+from .errors import InputError, SkinretError
 from .image import ImageSource, Pixels, decode, digest, prepare
 from .results import Hit, Results
-from .store import Match, Record, Store
+from .store import Added, Match, Record, Store, check_on_duplicate, duplicate
 from .text import TextEncoderInput, check_text
 
 BATCH = 8  # images encoded at once, and cases written in one transaction
@@ -32,19 +31,6 @@ _WORKERS = 4  # texts encoded at a time, of queries from several threads
 
 Progress = Callable[[int, int], None]
 Where = Mapping[str, Any]
-
-
-@dataclass(slots=True)
-class Added:
-    """What `add` did: case ids that are new, that replaced one, and that were there already, unchanged."""
-
-    added: list[str] = field(default_factory=list)
-    replaced: list[str] = field(default_factory=list)
-    unchanged: list[str] = field(default_factory=list)
-
-    def __str__(self) -> str:
-        added, replaced, unchanged = map(len, (self.added, self.replaced, self.unchanged))
-        return f"{added} cases added, {replaced} replaced, {unchanged} there already"
 
 
 class Searcher:
@@ -136,13 +122,7 @@ class Searcher:
         Raises InputError for an unusable image, ArchiveError for a case that is there with other facts; what
         was added before it stays added.
         """
-        if on_duplicate not in ("error", "skip", "replace"):
-            raise InputError(
-                "on_duplicate cannot be used",
-                code="option",
-                expected="error, skip or replace",
-                found=repr(on_duplicate),
-            )
+        check_on_duplicate(on_duplicate)
         cases = _checked(cases)
         report = Added()
         for start in range(0, len(cases), BATCH):
@@ -285,11 +265,12 @@ class Searcher:
                 raise
             record = Record.of(case, digest(picture))
             old = there.get(case.case_id)
-            if old == record or (old and on_duplicate == "skip"):
+            differs = old.differs(record) if old else []
+            if old and (not differs or on_duplicate == "skip"):
                 report.unchanged.append(case.case_id)
                 continue
             if old and on_duplicate == "error":
-                raise _changed(old, record)
+                raise duplicate(case.case_id, differs)
             records.append(record)
             pixels.append(prepare(picture, self.manifest.image))
         if records:
@@ -422,14 +403,3 @@ def _checked_ids(name: str, given: Collection[str]) -> list[str]:
             found=f"{given!r:.80}",
         )
     return [str(i) for i in ids]
-
-
-def _changed(old: Record, new: Record) -> ArchiveError:
-    differs = [name for name in Record.__dataclass_fields__ if getattr(old, name) != getattr(new, name)]
-    return ArchiveError(
-        f"case {new.case_id!r} is in the archive already, with other facts",
-        code="case-duplicate",
-        expected="a new case id, or the same facts",
-        found=f"another {', '.join(differs)}",
-        cure='pass on_duplicate="replace" (--replace) to replace it, or "skip" (--skip) to keep the old one',
-    )

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
@@ -10,6 +10,7 @@ import numpy.typing as npt
 
 from .cases import AttributeValue, Case
 from .descriptor import Vector
+from .errors import ArchiveError, InputError
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +51,11 @@ class Record:
             self.image_sha256,
         )
 
+    def differs(self, other: "Record") -> list[str]:
+        """Return the names of the facts in which another record differs; 1 is not 1.0, and not true."""
+        pairs = zip(self.__dataclass_fields__, self.row(), other.row(), strict=True)
+        return [name for name, ours, theirs in pairs if ours != theirs]
+
 
 @dataclass(frozen=True, slots=True)
 class Match:
@@ -58,6 +64,41 @@ class Match:
     record: Record
     score: float
     products: npt.NDArray[np.float64]
+
+
+@dataclass(slots=True)
+class Added:
+    """What adding did: case ids that are new, that replaced one, and that were there already, unchanged."""
+
+    added: list[str] = field(default_factory=list)
+    replaced: list[str] = field(default_factory=list)
+    unchanged: list[str] = field(default_factory=list)
+
+    def __str__(self) -> str:
+        added, replaced, unchanged = map(len, (self.added, self.replaced, self.unchanged))
+        return f"{added} cases added, {replaced} replaced, {unchanged} there already"
+
+
+def check_on_duplicate(on_duplicate: str) -> None:
+    """Raise InputError unless this says what to do with a case that is there with other facts."""
+    if on_duplicate not in ("error", "skip", "replace"):
+        raise InputError(
+            "on_duplicate cannot be used",
+            code="option",
+            expected="error, skip or replace",
+            found=repr(on_duplicate),
+        )
+
+
+def duplicate(case_id: str, differs: Sequence[str]) -> ArchiveError:
+    """Return the error of a case that is there already with others of these facts."""
+    return ArchiveError(
+        f"case {case_id!r:.80} is in the archive already, with other facts",
+        code="case-duplicate",
+        expected="a new case id, or the same facts",
+        found=f"another {', '.join(differs)}",
+        cure='pass on_duplicate="replace" (--replace) to replace it, or "skip" (--skip) to keep the old one',
+    )
 
 
 class Store(Protocol):
