@@ -10,13 +10,15 @@ import torch
 from material import Material, checklists, draw, findings, full_size, rows, write_archive
 from peer import PyTorch, load_modules
 from report import Report
+from search_contestant import LAYOUT
+from search_report import SearchReport
 
 from skinret_infer import gate
 from skinret_infer.bundle import Bundle
 from skinret_infer.engines import Engine, available, open_engine, precisions, usable_cpus
 from skinret_infer.text import TextEncoderInput
 
-_REPORT = pytest.StashKey[Report]()
+_REPORT, _SEARCH = pytest.StashKey[Report](), pytest.StashKey[SearchReport]()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -24,21 +26,30 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption("--bundle", type=Path, help="Measure this bundle.  [default: full size, random weights]")
     group.addoption("--checkpoint", type=Path, help="With --bundle: the ckpt.pt that it was exported from.")
     group.addoption("--out", type=Path, default=Path("build/benchmarks"), help="Folder of the report.")
+    group.addoption("--cases", default="10000", help="Search among so many: 10000,200000,1000000.  [10000]")
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
-    report = config.stash.get(_REPORT, None)
-    if report and report.rows:
-        terminalreporter.section("beside PyTorch")
-        terminalreporter.write_line(report.text())
-        for path in report.write(config.getoption("--out")):
-            terminalreporter.write_line(f"written: {path}")
+    for key, title in ((_REPORT, "beside PyTorch"), (_SEARCH, "search")):
+        report = config.stash.get(key, None)
+        if report and report.rows:
+            terminalreporter.section(title)
+            terminalreporter.write_line(report.text())
+            for path in report.write(config.getoption("--out")):
+                terminalreporter.write_line(f"written: {path}")
 
 
 @pytest.fixture(scope="session")
 def report(request: pytest.FixtureRequest) -> Report:
     made = Report(threads=usable_cpus())
     request.config.stash[_REPORT] = made
+    return made
+
+
+@pytest.fixture(scope="session")
+def search_report(request: pytest.FixtureRequest) -> SearchReport:
+    made = SearchReport(threads=usable_cpus(), bundle=f"{LAYOUT.length:,} numbers a case")
+    request.config.stash[_SEARCH] = made
     return made
 
 

@@ -9,6 +9,7 @@ import platform
 import statistics
 import textwrap
 import time
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,14 +26,18 @@ GRAPHS, QUERY, INDEX, COLD, MEMORY = SECTIONS = (
     "Cold start: a new process, its files in the page cache, to its first answer",
     "Memory of a serving process, after 20 queries",
 )
-PEERS = ("PyTorch eager", "torch.compile", "PyTorch bf16")
+TORCH, NUMPY = BASES = ("PyTorch eager", "numpy fp32")
+PEERS = (TORCH, "torch.compile", "PyTorch bf16", NUMPY, "faiss Flat", "faiss SQ8", "faiss IVF")
 _FLAGS = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "avx_vnni", "amx_tile", "amx_bf16", "amx_int8")
 _PACKAGES = (
     "skinret-infer", "numpy", "pillow", "tokenizers", "torch", "transformers", "onnx", "onnxscript",
-    "onnxruntime", "onnxruntime-gpu", "openvino", "tensorrt", "tensorrt-rtx-cu13",
+    "onnxruntime", "onnxruntime-gpu", "openvino", "tensorrt", "tensorrt-rtx-cu13", "faiss-cpu",
 )  # fmt: skip
 _INK, _FAINT = "#1a1a1a", "#666666"
-_GREYS = {"torch.compile": "#c4c4c4", "PyTorch bf16": "#8c8c8c"}
+_GREYS = {
+    "torch.compile": "#c4c4c4", "PyTorch bf16": "#8c8c8c",
+    "faiss Flat": "#d4d4d4", "faiss SQ8": "#b0b0b0", "faiss IVF": "#8c8c8c",
+}  # fmt: skip
 _PALETTE = ("#E69F00", "#56B4E9", "#0072B2", "#009E73", "#CC79A7", "#D55E00")  # Okabe and Ito's
 _COLUMN, _LABEL, _UNIT, _TITLE, _BAR = 720, 170, 320, 26, 20  # pixels; _UNIT is a ratio of 1
 _QUIET = 0.05  # of the CPUs, that others may take
@@ -44,7 +49,7 @@ class Row:
     """One measure of every contestant.
 
     samples : by contestant, what each round gave, or why there is nothing.
-    goal : the ratio to PyTorch eager that is asked; with `absolute`, the median.
+    goal : the ratio to the baseline that is asked; with `absolute`, the median.
     """
 
     section: str
@@ -54,6 +59,7 @@ class Row:
     goal: float | None = None
     absolute: bool = False
     more_is_better: bool = False
+    ratios: bool = True  # are shown
     drawn: bool = True
     label: str = ""  # in the picture, if not the name
     place: int = 0  # among the rows of its section
@@ -66,10 +72,10 @@ class Row:
 
     @property
     def baseline(self) -> str:
-        """PyTorch eager; where there is none, the first in fp32."""
+        """PyTorch eager, or numpy; where there is neither, the first in fp32."""
         there = [c for c in self.samples if self.median(c) is not None]
         return next(
-            (c for c in there if c == PEERS[0]), next((c for c in there if c.endswith("fp32")), there[0])
+            (c for c in there if c in BASES), next((c for c in there if c.endswith("fp32")), there[0])
         )
 
     def ratio(self, contestant: str) -> float | None:
@@ -85,7 +91,7 @@ class Row:
 
     def goal_said(self, refused: dict[str, str]) -> str:
         best = self.best(refused)
-        if self.goal is None or best is None or not (self.absolute or self.baseline == PEERS[0]):
+        if self.goal is None or best is None or not (self.absolute or self.baseline in BASES):
             return ""
         value = self.median(best) if self.absolute else self.ratio(best)
         assert value is not None
@@ -96,10 +102,17 @@ class Row:
 
 @dataclass
 class Report:
-    """All rows, in the order in which they were measured."""
+    """All rows, by section.
+
+    left : the sections on the left of the picture.
+    """
 
     threads: int
     bundle: str = ""
+    name: str = "latency"
+    title: str = "Time and memory beside PyTorch eager fp32"
+    sections: Sequence[str] = SECTIONS
+    left: Collection[str] = (GRAPHS,)
     rows: list[Row] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     refused: dict[str, str] = field(default_factory=dict)
@@ -114,7 +127,7 @@ class Report:
             samples["PyTorch eager"] = best(plain, fused, key=statistics.median)
             attention = "fused" if samples["PyTorch eager"] is fused else "written out"
         self.rows.append(Row(section, name, unit, samples, attention=attention, **options))
-        self.rows.sort(key=lambda row: (SECTIONS.index(row.section), row.place))
+        self.rows.sort(key=lambda row: (self.sections.index(row.section), row.place))
 
     def note(self, text: str) -> None:
         if text not in self.notes:
@@ -196,8 +209,8 @@ class Report:
         }  # fmt: skip
 
     def write(self, folder: Path) -> list[Path]:
-        """Write latency.json, latency.md and latency.png; return their paths."""
-        paths = [folder / f"latency.{kind}" for kind in ("json", "md", "png")]
+        """Write NAME.json, NAME.md and NAME.png; return their paths."""
+        paths = [folder / f"{self.name}.{kind}" for kind in ("json", "md", "png")]
         with whole_file(paths[0]) as temporary:
             temporary.write_text(json.dumps(self.to_dict(), indent=1, ensure_ascii=False) + "\n", "utf-8")
         with whole_file(paths[1]) as temporary:
@@ -207,22 +220,22 @@ class Report:
         return paths
 
     def picture(self) -> Image.Image:
-        """Draw the ratios to PyTorch eager as bars, those of rates turned over: shorter is better."""
+        """Draw the ratios to the baseline as bars, those of rates turned over: shorter is better."""
         ours = [c for c in self.contestants if c not in PEERS]
         colours = _GREYS | {c: _PALETTE[n % len(_PALETTE)] for n, c in enumerate(ours)}
         drawn = [row for row in self.rows if row.drawn and row.median(row.baseline)]
-        columns = [[r for r in drawn if (r.section == GRAPHS) is left] for left in (True, False)]
+        columns = [[r for r in drawn if (r.section in self.left) is left] for left in (True, False)]
         heights = [sum(_TITLE + _BAR * (len(_others(r)) + 1) for r in column) for column in columns]
         page = Image.new("RGB", (2 * _COLUMN + 40, max(heights) + 110), "#ffffff")
         pen = ImageDraw.Draw(page)
         big, bold, normal = (ImageFont.load_default(size) for size in (24, 17, 15))
         pen.text(
             (24, 16),
-            "Time and memory beside PyTorch eager fp32 (the line at 1): shorter is better",
+            f"{self.title} (the line at 1): shorter is better",
             _INK,
             big,
         )
-        pen.text((24, 50), f"{self._headline()} Grey: PyTorch otherwise. Dotted: the goal.", _FAINT, normal)
+        pen.text((24, 50), f"{self._headline()} Grey: other peers. Dotted: the goal.", _FAINT, normal)
         for x, column in zip((24, 24 + _COLUMN), columns, strict=True):
             y = 86
             for row in column:
@@ -267,7 +280,7 @@ class Report:
         warning = "" if others < _QUIET else ": figures NOT to be quoted"
         return (
             "Medians of rounds in which all take turns; in brackets the ratio to "
-            f"{base}{attention if base == PEERS[0] else ''}. "
+            f"{base}{attention if base == TORCH else ''}. "
             f"Other processes took {others:.0%} of the CPUs meanwhile{warning}."
         )
 
@@ -288,7 +301,9 @@ class Report:
         if value is None:
             said = row.samples.get(contestant, "")
             return said if isinstance(said, str) else ""
-        return _shown(value) + ("" if contestant == row.baseline or ratio is None else f" ({ratio:.2f})")
+        return _shown(value) + (
+            "" if contestant == row.baseline or ratio is None or not row.ratios else f" ({ratio:.2f})"
+        )
 
 
 def _shown(value: float) -> str:
