@@ -217,16 +217,16 @@ def read_manifest(path: Path) -> Manifest:
     try:
         if schema != SCHEMA or not isinstance(schema, int) or isinstance(schema, bool):
             raise TypeError(f"schema: {schema!r}")
-        levels = tuple(_build(Level, level, f"levels[{i}]") for i, level in enumerate(data["levels"]))
+        levels = tuple(build(Level, level, f"levels[{i}]") for i, level in enumerate(data["levels"]))
         if len(levels) != len(LEVELS):
             raise TypeError(f"levels: {len(levels)} of them")
         parts: dict[str, Any] = {
-            "image": _build(ImageRecipe, data["image"], "image"),
-            "text": _build(TextRecipe, data["text"], "text"),
-            "layout": _build(Layout, data["layout"], "layout"),
+            "image": build(ImageRecipe, data["image"], "image"),
+            "text": build(TextRecipe, data["text"], "text"),
+            "layout": build(Layout, data["layout"], "layout"),
             "levels": levels,
         }
-        manifest = _build(Manifest, {**data, **parts}, "manifest")
+        manifest = build(Manifest, {**data, **parts}, "manifest")
         if tuple(map(len, manifest.traits.values())) != manifest.layout.traits:
             raise TypeError(f"traits: other numbers of values than layout.traits, {manifest.layout.traits}")
         if manifest.gamma and not manifest.traits:
@@ -257,7 +257,7 @@ _TEXTS, _OBJECT, _SHAPE = Mapping[str, str], Mapping[str, Any], tuple[int, int, 
 _SIZES, _VALUES = tuple[int, ...], Mapping[str, list[str]]
 
 
-def _build(cls: type[T], data: Any, where: str) -> T:
+def build(cls: type[T], data: Any, where: str) -> T:
     """Make a dataclass of a JSON object: no unknown field, each plain one of its type and in its range."""
     if not isinstance(data, dict):
         raise TypeError(f"{where}: {data!r:.80}")

@@ -1,44 +1,27 @@
 """The command line. It only calls the library: words for a person on stderr, data on stdout."""
 
-import functools
 import importlib.metadata
 import json
 import logging
+import math
+import re
 import sys
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, ParamSpec, TypeVar
 
 import click
 
 from . import __version__, doctor, evaluate, gate
 from .bundle import Bundle
 from .cases import read_cases, read_ids
+from .cli_archive import archive as archive_group
+from .console import PATH, json_option, progress, replace_option, report_errors, skip_option
+from .descriptor import LEVELS
 from .engines import RUNTIMES, cache_folder, open_engine
-from .errors import InputError, SkinretError
+from .errors import InputError
 from .figure import draw_results
 from .searcher import Searcher
 
-P = ParamSpec("P")
-R = TypeVar("R")
-_PATH = click.Path(path_type=Path)
-
-
-def report_errors(command: Callable[P, R]) -> Callable[P, R]:
-    """Turn a SkinretError into its message on stderr and its exit code."""
-
-    @functools.wraps(command)
-    def wrapped(*args: P.args, **kwargs: P.kwargs) -> R:
-        try:
-            return command(*args, **kwargs)
-        except SkinretError as error:
-            click.echo(f"error: {error}", err=True)
-            for note in getattr(error, "__notes__", ()):
-                click.echo(f"       {note}", err=True)
-            click.echo(f"       [{error.code}]", err=True)
-            sys.exit(error.exit_code)
-
-    return wrapped
+_NUMBER = re.compile(r"[+-]?\d+(\.\d+)?([eE][+-]?\d+)?", re.ASCII)
 
 
 class _Group(click.Group):
@@ -81,6 +64,8 @@ def main() -> None:
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
 
 
+main.add_command(archive_group)
+
 _runtime = click.option(
     "--runtime",
     default="auto",
@@ -96,7 +81,6 @@ _precision = click.option(
     show_default=True,
     help="auto, fp32, bf16, fp16; below fp32 only what the gate on ranks has passed.",
 )
-_json = click.option("--json", "as_json", is_flag=True, help="Print JSON on stdout.")
 _beta = click.option(
     "--beta", type=click.FloatRange(0, 1), help="Weight of the local term.  [default: the model's]"
 )
@@ -105,22 +89,27 @@ _gamma = click.option(
     type=click.FloatRange(0, 1),
     help="Weight of what is read off both, beside their looks.  [default: the model's]",
 )
+_level = click.option(
+    "--level",
+    "levels",
+    multiple=True,
+    metavar="NAME=WEIGHT",
+    help=f"Weight of a level ({', '.join(LEVELS)}) among the looks.  [default: 1 each]",
+)
 
 
 @main.command(short_help="Add the cases of a table to an archive.")
-@click.argument("bundle", type=_PATH)
-@click.argument("archive", type=_PATH)
-@click.argument("cases", type=_PATH)
-@click.option("--images", type=_PATH, help="Folder of the images.  [default: the folder of CASES]")
-@click.option("--ids", type=_PATH, help="Index only the case ids in this file, one a line.")
-@click.option(
-    "--replace", "duplicate", flag_value="replace", help="Replace a case that is there with other facts."
-)
-@click.option("--skip", "duplicate", flag_value="skip", help="Leave a case that is there with other facts.")
+@click.argument("bundle", type=PATH)
+@click.argument("archive", type=PATH)
+@click.argument("cases", type=PATH)
+@click.option("--images", type=PATH, help="Folder of the images.  [default: the folder of CASES]")
+@click.option("--ids", type=PATH, help="Index only the case ids in this file, one a line.")
+@replace_option
+@skip_option
 @_runtime
 @_precision
 @_threads
-@_json
+@json_option
 @report_errors
 def index(
     bundle: Path,
@@ -149,30 +138,19 @@ def index(
         _check_ids(wanted, {case.case_id for case in chosen}, cases)
     with (
         Searcher(bundle, archive, runtime=runtime, precision=precision, threads=threads) as searcher,
-        _progress("indexing", len(chosen)) as bar,
+        progress("indexing") as bar,
     ):
-        report = searcher.add(
-            chosen, on_duplicate=duplicate or "error", progress=lambda done, _: bar.update(done - bar.pos)
-        )
+        report = searcher.add(chosen, on_duplicate=duplicate or "error", progress=bar)
         total = len(searcher)
     if as_json:
-        click.echo(
-            json.dumps(
-                {
-                    "added": report.added,
-                    "replaced": report.replaced,
-                    "unchanged": report.unchanged,
-                    "cases": total,
-                }
-            )
-        )
+        click.echo(json.dumps(report.to_dict() | {"cases": total}))
     click.echo(f"{report}; {archive} holds {total}", err=True)
 
 
 @main.command(short_help="Show the most similar cases.")
-@click.argument("bundle", type=_PATH)
-@click.argument("archive", type=_PATH)
-@click.option("--image", required=True, type=_PATH, help="The dermoscopy image.")
+@click.argument("bundle", type=PATH)
+@click.argument("archive", type=PATH)
+@click.option("--image", required=True, type=PATH, help="The dermoscopy image.")
 @click.option(
     "--text", help='Findings in English, such as "atypical pigment network"; without, the image alone.'
 )
@@ -181,19 +159,21 @@ def index(
     "--where",
     multiple=True,
     metavar="NAME=VALUE",
-    help="Only cases with this value; the same name twice: either value.",
+    help="Only cases with this value; the same name twice: either value. Or NAME=LOW..HIGH, a number between "
+    "them; either may be left out.",
 )
 @click.option("--exclude", multiple=True, metavar="CASE_ID", help="A case that may not come back.")
 @click.option(
-    "--picture", type=_PATH, help="Draw the query and its hits to this PNG; --images names their folder."
+    "--picture", type=PATH, help="Draw the query and its hits to this PNG; --images names their folder."
 )
-@click.option("--images", type=_PATH, default=Path(), help="Folder of the archive's images, for --picture.")
+@click.option("--images", type=PATH, default=Path(), help="Folder of the archive's images, for --picture.")
 @_beta
 @_gamma
+@_level
 @_runtime
 @_precision
 @_threads
-@_json
+@json_option
 @report_errors
 def query(
     bundle: Path,
@@ -207,6 +187,7 @@ def query(
     images: Path,
     beta: float | None,
     gamma: float | None,
+    levels: tuple[str, ...],
     runtime: str,
     precision: str,
     threads: int | None,
@@ -215,7 +196,14 @@ def query(
     """Show the most similar cases of ARCHIVE for an image and a few words."""
     with Searcher(bundle, archive, runtime=runtime, precision=precision, threads=threads) as searcher:
         results = searcher.query(
-            image, text, k=k, where=_filters(where), exclude=exclude, beta=beta, gamma=gamma
+            image,
+            text,
+            k=k,
+            where=_filters(where),
+            exclude=exclude,
+            beta=beta,
+            gamma=gamma,
+            levels=_weights(levels),
         )
     if picture:
         draw_results([(image, results)], images, picture)
@@ -224,17 +212,17 @@ def query(
 
 
 @main.command("evaluate", short_help="Measure how good the hits are.")
-@click.argument("bundle", type=_PATH)
-@click.argument("archive", type=_PATH)
-@click.argument("cases", type=_PATH)
-@click.option("--images", type=_PATH, help="Folder of the images.  [default: the folder of CASES]")
-@click.option("--ids", type=_PATH, help="Query only with the case ids in this file, one a line.")
+@click.argument("bundle", type=PATH)
+@click.argument("archive", type=PATH)
+@click.argument("cases", type=PATH)
+@click.option("--images", type=PATH, help="Folder of the images.  [default: the folder of CASES]")
+@click.option("--ids", type=PATH, help="Query only with the case ids in this file, one a line.")
 @_beta
 @_gamma
 @_runtime
 @_precision
 @_threads
-@_json
+@json_option
 @report_errors
 def evaluate_command(
     bundle: Path,
@@ -259,23 +247,21 @@ def evaluate_command(
     _check_ids(wanted, {case.case_id for case in chosen}, cases)
     with (
         Searcher(bundle, archive, runtime=runtime, precision=precision, threads=threads) as searcher,
-        _progress("queries", len(chosen)) as bar,
+        progress("queries") as bar,
     ):
-        report = evaluate.evaluate(
-            searcher, chosen, beta=beta, gamma=gamma, progress=lambda done, _: bar.update(done - bar.pos)
-        )
+        report = evaluate.evaluate(searcher, chosen, beta=beta, gamma=gamma, progress=bar)
     click.echo(json.dumps(report, indent=2) if as_json else evaluate.table(report))
 
 
 @main.command("gate", short_help="Measure whether a lower precision keeps the ranks.")
-@click.argument("bundle", type=_PATH)
-@click.argument("cases", type=_PATH)
-@click.option("--images", type=_PATH, help="Folder of the images.  [default: the folder of CASES]")
-@click.option("--ids", type=_PATH, help="Ask only with the case ids in this file, one a line.")
+@click.argument("bundle", type=PATH)
+@click.argument("cases", type=PATH)
+@click.option("--images", type=PATH, help="Folder of the images.  [default: the folder of CASES]")
+@click.option("--ids", type=PATH, help="Ask only with the case ids in this file, one a line.")
 @click.option("--runtime", required=True, help=f"One of {', '.join(RUNTIMES)}.")
 @click.option("--precision", required=True, help="bf16 or fp16.")
 @_threads
-@_json
+@json_option
 @report_errors
 def gate_command(
     bundle: Path,
@@ -301,10 +287,8 @@ def gate_command(
     asked = gate.questions(loaded.manifest, loaded.tokenizer(), chosen, f"cases of {cases.name}")
     reference = open_engine(loaded, "onnxruntime-cpu", threads, precision="fp32")
     candidate = open_engine(loaded, runtime, threads, precision=precision, gated=False)
-    with _progress("queries", 2 * len(asked)) as bar:
-        record = gate.measure(
-            loaded, reference, candidate, asked, progress=lambda done, _: bar.update(done - bar.pos)
-        )
+    with progress("queries") as bar:
+        record = gate.measure(loaded, reference, candidate, asked, progress=bar)
     path = gate.keep_record(loaded, record, cache_folder())
     click.echo(f"the record is {path}", err=True)
     click.echo(json.dumps(record, indent=2) if as_json else gate.describe(record))
@@ -312,30 +296,65 @@ def gate_command(
         sys.exit(3)
 
 
-@main.command("doctor", short_help="Say what runs here, and what ails a bundle.")
-@click.argument("bundle", type=_PATH, required=False)
-@_json
+@main.command("doctor", short_help="Say what runs here, and what ails a bundle or an archive.")
+@click.argument("bundle", type=PATH, required=False)
+@click.argument("archive", type=PATH, required=False)
+@json_option
 @report_errors
-def doctor_command(bundle: Path | None, as_json: bool) -> None:
-    """Say what is installed, what runs, and whether BUNDLE is whole and answers."""
-    report = doctor.examine(bundle)
+def doctor_command(bundle: Path | None, archive: Path | None, as_json: bool) -> None:
+    """Say what is installed, what runs, whether BUNDLE is whole and answers, and whether ARCHIVE is whole.
+
+    Either may be left out: a folder is a bundle, a file an archive.
+    """
+    if bundle and bundle.is_file() and (archive is None or archive.is_dir()):
+        bundle, archive = archive, bundle
+    report = doctor.examine(bundle, archive)
     click.echo(json.dumps(report, indent=2) if as_json else doctor.describe(report))
     if not report["healthy"]:
         sys.exit(4)
 
 
-def _progress(label: str, length: int) -> Any:
-    return click.progressbar(length=length, label=label, file=sys.stderr, hidden=not sys.stderr.isatty())
-
-
-def _filters(where: tuple[str, ...]) -> dict[str, list[str]]:
-    filters: dict[str, list[str]] = {}
+def _filters(where: tuple[str, ...]) -> dict[str, list[str] | tuple[float | None, float | None]]:
+    texts: dict[str, list[str]] = {}
+    ranges: dict[str, tuple[float | None, float | None]] = {}
     for item in where:
-        name, equals, value = item.partition("=")
-        if not equals:
-            raise click.BadParameter(f"{item!r} is not NAME=VALUE", param_hint="--where")
-        filters.setdefault(name, []).append(value)
-    return filters
+        name, value = _named(item, "--where", "NAME=VALUE")
+        if ends := _range(value):
+            if name in ranges:
+                raise click.BadParameter(f"{name} has two ranges", param_hint="--where")
+            ranges[name] = ends
+        else:
+            texts.setdefault(name, []).append(value)
+    if both := texts.keys() & ranges.keys():
+        raise click.BadParameter(f"{min(both)} has a value beside a range", param_hint="--where")
+    return {**texts, **ranges}
+
+
+def _range(value: str) -> tuple[float | None, float | None] | None:
+    """Return the ends of LOW..HIGH, None for one that is left out; None for what is no range of numbers."""
+    low, dots, high = value.partition("..")
+    ends = [float(end) if end else None for end in (low, high) if not end or _NUMBER.fullmatch(end)]
+    if not dots or value == ".." or len(ends) < 2 or not all(e is None or math.isfinite(e) for e in ends):
+        return None
+    return ends[0], ends[1]
+
+
+def _weights(levels: tuple[str, ...]) -> dict[str, float] | None:
+    weights: dict[str, float] = {}
+    for item in levels:
+        name, value = _named(item, "--level", "NAME=WEIGHT")
+        if name in weights or not _NUMBER.fullmatch(value):
+            reason = "is given twice" if name in weights else "has a weight that is no number"
+            raise click.BadParameter(f"{item!r}: {name!r} {reason}", param_hint="--level")
+        weights[name] = float(value)
+    return weights or None
+
+
+def _named(item: str, option: str, form: str) -> tuple[str, str]:
+    name, equals, value = item.partition("=")
+    if not equals:
+        raise click.BadParameter(f"{item!r} is not {form}", param_hint=option)
+    return name, value
 
 
 def _check_ids(wanted: set[str], found: set[str], table: Path) -> None:

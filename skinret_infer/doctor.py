@@ -1,5 +1,6 @@
-"""Say what is installed here, what runs, what "auto" would take and why, and whether a bundle answers."""
+"""Say what is installed here, what runs, what "auto" takes and why, and what ails a bundle or an archive."""
 
+import contextlib
 import ctypes
 import functools
 import io
@@ -17,10 +18,11 @@ import numpy as np
 from PIL import Image
 
 from . import __version__, gate
+from .archive import SCHEMA, Archive
 from .bundle import Bundle
 from .engines import PRECISIONS, available, cache_folder, choose, cure, precisions, usable_cpus
 from .engines.base import version
-from .errors import RuntimeUnavailable, SkinretError
+from .errors import ArchiveError, RuntimeUnavailable, SkinretError
 from .searcher import Searcher
 
 NOTHING_RUNS = 'nothing here; pip install "skinret-infer[cpu]"'
@@ -48,8 +50,11 @@ _SHOWN = {
 _WORDS = ("atypical pigment network", "irregular streaks", "blue-whitish veil")  # none is asked twice
 
 
-def examine(bundle: str | Path | None = None) -> dict[str, Any]:
-    """Return a report of plain values; `healthy` says whether a query could be answered here."""
+def examine(bundle: str | Path | None = None, archive: str | Path | None = None) -> dict[str, Any]:
+    """Return a report of plain values; `healthy` says whether a query could be answered here.
+
+    An archive is read as a whole, and not changed.
+    """
     gpu, reasons = _gpu(), available()
     report: dict[str, Any] = {
         "skinret_infer": __version__,
@@ -69,6 +74,10 @@ def examine(bundle: str | Path | None = None) -> dict[str, Any]:
     if bundle is not None:
         report["bundle"] = _examine_bundle(Path(bundle))
         healthy = healthy and "error" not in report["bundle"]
+    if archive is not None:
+        fingerprint = report.get("bundle", {}).get("fingerprint")
+        report["archive"] = said = _examine_archive(Path(archive), fingerprint)
+        healthy = healthy and not (said.get("error") or said["faults"] or said["belongs"] is False)
     return report | {"healthy": healthy}
 
 
@@ -101,6 +110,8 @@ def describe(report: Mapping[str, Any]) -> str:
         )
     if bundle := report.get("bundle"):
         lines += _bundle_lines(bundle)
+    if archive := report.get("archive"):
+        lines += _archive_lines(archive)
     return "\n".join([*lines, "healthy" if report["healthy"] else "NOT healthy"])
 
 
@@ -223,6 +234,38 @@ def _examine_bundle(path: Path) -> dict[str, Any]:
     return report
 
 
+def _examine_archive(path: Path, fingerprint: str | None) -> dict[str, Any]:
+    """Read an archive, and compare its model with the fingerprint of a bundle, if there is one."""
+    report: dict[str, Any] = {"path": str(path)}
+    try:
+        with contextlib.closing(Archive.existing(path)) as archive:
+            report |= {
+                "model": archive.model,
+                "fingerprint": archive.fingerprint[:12],
+                "belongs": None if fingerprint is None else archive.fingerprint[:12] == fingerprint,
+                "schema": SCHEMA,  # existing() opens no other
+                "bytes": _size([path]),
+                "derived_bytes": _size(archive.scan_folder.glob("*")),
+                "faults": archive.check(),
+            }
+            with contextlib.suppress(ArchiveError):  # of which the faults speak
+                report["cases"] = len(archive)
+                states = list(archive.parts().values())
+                report |= {f"parts_{state}": states.count(state) for state in ("right", "stale", "missing")}
+    except SkinretError as error:
+        report |= {"error": str(error), "code": error.code}
+    return report
+
+
+def _size(files: Iterable[Path]) -> int:
+    """Return the bytes of files; those that another process removes meanwhile have none."""
+    size = 0
+    for file in files:
+        with contextlib.suppress(OSError):
+            size += file.stat().st_size
+    return size
+
+
 def _measure(path: Path) -> dict[str, Any]:
     """Open a bundle as "auto" does, twice, and describe a picture with words three times."""
     opened, times = [], []
@@ -310,6 +353,31 @@ def _bundle_lines(bundle: Mapping[str, Any]) -> list[str]:
         say("a query", f"{bundle['query_ms']:.0f} ms for a JPEG of 768 x 512 with words, without the search")
     if "error" in bundle:
         say("error", f"{bundle['error']} [{bundle['code']}]")
+    return lines
+
+
+def _archive_lines(archive: Mapping[str, Any]) -> list[str]:
+    lines = [f"archive {archive['path']}:"]
+
+    def say(name: str, value: str) -> None:
+        lines.append(f"  {name:<11}{value}")
+
+    if "model" in archive:
+        whose = {True: ", the bundle's", False: ", NOT the bundle's: a query would be refused", None: ""}
+        say("model", f"{archive['model']}, fingerprint {archive['fingerprint']}{whose[archive['belongs']]}")
+        size, derived = archive["bytes"] / 1e6, archive["derived_bytes"] / 1e6
+        say("schema", f"{archive['schema']}; {size:.1f} MB, and {derived:.1f} MB that is derived")
+    if "cases" in archive:
+        say("cases", str(archive["cases"]))
+    if "parts_right" in archive:
+        right, stale, missing = (archive[f"parts_{state}"] for state in ("right", "stale", "missing"))
+        say("parts", f"{right} right, {stale} stale, {missing} missing; a search makes those anew")
+    for fault in archive.get("faults", ()):
+        say("fault", fault)
+    if archive.get("faults"):
+        say("cure", f"skinret archive check {archive['path']} --repair, or restore a backup")
+    if "error" in archive:
+        say("error", f"{archive['error']} [{archive['code']}]")
     return lines
 
 

@@ -78,6 +78,10 @@ class Added:
         added, replaced, unchanged = map(len, (self.added, self.replaced, self.unchanged))
         return f"{added} cases added, {replaced} replaced, {unchanged} there already"
 
+    def to_dict(self) -> dict[str, list[str]]:
+        """Return the case ids as plain values, for JSON."""
+        return {"added": self.added, "replaced": self.replaced, "unchanged": self.unchanged}
+
 
 def check_on_duplicate(on_duplicate: str) -> None:
     """Raise InputError unless this says what to do with a case that is there with other facts."""

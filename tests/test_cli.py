@@ -1,9 +1,11 @@
 """The command line: help everywhere, data on stdout, words on stderr, exit codes as stated."""
 
+import contextlib
 import importlib.util
 import json
 import os
 import shutil
+import sqlite3
 import subprocess
 import sys
 from collections.abc import Callable
@@ -16,13 +18,15 @@ from PIL import Image
 
 from skinret_export import demo
 from skinret_export.cli import main as export_main
-from skinret_infer import Case, doctor
-from skinret_infer.cli import main
+from skinret_infer import Case, Searcher, doctor
+from skinret_infer import archive as archive_module
+from skinret_infer.cli import _range, main
+from skinret_infer.cli_archive import archive as archive_group
 from skinret_infer.engines import RUNTIMES
 from skinret_training.cli import main as train_main
 
 ROOT = Path(__file__).parent.parent
-COMMANDS = ["demo", "doctor", "evaluate", "gate", "index", "query"]
+COMMANDS = ["archive", "demo", "doctor", "evaluate", "gate", "index", "query"]
 
 
 def run(*arguments: object) -> Result:
@@ -37,6 +41,12 @@ def test_every_command_has_help_and_is_in_the_readme() -> None:
         result = run(command, "-h")
         assert result.exit_code == 0 and "Usage:" in result.stdout
         assert f"skinret {command}" in readme or f"make {command}" in readme
+    listed = run("archive", "-h").stdout
+    for command in archive_group.commands:
+        assert command in listed
+        result = run("archive", command, "-h")
+        assert result.exit_code == 0 and "Usage:" in result.stdout
+        assert f"skinret archive {command}" in readme or f"`{command}`" in readme
     for other, name in ((train_main, "skinret-train"), (export_main, "skinret-export")):
         assert "Usage:" in CliRunner().invoke(other, ["-h"]).stdout
         assert name in readme
@@ -44,7 +54,7 @@ def test_every_command_has_help_and_is_in_the_readme() -> None:
 
 def test_every_option_says_what_it_does() -> None:
     commands = [main.get_command(None, name) for name in COMMANDS]
-    for command in (*commands, train_main, export_main):
+    for command in (*commands, *archive_group.commands.values(), train_main, export_main):
         for parameter in command.params:
             assert parameter.param_type_name == "argument" or parameter.help, (command.name, parameter.name)
 
@@ -213,6 +223,24 @@ def test_doctor_asks_the_driver_for_its_cards(monkeypatch: pytest.MonkeyPatch) -
         (["query"], 2),
         (["query", "{bundle}", "{archive}", "--image", "{image}", "-k", "0"], 2),
         (["query", "{bundle}", "{archive}", "--image", "{image}", "--where", "sex"], 2),
+        (["query", "{bundle}", "{archive}", "--image", "{image}", "--where", "n=1..2", "--where", "n=3"], 2),
+        (["query", "{bundle}", "{archive}", "--image", "{image}", "--where", "n=1..", "--where", "n=..2"], 2),
+        (["query", "{bundle}", "{archive}", "--image", "{image}", "--where", "sex=1..2"], 1),
+        (["query", "{bundle}", "{archive}", "--image", "{image}", "--level", "low"], 2),
+        (["query", "{bundle}", "{archive}", "--image", "{image}", "--level", "low=much"], 2),
+        (["query", "{bundle}", "{archive}", "--image", "{image}", "--level", "low=1", "--level", "low=2"], 2),
+        (["query", "{bundle}", "{archive}", "--image", "{image}", "--level", "top=1"], 1),
+        (["query", "{bundle}", "{archive}", "--image", "{image}", "--level", "low=-1"], 1),
+        (["archive", "check"], 2),
+        (["archive", "check", "none.skinret"], 1),
+        (["archive", "check", "{image}", "--json"], 1),
+        (["archive", "backup", "none.skinret", "copy.skinret"], 1),
+        (["archive", "backup", "{archive}", "{image}"], 1),
+        (["archive", "compact", "none.skinret"], 1),
+        (["archive", "export", "none.skinret", "out"], 1),
+        (["archive", "export", "{archive}", "{bundle}"], 1),
+        (["archive", "import", "new.skinret", "out"], 1),
+        (["archive", "import", "new.skinret", "{bundle}"], 1),
         (["query", "{bundle}", "{archive}", "--image", "none.jpg"], 1),
         (["query", "{bundle}", "{archive}", "--image", "{image}", "--where", "colour=red"], 1),
         (["query", "{bundle}", "none.skinret", "--image", "{image}"], 1),
@@ -238,6 +266,193 @@ def test_failures_have_their_exit_code_and_a_message_and_no_traceback(
     assert not result.stdout
     assert "rror" in result.stderr and "Traceback" not in result.stderr
     assert not list(tmp_path.iterdir())
+
+
+def test_the_care_of_an_archive_needs_no_bundle(archive: Path, tmp_path: Path) -> None:
+    copy, out, new = tmp_path / "copy.skinret", tmp_path / "out", tmp_path / "new.skinret"
+    done = run("archive", "backup", archive, copy)
+    assert done.exit_code == 0 and not done.stdout and f"{copy} written" in done.stderr
+    checked = run("archive", "check", copy, "--json")
+    assert checked.exit_code == 0 and "is whole; it holds 40 cases of tiny 1" in checked.stderr
+    report = json.loads(checked.stdout)
+    assert (report["cases"], report["faults"], report["repaired"]) == (40, [], [])
+    assert (report["archive"], report["model"], len(report["fingerprint"])) == (str(copy), "tiny 1", 64)
+    done = run("archive", "compact", copy)
+    assert done.exit_code == 0 and "MB now" in done.stderr and not done.stdout
+    done = run("archive", "export", copy, out)
+    assert done.exit_code == 0 and f"40 cases written to {out}" in done.stderr and not done.stdout
+    assert {file.name for file in out.iterdir()} == {"cases.csv", "descriptors.npy", "archive.json"}
+    done = run("archive", "import", new, out, "--json")
+    assert done.exit_code == 0 and "40 cases added" in done.stderr
+    report = json.loads(done.stdout)
+    assert (len(report["added"]), report["cases"], report["replaced"], report["unchanged"]) == (
+        40,
+        40,
+        [],
+        [],
+    )
+    again = run("archive", "import", new, out)
+    assert again.exit_code == 0 and "40 there already" in again.stderr and not again.stdout
+
+
+def test_an_import_refuses_skips_or_replaces_what_differs(
+    bundle: Path, cases: list[Case], archive: Path, tmp_path: Path
+) -> None:
+    out, new = tmp_path / "out", tmp_path / "new.skinret"
+    assert run("archive", "export", archive, out).exit_code == 0
+    with Searcher(bundle, new) as searcher:
+        searcher.add([Case(cases[0].case_id, cases[0].image, "another")])
+    refused = run("archive", "import", new, out)
+    assert refused.exit_code == 1 and "--replace" in refused.stderr and "case-duplicate" in refused.stderr
+    assert (
+        "39 cases added, 0 replaced, 1 there already" in run("archive", "import", new, out, "--skip").stderr
+    )
+    assert "0 cases added, 1 replaced" in run("archive", "import", new, out, "--replace").stderr
+
+
+def test_a_check_finds_faults_and_repairs_what_it_can(archive: Path, tmp_path: Path) -> None:
+    sick = tmp_path / "sick.skinret"
+
+    def damage(statement: str) -> None:
+        shutil.copy(archive, sick)
+        with contextlib.closing(sqlite3.connect(sick)) as db, db:
+            db.execute(statement)
+
+    damage("UPDATE segments SET cases = cases + 1")
+    result = run("archive", "check", sick)
+    assert (
+        result.exit_code == 1 and "fault: 40 cases, but 41" in result.stderr and "--repair" in result.stderr
+    )
+    assert not result.stdout
+    result = run("archive", "check", sick, "--repair", "--json")
+    assert result.exit_code == 0 and "repaired: 40 cases, but 41" in result.stderr
+    report = json.loads(result.stdout)
+    assert report["cases"] == 40 and not report["faults"] and len(report["repaired"]) == 1
+    assert run("archive", "check", sick).exit_code == 0
+
+    damage("UPDATE cases SET attributes = '[]'")
+    for option in ((), ("--repair",)):
+        result = run("archive", "check", sick, "--json", *option)
+        report = json.loads(result.stdout)
+        assert result.exit_code == 1 and len(report["faults"]) == 1 and not report["repaired"]
+        assert "from a backup" in result.stderr and report["cases"] is None
+
+
+def test_a_repair_that_cannot_be_made_says_why(
+    archive: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sick = tmp_path / "sick.skinret"
+    shutil.copy(archive, sick)
+    monkeypatch.setattr(archive_module, "_BUSY_SECONDS", 0.05)
+    with contextlib.closing(sqlite3.connect(sick, isolation_level=None)) as db:
+        db.execute("UPDATE segments SET cases = cases + 1")
+        db.execute("BEGIN IMMEDIATE")
+        result = run("archive", "check", sick, "--repair", "--json")
+    assert result.exit_code == 1 and "archive-locked" in result.stderr and not result.stdout
+
+
+def test_a_query_takes_ranges_and_the_weights_of_levels(
+    bundle: Path, cases: list[Case], tmp_path: Path
+) -> None:
+    archive = tmp_path / "cases.skinret"
+    with Searcher(bundle, archive) as searcher:
+        searcher.add([Case(f"{n}", cases[n].image, "x", {"age": n, "span": f"{n}..b"}) for n in range(8)])
+
+    def found(*options: object) -> set[str]:
+        result = run("query", bundle, archive, "--image", cases[0].image, "-k", 10, "--json", *options)
+        assert result.exit_code == 0, result.stderr
+        return {hit["case_id"] for hit in json.loads(result.stdout)["hits"]}
+
+    assert found("--where", "age=2..4") == {"2", "3", "4"}
+    assert found("--where", "age=5.5..") == {"6", "7"} == found("--where", "age=+5.5..1e3")
+    assert found("--where", "age=..1", "--where", "diagnosis=x") == {"0", "1"}
+    assert found("--where", "age=-3..-1") == set()
+    assert found("--where", "span=3..b", "--where", "span=4..b") == {"3", "4"}
+    assert found("--where", "age=3", "--where", "age=4") == {"3", "4"}
+    asked = ["query", bundle, archive, "--image", cases[0].image, "--json"]
+    result = run(*asked, "--level", "low=2", "--level", "high=0.5")
+    assert json.loads(result.stdout)["levels"] == {"low": 2, "mid": 1, "high": 0.5}
+    assert json.loads(run(*asked).stdout)["levels"] == {"low": 1, "mid": 1, "high": 1}
+
+
+@pytest.mark.parametrize(
+    ("value", "ends"),
+    [
+        ("1..2", (1, 2)),
+        ("-1.5..+2e3", (-1.5, 2000)),
+        ("..2", (None, 2)),
+        ("1..", (1, None)),
+        ("..", None),
+        ("1", None),
+        ("1.5", None),
+        ("1...2", None),
+        ("1..2..3", None),
+        ("a..b", None),
+        ("1..b", None),
+        ("nan..", None),
+        ("..inf", None),
+        ("1..1e999", None),
+        ("1_0..2", None),
+        ("١..٢", None),
+        (" 1..2", None),
+        ("1..2\n", None),
+    ],
+)
+def test_a_range_is_of_numbers_and_all_else_a_text(value: str, ends: tuple[float, float] | None) -> None:
+    assert _range(value) == ends
+
+
+def test_doctor_examines_an_archive_alone_and_beside_its_bundle(
+    bundle: Path, archive: Path, tmp_path: Path
+) -> None:
+    report = json.loads(run("doctor", archive, "--json").stdout)
+    found = report["archive"]
+    assert report["healthy"] is True and "bundle" not in report
+    assert (found["path"], found["model"], found["schema"]) == (str(archive), "tiny 1", 2)
+    assert (found["cases"], found["faults"], found["belongs"]) == (40, [], None)
+    assert [found[f"parts_{state}"] for state in ("right", "stale", "missing")] == [0, 0, 0]
+    assert found["bytes"] == archive.stat().st_size and found["derived_bytes"] == 0
+    for both in ((bundle, archive), (archive, bundle)):
+        report = json.loads(run("doctor", *both, "--json").stdout)
+        assert report["healthy"] is True and report["archive"]["belongs"] is True
+        assert report["archive"]["fingerprint"] == report["bundle"]["fingerprint"]
+    said = run("doctor", archive).stdout
+    assert f"archive {archive}:" in said and "40" in said and said.splitlines()[-1] == "healthy"
+
+    other = tmp_path / "other.skinret"
+    shutil.copy(archive, other)
+    scan = tmp_path / "other.skinret.scan"
+    scan.mkdir()
+    (scan / "old.part").write_bytes(b"of the past")
+    with contextlib.closing(sqlite3.connect(other)) as db, db:
+        db.execute("UPDATE meta SET value = 'e' WHERE name = 'fingerprint'")
+    report = doctor.examine(None, other)
+    assert report["healthy"] and report["archive"]["parts_stale"] == 1
+    assert report["archive"]["derived_bytes"] == 11
+    result = run("doctor", bundle, other)
+    assert result.exit_code == 4 and "NOT the bundle's" in result.stdout and "1 stale" in result.stdout
+
+
+def test_doctor_finds_what_ails_an_archive(archive: Path, tmp_path: Path) -> None:
+    sick = tmp_path / "sick.skinret"
+    shutil.copy(archive, sick)
+    with contextlib.closing(sqlite3.connect(sick)) as db, db:
+        db.execute("UPDATE segments SET cases = cases + 1")
+    result = run("doctor", sick)
+    assert result.exit_code == 4 and "NOT healthy" in result.stdout
+    assert "40 cases, but 41" in result.stdout and "skinret archive check" in result.stdout
+    assert json.loads(run("doctor", sick, "--json").stdout)["archive"]["faults"]
+    sick.write_text("years of work")
+    report = json.loads(run("doctor", sick, "--json").stdout)
+    assert report["healthy"] is False and report["archive"]["code"] == "archive-damaged"
+    assert "[archive-damaged]" in run("doctor", sick).stdout
+    report = doctor.examine(None, tmp_path / "none.skinret")
+    assert report["healthy"] is False and report["archive"]["code"] == "archive-empty"
+    scan = tmp_path / "gone.skinret.scan"
+    scan.mkdir()
+    (scan / "a.part").symlink_to(tmp_path / "nowhere")  # as if it were swept meanwhile
+    report = doctor.examine(None, shutil.copy(archive, tmp_path / "gone.skinret"))
+    assert report["healthy"] is True and report["archive"]["derived_bytes"] == 0
 
 
 def test_a_table_with_a_bad_line_adds_nothing(bundle: Path, data: Path, tmp_path: Path) -> None:

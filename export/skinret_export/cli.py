@@ -5,7 +5,7 @@ from pathlib import Path
 import click
 
 from skinret_infer.cases import read_cases
-from skinret_infer.cli import report_errors
+from skinret_infer.console import report_errors
 
 from .bundle_writer import export_bundle
 from .engines import build_engines

@@ -12,7 +12,7 @@ from transformers import BertConfig, BertModel, PreTrainedTokenizerFast, SwinBac
 
 from skinret_infer import Case, InputError, Searcher
 from skinret_infer.cases import CaseTable, read_cases
-from skinret_infer.cli import report_errors
+from skinret_infer.console import report_errors
 from skinret_infer.evaluate import evaluate, table
 from skinret_infer.figure import draw_results
 from skinret_infer.text import DERM7PT_PHRASES, describe

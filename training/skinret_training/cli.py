@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from skinret_infer.cases import CaseTable, read_cases
-from skinret_infer.cli import report_errors
+from skinret_infer.console import report_errors
 from skinret_infer.files import whole_file
 
 from .crossval import SYSTEMS, Row, cross_validate

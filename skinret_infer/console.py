@@ -1,0 +1,53 @@
+"""What the commands share: words and exit codes for errors, bars on a terminal, and a few options."""
+
+import contextlib
+import functools
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import ParamSpec, TypeVar
+
+import click
+
+from .errors import SkinretError
+
+P = ParamSpec("P")
+R = TypeVar("R")
+PATH = click.Path(path_type=Path)
+
+json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON on stdout.")
+replace_option = click.option(
+    "--replace", "duplicate", flag_value="replace", help="Replace a case that is there with other facts."
+)
+skip_option = click.option(
+    "--skip", "duplicate", flag_value="skip", help="Leave a case that is there with other facts."
+)
+
+
+def report_errors(command: Callable[P, R]) -> Callable[P, R]:
+    """Turn a SkinretError into its message on stderr and its exit code."""
+
+    @functools.wraps(command)
+    def wrapped(*args: P.args, **kwargs: P.kwargs) -> R:
+        try:
+            return command(*args, **kwargs)
+        except SkinretError as error:
+            click.echo(f"error: {error}", err=True)
+            for note in getattr(error, "__notes__", ()):
+                click.echo(f"       {note}", err=True)
+            click.echo(f"       [{error.code}]", err=True)
+            sys.exit(error.exit_code)
+
+    return wrapped
+
+
+@contextlib.contextmanager
+def progress(label: str) -> Iterator[Callable[[int, int], None]]:
+    """Show a bar on stderr if that is a terminal; give the function that moves it."""
+    with click.progressbar(length=1, label=label, file=sys.stderr, hidden=not sys.stderr.isatty()) as bar:
+
+        def move(done: int, total: int) -> None:
+            bar.length = total
+            bar.update(done - bar.pos)
+
+        yield move
