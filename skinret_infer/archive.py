@@ -40,7 +40,8 @@ CREATE TABLE cases (
 );
 CREATE TABLE meta (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
 """
-# A row id is given once. Segment n has those of id / SEGMENT = n; its generation says when it last lost one.
+# A row id is given once. Segment n has those of id / SEGMENT = n. Its generation is drawn by lot when it
+# loses a case or becomes whole, and so names what a whole one holds: here, in a copy and in any other file.
 _SCANNED = f"""
 CREATE TABLE segments (number INTEGER PRIMARY KEY, generation INTEGER NOT NULL, cases INTEGER NOT NULL);
 CREATE TABLE basis (key TEXT NOT NULL, vectors BLOB NOT NULL);
@@ -51,6 +52,7 @@ _COLUMNS = ("case_id", "diagnosis", "group", "confirmed_by", "attributes", "imag
 # Only what must be is quoted: SQLite reads a quoted name that is no column as a text.
 _SELECT = ", ".join(_COLUMNS).replace("group", '"group"')
 _IN = "IN (SELECT value FROM json_each(?))"
+_DRAWN = "random() & 0x7fffffffffffffff"
 _BUSY_SECONDS = 30.0
 _STEP = 2048  # rows read at once
 
@@ -190,8 +192,9 @@ class Archive:
             for number in range(first // SEGMENT, -(-end // SEGMENT)):
                 added = min(end, (number + 1) * SEGMENT) - max(first, number * SEGMENT)
                 db.execute(
-                    "INSERT INTO segments VALUES (?, 0, ?) ON CONFLICT DO UPDATE SET cases = cases + ?",
-                    (number, added, added),
+                    f"INSERT INTO segments VALUES (?, {_DRAWN}, ?) ON CONFLICT DO UPDATE SET "
+                    "generation = iif(?, excluded.generation, generation), cases = cases + excluded.cases",
+                    (number, added, end >= (number + 1) * SEGMENT),
                 )
         if first // SEGMENT != end // SEGMENT:
             self._derive()
@@ -486,7 +489,8 @@ class Archive:
                 db.execute("UPDATE meta SET value = ? WHERE name = 'next_id'", (str(last + 1),))
             self._account(db)
             db.execute("DELETE FROM basis")
-        sweep(self.scan_folder, ())
+        with self._translated():
+            sweep(self.scan_folder, ())
         self._derive()
 
     def compact(self) -> None:
@@ -500,13 +504,13 @@ class Archive:
                     f"archive {self.path} does not exist", code="archive-empty", cure="check the path"
                 )
             basis = Basis.fit(self._sample(db), self._count(db)) if self._next_id(db) >= SEGMENT else None
-            whole = [number for number, _, _ in self._segments(db)] if basis else []
+            whole = range(self._next_id(db) // SEGMENT) if basis else range(0)
         for number in whole:  # before they are asked for
             with self._reading() as db, contextlib.suppress(OSError):
                 assert db is not None and basis is not None
-                generation = dict((n, g) for n, g, _ in self._segments(db))[number]
-                part = self._read(db, basis, number * SEGMENT, (number + 1) * SEGMENT)
-                part.save(self.scan_folder / part_name(basis, number, generation))
+                if (generation := {n: g for n, g, _ in self._segments(db)}.get(number)) is not None:
+                    part = self._read(db, basis, number * SEGMENT, (number + 1) * SEGMENT)
+                    part.save(self.scan_folder / part_name(basis, number, generation))
         if basis:
             self._take_basis(basis)
         with self._connection() as db:
@@ -520,7 +524,9 @@ class Archive:
         one go.
         """
         target = Path(target)
-        if target.exists():
+        with self._translated():  # a name that no file can have
+            taken = target.exists()
+        if taken:
             raise ArchiveError(
                 f"{target} is there already",
                 code="archive-exists",
@@ -634,8 +640,8 @@ class Archive:
         for number in {n // SEGMENT for n in ids}:
             gone = sum(n // SEGMENT == number for n in ids)
             db.execute(
-                "UPDATE segments SET generation = ?, cases = cases - ? WHERE number = ?",
-                (self._said(db, "revision") + 1, gone, number),
+                f"UPDATE segments SET generation = {_DRAWN}, cases = cases - ? WHERE number = ?",
+                (gone, number),
             )
         return len(ids)
 
@@ -643,8 +649,8 @@ class Archive:
         """Count the cases of each segment anew, and give all another generation."""
         db.execute("DELETE FROM segments")
         db.execute(
-            "INSERT INTO segments SELECT id / ?, ?, count(*) FROM cases GROUP BY id / ?",
-            (SEGMENT, self._said(db, "revision") + 1, SEGMENT),
+            f"INSERT INTO segments SELECT id / ?, {_DRAWN}, count(*) FROM cases GROUP BY id / ?",
+            (SEGMENT, SEGMENT),
         )
 
     def _connect(self, mode: str = "rw") -> sqlite3.Connection:
