@@ -617,6 +617,20 @@ def test_opening_what_is_none_without_a_bundle_is_refused(tmp_path: Path) -> Non
         Archive.existing(tmp_path / ("x" * 300))
 
 
+def test_care_where_a_file_cannot_be_is_refused(path: Path, tmp_path: Path) -> None:
+    with contextlib.closing(_open(_made(path))) as archive:
+        for name in ("x" * 300, f"{path.name}/copy"):
+            with _refused("archive-io"):
+                archive.backup(tmp_path / name)
+        archive.scan_folder.touch()
+        for care in (archive.repair, archive.compact):
+            with _refused("archive-io", archive.scan_folder):
+                care()
+        archive.scan_folder.unlink()
+        archive.repair()
+        assert archive.check() == []
+
+
 def test_an_archive_whose_last_writer_was_killed_opens_without_a_bundle(path: Path, tmp_path: Path) -> None:
     """What the writer left beside the file has to be undone, by whoever opens it."""
     _made(path, 200)
