@@ -197,7 +197,8 @@ class Archive:
                     (number, added, end >= (number + 1) * SEGMENT),
                 )
         if first // SEGMENT != end // SEGMENT:
-            self._derive()
+            with contextlib.suppress(ArchiveError):  # the cases are written; a search makes what is missing
+                self._derive()
         if replaced:
             self._sweep()
 
@@ -589,7 +590,18 @@ class Archive:
                         cure="open it with the bundle that wrote it, or index the images into a new archive",
                     )
                 if db.execute("PRAGMA user_version").fetchone()[0] < SCHEMA:
-                    self._migrate(db)
+                    try:
+                        self._migrate(db)
+                    except sqlite3.OperationalError as error:
+                        if "readonly" not in str(error) and "unable to open" not in str(error):
+                            raise
+                        raise ArchiveError(
+                            f"archive {self.path} is of an older schema and may not be brought to this one",
+                            code="archive-older",
+                            expected=f"schema {SCHEMA}, or a file and a folder that may be written",
+                            found=f"schema 1, and {error}",
+                            cure="open it once where it may be written, or search a copy of it",
+                        ) from None
             self._ours = True
 
     def _meta(self, db: sqlite3.Connection) -> dict[str, str]:

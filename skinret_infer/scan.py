@@ -164,7 +164,9 @@ class Part:
         for name, array in arrays.items():
             spans[name] = [array.dtype.str, array.shape, start]
             start += -(-array.nbytes // 64) * 64
-        header = json.dumps({"arrays": spans, "columns": columns, "length": start}).encode()
+        header = json.dumps(
+            {"name": path.name, "arrays": spans, "columns": columns, "length": start}
+        ).encode()
         with whole_file(path) as temporary, temporary.open("wb") as file:
             checksum = 0
             for piece in _pieces(header, arrays.values()):
@@ -182,6 +184,8 @@ class Part:
             begin = len(_MAGIC) + 8
             length = int.from_bytes(content[len(_MAGIC) : begin].tobytes(), "little")
             header = json.loads(content[begin : begin + length].tobytes())
+            if header["name"] != path.name:
+                raise Stale(f"{path.name} was written as {header['name']}")
             data = content[_padded(begin + length) :]
 
             def array(name: str) -> npt.NDArray[Any]:
@@ -301,7 +305,7 @@ def part_name(basis: Basis, number: int, generation: int) -> str:
 
 def sweep(folder: Path, current: Collection[str]) -> None:
     """Remove every file of a scan folder but the current ones: what is stale may hold a removed case."""
-    with contextlib.suppress(FileNotFoundError):
+    with contextlib.suppress(FileNotFoundError, NotADirectoryError):
         for path in folder.iterdir():
             if path.name not in current and path.suffix in (".part", ".partial"):
                 with contextlib.suppress(OSError):  # Windows keeps what is mapped; the next sweep takes it
