@@ -142,6 +142,8 @@ def index(
     ):
         report = searcher.add(chosen, on_duplicate=duplicate or "error", progress=bar)
         total = len(searcher)
+    for remark in report.remarks():
+        click.echo(f"warning: {remark}", err=True)
     if as_json:
         click.echo(json.dumps(report.to_dict() | {"cases": total}))
     click.echo(f"{report}; {archive} holds {total}", err=True)

@@ -2,13 +2,14 @@
 
 import hashlib
 import io
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, TypeAlias, cast
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
 
 from .errors import InputError, SkinretError
 
@@ -16,9 +17,10 @@ Pixels: TypeAlias = npt.NDArray[np.uint8]
 ImageSource: TypeAlias = str | Path | bytes | IO[bytes] | Image.Image | Pixels
 
 MAX_PIXELS = 64_000_000  # above any camera's dermoscopy picture, below what a decompression bomb needs
+MAX_BYTES = 400_000_000  # of a file: so many pixels of 16 bits a channel, without compression
 MIN_SIDE = 32  # fewer pixels than that show no dermoscopic structure
 FORMATS = ("JPEG", "PNG", "TIFF", "BMP", "WEBP")  # Pillow opens MPO, a JPEG of several pictures, as JPEG
-_CURE = f"give a {', '.join(FORMATS)} file that an image viewer opens"
+_CURE = f"give a {', '.join(FORMATS)} file that an image viewer opens, or a DICOM object"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,7 +31,7 @@ class ImageRecipe:
     fit: str = "crop"  # "crop": the central square; "squash": the whole picture, its aspect ratio given up
     resample: str = "bicubic"  # Pillow's antialiased filter of that name
     orientation: str = "exif"  # the EXIF orientation is honoured
-    decode: str = "rgb8"  # 8-bit RGB; alpha over white, 16 bit scaled down, CMYK and palette converted
+    decode: str = "rgb8"  # 8-bit sRGB; alpha over white, 16 bit scaled down, CMYK, palette, ICC converted
 
     def __post_init__(self) -> None:
         allowed = {
@@ -56,27 +58,32 @@ class ImageRecipe:
             )
 
 
-def decode(source: ImageSource, *, max_pixels: int = MAX_PIXELS) -> Pixels:
-    """Decode an image to H x W x 3 uint8 RGB, upright.
+def decode(source: ImageSource, *, max_pixels: int = MAX_PIXELS, warnings: list[str] | None = None) -> Pixels:
+    """Decode an image to H x W x 3 uint8 sRGB, upright.
 
-    `source` is a path, the bytes of a file, a binary file object, a PIL image or an H x W x 3 uint8 array.
-    Alpha is laid over white, 16-bit grey is scaled to 8 bits, CMYK and palettes are converted, the EXIF
-    orientation is applied. Raises InputError for anything that is not a whole image of a usable size.
+    `source` is a path, the bytes of a file, a binary file object, a PIL image or an H x W x 3 uint8 array. A
+    file is of one of FORMATS or, with the extra `dicom`, a DICOM object. Alpha is laid over white, 16-bit
+    grey is scaled to 8 bits, CMYK and palettes are converted, ICC profile and EXIF orientation are applied.
+    `warnings` gets what a person should know of the picture. Raises InputError for anything that is not a
+    whole image of a usable size.
     """
+    said = [] if warnings is None else warnings
     if isinstance(source, np.ndarray):
         return _check_array(source, max_pixels)
     if isinstance(source, Image.Image):
-        return _pixels(source, "the PIL image", max_pixels)
+        return _pixels(source, "the PIL image", max_pixels, said)
     name, stream = _open(source)
     try:
+        if _is_dicom(stream):
+            return _pixels(_dicom_reader()(stream, name, max_pixels, said), name, max_pixels, said)
         with Image.open(stream, formats=FORMATS) as image:
-            return _pixels(image, name, max_pixels)
+            return _pixels(image, name, max_pixels, said)
     except UnidentifiedImageError:
         raise InputError(
             f"{name} is not an image",
             code="image-unreadable",
-            expected=f"one of {', '.join(FORMATS)}",
-            found=_looks_like(stream),
+            expected=f"one of {', '.join(FORMATS)}, or DICOM",
+            found=f"a file that begins with {stream.getvalue()[:8]!r}",
             cure=_CURE,
         ) from None
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
@@ -84,7 +91,7 @@ def decode(source: ImageSource, *, max_pixels: int = MAX_PIXELS) -> Pixels:
     except (SkinretError, MemoryError):
         raise
     except Exception as error:
-        raise _damaged(name, error) from None
+        raise damaged(name, str(error) or type(error).__name__) from None
 
 
 def prepare(pixels: Pixels, recipe: ImageRecipe) -> Pixels:
@@ -106,14 +113,15 @@ def digest(pixels: Pixels) -> str:
     return sha.hexdigest()
 
 
-def _open(source: str | Path | bytes | IO[bytes]) -> tuple[str, IO[bytes]]:
+def _open(source: str | Path | bytes | IO[bytes]) -> tuple[str, io.BytesIO]:
     if isinstance(source, bytes):
         name, data = "the image bytes", source
     elif isinstance(source, str | Path):
         path = Path(source)
         name = str(path)
         try:
-            data = path.read_bytes()
+            with path.open("rb") as file:
+                data = file.read(MAX_BYTES + 1)
         except FileNotFoundError:
             raise InputError(
                 f"image file {name} does not exist", code="image-missing", cure="check the path"
@@ -129,7 +137,7 @@ def _open(source: str | Path | bytes | IO[bytes]) -> tuple[str, IO[bytes]]:
     elif hasattr(source, "read"):
         name = "the image file object"
         try:
-            data = source.read()
+            data = _read(source)
         except (OSError, ValueError) as error:
             data, found = None, str(error)
         else:
@@ -154,15 +162,44 @@ def _open(source: str | Path | bytes | IO[bytes]) -> tuple[str, IO[bytes]]:
         raise InputError(
             f"{name} is empty", code="image-empty", expected="an image", found="0 bytes", cure=_CURE
         )
+    if len(data) > MAX_BYTES:
+        raise InputError(
+            f"{name} has too many bytes",
+            code="image-too-large",
+            expected=f"at most {MAX_BYTES / 1e6:g} MB",
+            found="more",
+            cure="give a single picture, compressed or scaled down",
+        )
     return name, io.BytesIO(data)
 
 
-def _looks_like(stream: IO[bytes]) -> str:
-    stream.seek(0)
-    head = stream.read(132)
-    if head[128:] == b"DICM":
-        return "a DICOM object, which this version does not read"
-    return f"a file that begins with {head[:8]!r}"
+def _read(file: IO[bytes]) -> bytes:
+    """Read a file to its end, but not far beyond the limit; what is read from a pipe comes in pieces."""
+    data = file.read(MAX_BYTES + 1)
+    while isinstance(data, bytes) and data and len(data) <= MAX_BYTES:
+        more = file.read(MAX_BYTES + 1 - len(data))
+        if not more:
+            break
+        data += more
+    return data
+
+
+def _is_dicom(stream: io.BytesIO) -> bool:
+    return bytes(stream.getbuffer()[128:132]) == b"DICM"
+
+
+def _dicom_reader() -> Callable[[io.BytesIO, str, int, list[str]], Image.Image]:
+    try:
+        from . import dicom
+    except (ImportError, AttributeError):
+        raise InputError(
+            "a DICOM object cannot be read here",
+            code="image-dicom-extra",
+            expected="the extra dicom",
+            found="no pydicom 3",
+            cure='pip install "skinret-infer[dicom]"',
+        ) from None
+    return dicom.read
 
 
 def _too_large(name: str, max_pixels: int, found: str) -> InputError:
@@ -175,18 +212,20 @@ def _too_large(name: str, max_pixels: int, found: str) -> InputError:
     )
 
 
-def _damaged(name: str, error: Exception) -> InputError:
+def damaged(name: str, found: str) -> InputError:
+    """Return the error of an image that does not hold what its header says."""
     # Pillow's readers raise OSError, SyntaxError, ValueError, struct.error, EOFError and more.
     return InputError(
         f"{name} is damaged or cut short",
         code="image-truncated",
         expected="a whole image",
-        found=str(error) or type(error).__name__,
+        found=found,
         cure="copy the file again from its source",
     )
 
 
-def _check_size(width: int, height: int, name: str, max_pixels: int) -> None:
+def check_size(width: int, height: int, name: str, max_pixels: int) -> None:
+    """Raise InputError for a picture of too many pixels, or of too few."""
     if width * height > max_pixels:
         raise _too_large(name, max_pixels, f"{width} x {height} = {width * height / 1e6:.1f} megapixels")
     if min(width, height) < MIN_SIDE:
@@ -199,17 +238,17 @@ def _check_size(width: int, height: int, name: str, max_pixels: int) -> None:
         )
 
 
-def _pixels(image: Image.Image, name: str, max_pixels: int) -> Pixels:
-    _check_size(*image.size, name, max_pixels)
+def _pixels(image: Image.Image, name: str, max_pixels: int, warnings: list[str]) -> Pixels:
+    check_size(*image.size, name, max_pixels)
     try:
         image.load()
         upright = ImageOps.exif_transpose(image)
     except MemoryError:
         raise
     except Exception as error:
-        raise _damaged(name, error) from None
+        raise damaged(name, str(error) or type(error).__name__) from None
     try:
-        return np.asarray(_to_rgb(upright, name))
+        return np.asarray(_to_rgb(upright, name, warnings))
     except ValueError as error:
         raise InputError(
             f"{name} has pixels of mode {image.mode}",
@@ -220,9 +259,10 @@ def _pixels(image: Image.Image, name: str, max_pixels: int) -> Pixels:
         ) from None
 
 
-def _to_rgb(image: Image.Image, name: str) -> Image.Image:
+def _to_rgb(image: Image.Image, name: str, warnings: list[str]) -> Image.Image:
+    icc = image.info.get("icc_profile")
     if image.mode == "RGB" and not image.has_transparency_data:
-        return image
+        return _to_srgb(image, icc, warnings)
     if image.mode == "F":
         raise InputError(
             f"{name} has floating-point pixels",
@@ -240,12 +280,44 @@ def _to_rgb(image: Image.Image, name: str) -> Image.Image:
                 found=f"{grey.min()} to {grey.max()}",
                 cure="save it with 8 bits a channel",
             )
-        return Image.fromarray((grey // 257).astype(np.uint8)).convert("RGB")
+        return _to_srgb(Image.fromarray((grey // 257).astype(np.uint8)), icc, warnings)
     if image.has_transparency_data:
-        image = image.convert("RGBA")
+        image = _to_srgb(image.convert("RGBA"), icc, warnings)
         white = Image.new("RGBA", image.size, "white")
         return Image.alpha_composite(white, image).convert("RGB")
-    return image.convert("RGB")
+    return _to_srgb(image if image.mode in ("L", "CMYK") else image.convert("RGB"), icc, warnings)
+
+
+def _to_srgb(image: Image.Image, icc: bytes | None, warnings: list[str]) -> Image.Image:
+    """Return an L, CMYK, RGB or RGBA image as RGB or RGBA, its colours by its ICC profile if it has one."""
+    if icc:
+        try:
+            return _by_profile(image, icc)
+        except MemoryError:
+            raise
+        except Exception:  # whatever is wrong with a profile, viewers show the picture without it
+            warnings.append("the ICC profile of the picture cannot be used: its colours are taken as sRGB")
+    return image if image.mode in ("RGB", "RGBA") else image.convert("RGB")
+
+
+def _by_profile(image: Image.Image, icc: bytes) -> Image.Image:
+    profile = ImageCms.ImageCmsProfile(io.BytesIO(icc))
+    space = profile.profile.xcolor_space.strip()
+    if space == "RGB" and image.mode == "L":
+        image = image.convert("RGB")
+    if {"GRAY": "L", "RGB": "RGB", "CMYK": "CMYK"}.get(space) != image.mode.removesuffix("A"):
+        raise ValueError("the profile is of another kind of colours")
+    out = "RGBA" if image.mode == "RGBA" else "RGB"
+    transform = ImageCms.buildTransform(profile, ImageCms.createProfile("sRGB"), image.mode, out)
+    if space == "RGB":
+        # sRGB comes in many profiles: one that moves no colour by more than rounding is left alone
+        levels = np.linspace(0, 255, 16).astype(np.uint8)
+        grid = np.stack(np.meshgrid(levels, levels, levels), axis=-1).reshape(64, 64, 3)
+        chart = Image.fromarray(grid).convert(image.mode)
+        moved = np.asarray(transform.apply(chart)).astype(int) - np.asarray(chart)
+        if np.abs(moved).max() <= 1:
+            return image
+    return transform.apply(image)
 
 
 def _check_array(array: npt.NDArray[Any], max_pixels: int) -> Pixels:
@@ -257,5 +329,5 @@ def _check_array(array: npt.NDArray[Any], max_pixels: int) -> Pixels:
             found=f"{' x '.join(map(str, array.shape))} of {array.dtype}",
             cure="convert it, or pass a PIL image",
         )
-    _check_size(array.shape[1], array.shape[0], "the image array", max_pixels)
+    check_size(array.shape[1], array.shape[0], "the image array", max_pixels)
     return cast(Pixels, array)

@@ -5,6 +5,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -31,6 +32,26 @@ _WORKERS = 4  # texts encoded at a time, of queries from several threads
 
 Progress = Callable[[int, int], None]
 Where = Mapping[str, Any]
+
+
+@dataclass(slots=True)
+class Indexed(Added):
+    """What adding did; `warnings` are what a person should know of the pictures, by case id."""
+
+    warnings: dict[str, list[str]] = field(default_factory=dict)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return case ids and warnings as plain values, for JSON."""
+        return Added.to_dict(self) | {"warnings": self.warnings}
+
+    def remarks(self) -> list[str]:
+        """Return each warning once, with the first of the cases that it was given for."""
+        ids: dict[str, list[str]] = {}
+        for case_id, warnings in self.warnings.items():
+            for warning in warnings:
+                ids.setdefault(warning, []).append(case_id)
+        more = {warning: f" and {len(found) - 5} more" * (len(found) > 5) for warning, found in ids.items()}
+        return [f"{', '.join(found[:5])}{more[warning]}: {warning}" for warning, found in ids.items()]
 
 
 class Searcher:
@@ -112,19 +133,20 @@ class Searcher:
 
     def add(
         self, cases: Iterable[Case], *, on_duplicate: str = "error", progress: Progress | None = None
-    ) -> Added:
+    ) -> Indexed:
         """Encode cases and write them to the archive, all or none of a batch of eight at a time.
 
         A case that is there already with the same picture and facts is left as it is, so that a call that was
         interrupted can simply be made again. One that is there with others follows `on_duplicate`: "error",
-        "skip" or "replace". `progress(done, total)` is called after each batch.
+        "skip" or "replace". `progress(done, total)` is called after each batch. What is returned also has
+        `warnings` of the pictures, such as of writing burned into one.
 
         Raises InputError for an unusable image, ArchiveError for a case that is there with other facts; what
         was added before it stays added.
         """
         check_on_duplicate(on_duplicate)
         cases = _checked(cases)
-        report = Added()
+        report = Indexed()
         for start in range(0, len(cases), BATCH):
             batch = cases[start : start + BATCH]
             try:
@@ -253,16 +275,19 @@ class Searcher:
         row: Vector = descriptors[0]
         return row
 
-    def _add_batch(self, batch: Sequence[Case], on_duplicate: str, report: Added) -> None:
+    def _add_batch(self, batch: Sequence[Case], on_duplicate: str, report: Indexed) -> None:
         there = self._archive.find([case.case_id for case in batch])
         records: list[Record] = []
         pixels: list[Pixels] = []
         for case in batch:
+            warnings: list[str] = []
             try:
-                picture = decode(case.image)
+                picture = decode(case.image, warnings=warnings)
             except InputError as error:
                 error.add_note(f"This is the image of case {case.case_id!r}.")
                 raise
+            if warnings:
+                report.warnings[case.case_id] = warnings
             record = Record.of(case, digest(picture))
             old = there.get(case.case_id)
             differs = old.differs(record) if old else []
@@ -305,15 +330,16 @@ class Searcher:
         if worded:
             said = self._pool.submit(self._words, [texts[n] for n in worded], timings)
         began = time.perf_counter()
-        pixels = np.stack([prepare(decode(image), self.manifest.image) for image in images])
-        decoded = time.perf_counter()
         warnings: list[list[str]] = [[] for _ in texts]
+        recipe, both = self.manifest.image, zip(images, warnings, strict=True)
+        pixels = np.stack([prepare(decode(image, warnings=warned), recipe) for image, warned in both])
+        decoded = time.perf_counter()
         descriptors = np.empty((len(texts), self.manifest.layout.length), np.float32)
         if said is not None:
             words = said.result
             descriptors[worded] = self._engine.describe(pixels[worded], lambda: words()[:2])
             for n, warned in zip(worded, words()[2], strict=True):
-                warnings[n] = warned
+                warnings[n] += warned
         if alone:
             descriptors[alone] = self._engine.describe(pixels[alone], None)
         timings["image"] = (decoded - began) * 1e3

@@ -70,6 +70,7 @@ def test_index_query_evaluate_and_doctor_work_together(
         "added": 30,
         "replaced": [],
         "unchanged": [],
+        "warnings": {},
         "cases": 30,
     }
     assert "30 there already" in run("index", bundle, archive, data, "--ids", ids).stderr

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import Image, ImageCms
 
 from skinret_infer.errors import InputError
 from skinret_infer.image import ImageRecipe, decode, digest, prepare
@@ -469,6 +469,138 @@ def test_every_exif_orientation_of_a_jpeg_is_honoured(orientation: int) -> None:
 def test_an_exif_orientation_that_means_nothing_is_ignored(orientation: int) -> None:
     saved = _saved(Image.fromarray(PICTURE), "PNG", exif=_exif(orientation))
     np.testing.assert_array_equal(decode(saved), PICTURE)
+
+
+# -- ICC profiles --
+
+
+def _profile(space: bytes, **tags: bytes) -> bytes:
+    """An ICC profile of version 2 of a display; ICC.1:2001-04."""
+    said = {
+        "desc": b"desc" + struct.pack(">2L4x", 0, 1)[:8] + b"a" + bytes(80),
+        "cprt": b"text\0\0\0\0-",
+        **tags,
+    }
+    table, body, start = b"", b"", 128 + 4 + 12 * len(said)
+    for name, value in said.items():
+        table += struct.pack(">4s2L", name.encode(), start + len(body), len(value))
+        body += value + bytes(-len(value) % 4)
+    size = start + len(body)
+    white = struct.pack(">3i", *(round(x * 65536) for x in _WHITE))
+    head = struct.pack(">L4sL4s4s4s12x4s", size, b"", 0x02400000, b"mntr", space, b"XYZ ", b"acsp")
+    return (head.ljust(68, b"\0") + white).ljust(128, b"\0") + struct.pack(">L", len(said)) + table + body
+
+
+def _xyz(values: Any) -> bytes:
+    return b"XYZ \0\0\0\0" + struct.pack(">3i", *(round(float(x) * 65536) for x in values))
+
+
+def _gamma(value: float) -> bytes:
+    return b"curv\0\0\0\0" + struct.pack(">LH", 1, round(value * 256))
+
+
+# Of Adobe RGB (1998) and of sRGB, adapted to D50: columns are red, green and blue.
+_WHITE = (0.9642, 1.0, 0.8249)
+_WIDE = np.array([[0.60974, 0.20528, 0.14919], [0.31111, 0.62567, 0.06322], [0.01947, 0.06087, 0.74457]])
+_SRGB = np.array([[0.43607, 0.38515, 0.14307], [0.22249, 0.71687, 0.06061], [0.01392, 0.09708, 0.71410]])
+_CURVES = {f"{c}TRC": _gamma(563 / 256) for c in "rgb"}
+WIDE_PROFILE = _profile(b"RGB ", **{f"{c}XYZ": _xyz(_WIDE[:, n]) for n, c in enumerate("rgb")}, **_CURVES)
+GREY_PROFILE = _profile(b"GRAY", wtpt=_xyz(_WHITE), kTRC=_gamma(1.75))
+
+
+def _curve(linear: np.ndarray) -> np.ndarray:
+    """IEC 61966-2-1."""
+    low = linear <= 0.0031308
+    return np.where(low, 12.92 * linear, 1.055 * np.maximum(linear, 0.0031308) ** (1 / 2.4) - 0.055)
+
+
+def wide_to_srgb(pixels: np.ndarray) -> np.ndarray:
+    """What pixels of WIDE_PROFILE are in sRGB, by the definitions of the two."""
+    linear = (pixels / 255) ** (563 / 256) @ (np.linalg.inv(_SRGB) @ _WIDE).T
+    return (_curve(linear.clip(0, 1)) * 255).round().astype(np.uint8)
+
+
+def _by_icc(**info: Any) -> np.ndarray:
+    said: list[str] = []
+    pixels = decode(_saved(Image.fromarray(PICTURE), "PNG", **info), warnings=said)
+    assert not said
+    return pixels
+
+
+@pytest.mark.parametrize("format", ["JPEG", "PNG", "TIFF", "WEBP"])
+def test_an_icc_profile_is_applied(format: str) -> None:
+    plain = decode(SAVED[format])
+    said: list[str] = []
+    pixels = decode(
+        _saved(Image.fromarray(PICTURE), format, icc_profile=WIDE_PROFILE, **FORMATS[format]), warnings=said
+    )
+    assert not said
+    assert np.abs(pixels.astype(int) - wide_to_srgb(plain)).max() <= 2
+    assert np.abs(pixels.astype(int) - plain).max() > 9
+
+
+def test_the_profile_of_srgb_changes_no_pixel() -> None:
+    srgb = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    np.testing.assert_array_equal(_by_icc(icc_profile=srgb), PICTURE)
+
+
+def test_profile_and_orientation_are_both_applied() -> None:
+    expected = _by_icc(icc_profile=WIDE_PROFILE)
+    stored = Image.fromarray(np.ascontiguousarray(_STORED[6](PICTURE)))
+    for format in ("PNG", "TIFF", "WEBP"):
+        saved = _saved(stored, format, exif=_exif(6), icc_profile=WIDE_PROFILE, **FORMATS[format])
+        np.testing.assert_array_equal(decode(saved), expected)
+
+
+def test_colours_under_a_transparency_and_in_a_palette_are_by_the_profile() -> None:
+    colour = np.array([[[200, 100, 50]]], np.uint8)
+    managed = tuple(wide_to_srgb(colour)[0, 0].tolist())
+    clear = _halves("RGBA", (200, 100, 50, 255), (9, 9, 9, 0))
+    for source in (
+        _both(clear, "PNG", icc_profile=WIDE_PROFILE)[1],
+        _saved(_palette(), "PNG", icc_profile=WIDE_PROFILE),
+    ):
+        pixels = decode(source)
+        place = (20, 10) if (pixels[20, 54] == 255).all() else (20, 54)
+        assert np.abs(pixels[place].astype(int) - managed).max() <= 2
+    assert (decode(_saved(clear, "PNG", icc_profile=WIDE_PROFILE))[20, 54] == 255).all()
+
+
+def test_grey_is_by_the_profile_of_grey_or_of_rgb() -> None:
+    levels = np.repeat(np.arange(0, 256, 4, np.uint8)[None], 40, axis=0)
+    grey = Image.fromarray(levels)
+    expected = (_curve((levels / 255) ** 1.75) * 255).round()[..., None]
+    for image in (grey, Image.fromarray(levels.astype(np.uint16) * 257)):
+        pixels = decode(_saved(image, "PNG", icc_profile=GREY_PROFILE))
+        assert np.abs(pixels.astype(int) - expected).max() <= 2
+    pixels = decode(_saved(grey, "PNG", icc_profile=WIDE_PROFILE))
+    assert np.abs(pixels.astype(int) - wide_to_srgb(np.stack([levels] * 3, axis=-1))).max() <= 2
+
+
+@pytest.mark.parametrize(
+    "profile",
+    [b"nonsense", WIDE_PROFILE[:200], bytes(128), GREY_PROFILE, WIDE_PROFILE.replace(b"RGB ", b"CMYK")],
+    ids=["nonsense", "cut", "zeros", "of grey", "of another kind"],
+)
+def test_a_profile_that_cannot_be_used_is_a_warning(profile: bytes) -> None:
+    for source in (
+        _saved(Image.fromarray(PICTURE), "PNG", icc_profile=profile),
+        _saved(Image.fromarray(PICTURE), "TIFF", icc_profile=profile),
+    ):
+        said: list[str] = []
+        np.testing.assert_array_equal(decode(source, warnings=said), PICTURE)
+        assert len(said) == 1 and "ICC" in said[0]
+
+
+def test_damaged_profiles_give_a_picture() -> None:
+    draw = np.random.default_rng(0)
+    for n in range(200):
+        profile = bytearray(WIDE_PROFILE if n % 2 else GREY_PROFILE)
+        for place in draw.integers(0, len(profile), 1 + n % 4):
+            profile[place] = draw.integers(256)
+        source = Image.fromarray(PICTURE if n % 2 else PICTURE[..., 0])
+        source.info["icc_profile"] = bytes(profile)
+        assert decode(source).shape == PICTURE.shape
 
 
 # -- the digest --

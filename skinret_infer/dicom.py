@@ -1,0 +1,408 @@
+"""Read the picture of a DICOM object: its pixels, and the few elements that say how to read them.
+
+pydicom finds the elements and takes the frame out of its fragments, Pillow decodes it. pydicom's reader of
+whole objects and its decoders are left aside: they warn and log what they meet, which may be a patient's, and
+unpack RLE without a limit. What is not in `_TAGS` is passed over unread, so that no name, id or date leaks.
+"""
+
+import io
+import re
+import struct
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image, JpegImagePlugin
+from pydicom import uid
+from pydicom.dataelem import RawDataElement
+from pydicom.encaps import get_frame
+from pydicom.filereader import data_element_generator
+from pydicom.valuerep import EXPLICIT_VR_LENGTH_32
+
+from .errors import InputError, SkinretError
+from .image import Pixels, check_size, damaged
+
+CLASSES = (
+    uid.DermoscopicPhotographyImageStorage,
+    uid.VLPhotographicImageStorage,
+    uid.SecondaryCaptureImageStorage,
+    uid.MultiFrameTrueColorSecondaryCaptureImageStorage,  # of a single frame
+)
+SYNTAXES = (
+    uid.ImplicitVRLittleEndian,
+    uid.ExplicitVRLittleEndian,
+    uid.ExplicitVRBigEndian,
+    uid.JPEGBaseline8Bit,
+    uid.JPEG2000Lossless,
+    uid.JPEG2000,
+    uid.RLELossless,
+)
+COLOURS = ("RGB", "YBR_FULL", "YBR_FULL_422", "YBR_RCT", "YBR_ICT", "PALETTE COLOR")
+_SUBSAMPLED = "YBR_FULL_422"  # two pixels of a row share a colour, where the pixels are not compressed
+_JPEG_2000 = (uid.JPEG2000Lossless, uid.JPEG2000)
+_FRAGMENTED = (uid.JPEGBaseline8Bit, uid.RLELossless, *_JPEG_2000)
+_UNDONE = ("YBR_RCT", "YBR_ICT")  # by the decoder of JPEG 2000
+_OTHERS = ("MONOCHROME1", "MONOCHROME2", "ARGB", "CMYK", "HSV", "YBR_PARTIAL_420", "YBR_PARTIAL_422", "XYB")
+
+_META = {0x00020002: "class", 0x00020010: "syntax"}
+_TAGS = {
+    0x00080016: "class",
+    0x00280002: "samples",
+    0x00280004: "photometric",
+    0x00280006: "planar",
+    0x00280008: "frames",
+    0x00280010: "rows",
+    0x00280011: "columns",
+    0x00280100: "allocated",
+    0x00280101: "stored",
+    0x00280103: "signed",
+    0x00280301: "burned in",
+    0x00280302: "recognizable",
+    0x00281101: "palette",
+    0x00281201: "red",
+    0x00281202: "green",
+    0x00281203: "blue",
+    0x00282000: "icc",
+    0x7FE00010: "pixels",
+}
+_PIXELS = 0x7FE00010
+_FRAGMENTS = re.compile(
+    rb"\xe0\x7f\x10\x00(O[BW]\0\0)?\xff{4}"
+)  # so begin pixels of no length; some lack a VR
+_CHARACTER_SET = 0x00080005
+_NO_LENGTH = 0xFFFFFFFF
+_MARKS = {
+    "burned in": "the DICOM object says that writing is burned into the picture, which may name the patient "
+    "(Burned In Annotation: YES)",
+    "recognizable": "the DICOM object says that the picture may show who the patient is "
+    "(Recognizable Visual Features: YES)",
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Found:
+    """The elements of `_TAGS` that an object has, as bytes."""
+
+    name: str  # of the file, for messages
+    syntax: str
+    values: Mapping[str, bytes]
+    swapped: bool  # big endian, with pixels as words
+
+    @property
+    def order(self) -> str:
+        return ">" if self.syntax == uid.ExplicitVRBigEndian else "<"
+
+    def word(self, element: str) -> str:
+        return _word(self.values.get(element, b""))
+
+    def number(self, element: str, default: int | None = None) -> int:
+        value = self.values.get(element, b"")
+        if len(value) < 2 and default is None:
+            raise damaged(self.name, f"no number of {element}")
+        return int(struct.unpack(self.order + "H", value[:2])[0]) if len(value) >= 2 else default or 0
+
+
+def read(stream: io.BytesIO, name: str, max_pixels: int, warnings: list[str]) -> Image.Image:
+    """Return the picture of a DICOM object as RGB, with its ICC profile in `info`.
+
+    stream : the bytes of the file; `name` says in messages which.
+    warnings : gets what the object says of writing in the picture and of recognisable features.
+
+    Raises InputError for an object of another class, transfer syntax, colour or depth than a dermoscopy
+    picture has, for one without pixels or with more than `max_pixels`, and for a damaged one.
+    """
+    try:
+        found = _find(stream, name)
+        width, height = _check(found, max_pixels)
+        picture = _decode(found, width, height)
+    except (SkinretError, MemoryError):
+        raise
+    except Exception:  # pydicom and Pillow raise many kinds, whose texts may quote the object
+        raise damaged(name, "data that do not fit its header") from None
+    icc = found.values.get("icc")
+    picture.info = {"icc_profile": icc} if icc else {}
+    warnings += [said for element, said in _MARKS.items() if found.word(element) == "YES"]
+    return picture
+
+
+def _find(stream: io.BytesIO, name: str) -> _Found:
+    """Find the elements of an object that may be one of a dermoscopy picture."""
+
+    def behind(tag: int, vr: str | None, length: int) -> bool:
+        return tag >> 16 != 2 or length == _NO_LENGTH
+
+    stream.seek(132)
+    header = data_element_generator(stream, False, True, behind, specific_tags=[*_META])
+    meta = {_META[e.tag]: _word(_bytes(e)) for e in header if isinstance(e, RawDataElement)}
+    syntax = meta.get("syntax", "")
+    if not syntax:
+        raise InputError(
+            f"{name} is not a whole DICOM object",
+            code="image-unreadable",
+            expected="a file that names its transfer syntax",
+            found="none",
+            cure="export it again, as a DICOM file (part 10)",
+        )
+    if "class" in meta:
+        _check_class(meta["class"], name)
+    if syntax not in SYNTAXES:
+        raise InputError(
+            f"{name} is compressed in a way that is not read",
+            code="image-dicom-syntax",
+            expected=", ".join(s.name for s in SYNTAXES),
+            found=_registered(syntax) or "an unknown transfer syntax",
+            cure="export it uncompressed, such as with `gdcmconv --raw`",
+        )
+    big = syntax == uid.ExplicitVRBigEndian
+    values, swapped = {}, False
+    for element in _elements(stream, syntax == uid.ImplicitVRLittleEndian, not big):
+        value = _bytes(element)
+        if len(value) < element.length:
+            raise damaged(name, f"{len(value)} bytes of an element that has {element.length}")
+        values[_TAGS[element.tag]] = value
+        if element.tag == _PIXELS:
+            swapped = big and element.VR == "OW"
+            break
+    else:
+        if stream.tell() > stream.getbuffer().nbytes:
+            raise damaged(name, "an element that goes beyond its end")
+    if "pixels" not in values and syntax in _FRAGMENTED and (begin := _FRAGMENTS.match(_ahead(stream))):
+        stream.seek(begin.end(), io.SEEK_CUR)
+        values["pixels"] = get_frame(stream, 0, number_of_frames=1)
+    return _Found(name=name, syntax=syntax, values=values, swapped=swapped)
+
+
+def _elements(stream: io.BytesIO, implicit: bool, little: bool) -> Iterator[RawDataElement]:
+    """Yield the elements of `_TAGS`, as far as pixels in fragments, if any.
+
+    On the way, what pydicom would interpret, and warn of, is passed over: sequences and the character set.
+    """
+
+    def interpreted(tag: int, vr: str | None, length: int) -> bool:
+        return tag == _CHARACTER_SET or length == _NO_LENGTH
+
+    while True:
+        elements = data_element_generator(stream, implicit, little, interpreted, specific_tags=[*_TAGS])
+        yield from (e for e in elements if isinstance(e, RawDataElement) and e.tag in _TAGS)
+        if _FRAGMENTS.match(_ahead(stream)) or not _pass_over(stream, implicit, little):
+            return
+
+
+def _ahead(stream: io.BytesIO) -> bytes:
+    place = stream.tell()
+    ahead = stream.read(12)
+    stream.seek(place)
+    return ahead
+
+
+def _pass_over(stream: io.BytesIO, implicit: bool, little: bool) -> bool:
+    """Move past one element, with all that is nested in it; return whether there was one. PS3.5, 7.5."""
+    order = "<" if little else ">"
+    nested: list[bool] = []  # of each sequence and item that is open: is it written with implicit VR
+    while head := stream.read(8):
+        group, number, vr, length = struct.unpack(order + "HH2sH", head)
+        plain = nested[-1] if nested else implicit
+        if plain or group == 0xFFFE or not vr.isalpha():
+            (length,) = struct.unpack(order + "L", head[4:])
+        elif vr.decode("ascii") in EXPLICIT_VR_LENGTH_32:
+            (length,) = struct.unpack(order + "L", stream.read(4))
+            plain = vr == b"UN"  # PS3.5, 6.2.2: of no length, its items have implicit VR
+        if group == 0xFFFE and number != 0xE000:  # the end of an item or of a sequence
+            del nested[-1:]
+        elif length == _NO_LENGTH:
+            nested.append(plain)
+        else:
+            stream.seek(length, io.SEEK_CUR)
+        if not nested:
+            return True
+    if nested:
+        raise EOFError
+    return False
+
+
+def _check(found: _Found, max_pixels: int) -> tuple[int, int]:
+    """Raise InputError for what is no picture in 8-bit colour; return its width and height."""
+    name = found.name
+    _check_class(found.word("class"), name)
+    if not found.values.get("pixels"):
+        raise InputError(
+            f"{name} has no pixels",
+            code="image-dicom-pixels",
+            expected="a DICOM object with Pixel Data",
+            found="its header alone",
+            cure="export it with its picture; copy it again if it was cut short",
+        )
+    frames = int(found.word("frames") or 1)
+    if frames != 1:
+        raise InputError(
+            f"{name} has {frames} frames",
+            code="image-dicom-frames",
+            expected="a still picture, of a single frame",
+            cure="export the one frame that shows the lesion",
+        )
+    photometric = found.word("photometric")
+    jpeg, samples = found.syntax == uid.JPEGBaseline8Bit, 1 if photometric == "PALETTE COLOR" else 3
+    allowed = [c for c in COLOURS if c not in _UNDONE or found.syntax in _JPEG_2000]
+    if jpeg:
+        allowed.remove("PALETTE COLOR")
+    if photometric not in allowed:
+        raise InputError(
+            f"{name} has no colours that can be read",
+            code="image-dicom-colour",
+            expected=f"the photometric interpretation {', '.join(allowed)}",
+            found=photometric if photometric in (*COLOURS, *_OTHERS) else "another",
+            cure="export the picture in colour, as RGB; dermoscopy is not read from grey levels",
+        )
+    allocated = found.number("allocated")
+    stored, signed = found.number("stored", allocated), found.number("signed", 0)
+    if (allocated, stored, signed) != (8, 8, 0):
+        raise InputError(
+            f"{name} has {'signed ' * bool(signed)}pixels of {stored} bits a channel, kept in {allocated}",
+            code="image-dicom-depth",
+            expected="8 bits, unsigned",
+            cure="export the picture with 8 bits a channel, as a camera gives it",
+        )
+    if found.number("samples") != samples:
+        raise damaged(name, f"{found.number('samples')} samples a pixel where {photometric} has {samples}")
+    width, height = found.number("columns"), found.number("rows")
+    check_size(width, height, name, max_pixels)
+    return width, height
+
+
+def _check_class(given: str, name: str) -> None:
+    if given not in CLASSES:
+        raise InputError(
+            f"{name} is not a DICOM object of a dermoscopy picture",
+            code="image-dicom-class",
+            expected=", ".join(c.name.removesuffix(" Storage") for c in CLASSES),
+            found=_registered(given) or ("an unknown SOP class" if given else "no SOP class"),
+            cure="export the picture as one of those, or as a JPEG or PNG file",
+        )
+
+
+def _decode(found: _Found, width: int, height: int) -> Image.Image:
+    photometric = found.word("photometric")
+    samples = 1 if photometric == "PALETTE COLOR" else 3
+    size, data = (width, height), found.values["pixels"]
+    if found.syntax == uid.JPEGBaseline8Bit:
+        return _jpeg(found, data, size)
+    if found.syntax in _JPEG_2000:
+        pixels = _jpeg_2000(found, data, size, "L" if samples == 1 else "RGB")
+    elif found.syntax == uid.RLELossless:
+        pixels = _run_lengths(found, data, size, samples)
+    else:
+        pixels = _uncompressed(found, data, size, samples)
+    if photometric == "PALETTE COLOR":
+        return Image.fromarray(_palette(found)[pixels[..., 0]])
+    mode = "YCbCr" if photometric in ("YBR_FULL", _SUBSAMPLED) else "RGB"
+    return Image.frombytes(mode, size, np.ascontiguousarray(pixels).data).convert("RGB")
+
+
+def _jpeg(found: _Found, frame: bytes, size: tuple[int, int]) -> Image.Image:
+    """Decode JPEG baseline: the stream's own marks tell its colours, the object only where it has none."""
+    frame = frame.replace(b"Exif\0\0", bytes(6))  # Pillow would read and log it; it may name the patient
+    image = Image.open(io.BytesIO(frame), formats=("JPEG",))
+    if image.size != size or image.mode != "RGB" or not isinstance(image, JpegImagePlugin.JpegImageFile):
+        raise damaged(found.name, f"a JPEG of {image.size[0]} x {image.size[1]} pixels, {image.mode}")
+    letters = bytes(component[0] for component in image.layer)
+    marked = "jfif" in image.info or "adobe_transform" in image.info or letters == b"RGB"
+    if found.word("photometric") == "RGB" and not marked:
+        image.draft("YCbCr", size)  # so that the decoder leaves the samples as they are
+        return Image.fromarray(np.asarray(image))
+    return image.copy()
+
+
+def _jpeg_2000(found: _Found, frame: bytes, size: tuple[int, int], mode: str) -> Pixels:
+    image = Image.open(io.BytesIO(frame), formats=("JPEG2000",))
+    if image.size != size or image.mode != mode:
+        raise damaged(found.name, f"a JPEG 2000 of {image.size[0]} x {image.size[1]} pixels, {image.mode}")
+    return np.asarray(image).reshape(size[1], size[0], -1)
+
+
+def _run_lengths(found: _Found, frame: bytes, size: tuple[int, int], samples: int) -> Pixels:
+    """Decode RLE, PS3.5 annex G: a segment of PackBits a channel, as one row: some runs cross the rows."""
+    count, *starts = struct.unpack("<16L", frame[:64])
+    if count != samples:
+        raise damaged(found.name, f"{count} RLE segments where {samples} are needed")
+    ends = [*starts[1:count], len(frame)]
+    row = (size[0] * size[1], 1)
+    planes = [
+        np.asarray(Image.frombytes("L", row, frame[start:end], "packbits", "L"))
+        for start, end in zip(starts[:count], ends, strict=True)
+    ]
+    return np.stack(planes, axis=-1).reshape(size[1], size[0], samples)
+
+
+def _uncompressed(found: _Found, data: bytes, size: tuple[int, int], samples: int) -> Pixels:
+    width, height = size
+    values, needed = _unswapped(data, found.swapped), width * height * samples
+    halved = found.word("photometric") == _SUBSAMPLED and len(values) < needed  # some writers do not halve
+    if halved:
+        needed = width * height * 2
+    if len(values) < needed or (halved and width % 2):
+        raise damaged(found.name, f"{len(values)} bytes of pixels for {width} x {height}")
+    if len(values) >= 2 * needed:
+        raise InputError(
+            f"{found.name} has more pixels than one frame",
+            code="image-dicom-frames",
+            expected=f"{needed} bytes",
+            found=f"{len(values)}",
+            cure="export the one frame that shows the lesion",
+        )
+    values = values[:needed]
+    if halved:  # PS3.3, C.7.6.3.1.2: Y Y Cb Cr for two pixels of a row
+        pairs = values.reshape(height, width // 2, 4)
+        luma = pairs[..., :2].reshape(height, width, 1)
+        return np.concatenate([luma, pairs[..., 2:].repeat(2, axis=1)], axis=-1)
+    if samples > 1 and found.number("planar", 0) == 1:
+        return values.reshape(samples, height, width).transpose(1, 2, 0)
+    return values.reshape(height, width, samples)
+
+
+def _palette(found: _Found) -> Pixels:
+    """Return the RGB [256, 3] of every pixel value. PS3.3, C.7.6.3.1.5 and 6."""
+    try:
+        entries, first, _ = struct.unpack(found.order + "3H", found.values["palette"][:6])
+        tables = [found.values[channel] for channel in ("red", "green", "blue")]
+    except KeyError:
+        raise InputError(
+            f"{found.name} has no palette that can be read",
+            code="image-dicom-colour",
+            expected="Red, Green and Blue Palette Color Lookup Table Data",
+            found="none, or segmented ones",
+            cure="export the picture as RGB",
+        ) from None
+    entries = entries or 65536
+    if all(len(table) >= 2 * entries for table in tables):
+        wide = np.stack([np.frombuffer(t, found.order + "u2", entries) for t in tables], axis=-1)
+        colours = wide >> 8 if wide.max() > 255 else wide  # some keep 8 bits in a word
+    else:
+        colours = np.stack([_unswapped(t, found.order == ">")[:entries] for t in tables], axis=-1)
+    if len(colours) < entries:
+        raise damaged(found.name, f"{len(colours)} colours of a palette that has {entries}")
+    place = (np.arange(256) - first).clip(0, entries - 1)  # what lies outside has the first or last colour
+    table: Pixels = colours[place].astype(np.uint8)
+    return table
+
+
+def _unswapped(data: bytes, swapped: bool) -> npt.NDArray[np.uint8]:
+    """Return bytes; those kept as big-endian words come in pairs the wrong way round. PS3.5, annex D."""
+    values = np.frombuffer(data, np.uint8)
+    return values[: len(values) // 2 * 2].reshape(-1, 2)[:, ::-1].reshape(-1) if swapped else values
+
+
+def _bytes(element: RawDataElement) -> bytes:
+    return bytes(element.value or b"")
+
+
+def _word(value: bytes) -> str:
+    return value.decode("ascii", "replace").strip(" \0")
+
+
+def _registered(given: str) -> str:
+    """Return the name of a class or syntax of the standard; nothing of what else may stand in its place."""
+    if len(given) > 64 or not re.fullmatch(r"1\.2\.840\.10008(\.(0|[1-9]\d*))+", given):
+        return ""
+    name = uid.UID(given).name
+    return "" if name == given else name

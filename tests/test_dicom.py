@@ -1,0 +1,799 @@
+"""DICOM objects: each transfer syntax and colour that is read, what is refused, and that no name gets out."""
+
+import io
+import json
+import logging
+import re
+import struct
+import subprocess
+import sys
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from skinret_infer import Case, Searcher, SkinretError
+from skinret_infer import image as image_module
+from skinret_infer.cases import read_cases
+from skinret_infer.errors import InputError
+from skinret_infer.image import decode
+
+pydicom = pytest.importorskip("pydicom", reason="the extra dicom is not installed")
+
+from pydicom import uid  # noqa: E402
+from pydicom.dataset import Dataset, FileMetaDataset  # noqa: E402
+from pydicom.encaps import encapsulate  # noqa: E402
+from pydicom.pixels import convert_color_space  # noqa: E402
+from pydicom.sequence import Sequence  # noqa: E402
+
+HEIGHT, WIDTH = 48, 72
+CLASSES = {
+    "dermoscopic": uid.DermoscopicPhotographyImageStorage,
+    "photographic": uid.VLPhotographicImageStorage,
+    "capture": uid.SecondaryCaptureImageStorage,
+}
+NATIVE = {
+    "implicit": uid.ImplicitVRLittleEndian,
+    "explicit": uid.ExplicitVRLittleEndian,
+    "big endian": uid.ExplicitVRBigEndian,
+}
+
+
+def _smooth(height: int = HEIGHT, width: int = WIDTH) -> np.ndarray:
+    """An RGB picture in which no pixel, row or column equals its mirror."""
+    y, x = np.mgrid[:height, :width].astype(float)
+    channels = 40 + 2.6 * x, 210 - 3.7 * y, 128 + 60 * np.sin(x / 9) * np.cos(y / 11)
+    return np.stack(channels, axis=-1).astype(np.uint8)
+
+
+PICTURE = _smooth()
+YBR = convert_color_space(PICTURE, "RGB", "YBR_FULL")
+
+
+def _object(
+    pixels: bytes | None,
+    photometric: str = "RGB",
+    syntax: str = uid.ExplicitVRLittleEndian,
+    *,
+    size: tuple[int, int] = (WIDTH, HEIGHT),
+    change: Callable[[Dataset], object] = lambda ds: None,
+    **elements: Any,
+) -> bytes:
+    """The bytes of a DICOM file; compressed pixels are a frame, or more with a zero byte of padding."""
+    ds = Dataset()
+    ds.file_meta = FileMetaDataset()
+    ds.file_meta.TransferSyntaxUID = syntax
+    ds.file_meta.MediaStorageSOPInstanceUID = ds.SOPInstanceUID = "1.2.3.4"
+    ds.SOPClassUID = uid.DermoscopicPhotographyImageStorage
+    ds.Columns, ds.Rows = size
+    elements.setdefault("PhotometricInterpretation", photometric)
+    ds.SamplesPerPixel = 1 if photometric.startswith(("PALETTE", "MONO")) else 3
+    if ds.SamplesPerPixel == 3:
+        ds.PlanarConfiguration = 0
+    ds.BitsAllocated, ds.BitsStored, ds.HighBit, ds.PixelRepresentation = 8, 8, 7, 0
+    if pixels is not None:
+        native = not uid.UID(syntax).is_encapsulated
+        ds.PixelData = pixels + b"\0" * (len(pixels) % 2) if native else encapsulate([pixels])
+        ds["PixelData"].VR = "OW" if syntax == uid.ImplicitVRLittleEndian else "OB"
+        ds["PixelData"].is_undefined_length = not native
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # pydicom's, of values that no object may have
+        for name, value in elements.items():
+            setattr(ds, name, value)
+        change(ds)
+        ds.file_meta.MediaStorageSOPClassUID = ds.get("SOPClassUID", "")
+    return _written(ds)
+
+
+def _written(ds: Dataset) -> bytes:
+    buffer = io.BytesIO()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        ds.save_as(buffer, enforce_file_format=bool(ds.get("SOPClassUID")))
+    data = buffer.getvalue()
+    return data if data[128:132] == b"DICM" else bytes(128) + b"DICM" + data
+
+
+def _saved(pixels: np.ndarray, format: str, **options: Any) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, format, **options)
+    return buffer.getvalue()
+
+
+def _halved(ybr: np.ndarray) -> bytes:
+    """YBR_FULL_422 as it stands in an object: Y Y Cb Cr for two pixels of a row."""
+    pairs = ybr.reshape(len(ybr), -1, 2, 3)
+    colour = pairs[..., 1:].mean(axis=2).round().astype(np.uint8)
+    return np.concatenate([pairs[..., 0], colour], axis=-1).tobytes()
+
+
+def _close(data: bytes, expected: np.ndarray, levels: int = 2) -> None:
+    pixels = decode(data)
+    assert pixels.shape == expected.shape and pixels.dtype == np.uint8
+    assert np.abs(pixels.astype(int) - expected).max() <= levels
+
+
+def _refusal(data: bytes, code: str) -> str:
+    with pytest.raises(InputError) as caught:
+        decode(data)
+    message = str(caught.value)
+    assert caught.value.code == code, message
+    assert message.startswith("the image bytes")
+    assert re.search(r"\. To cure it: .+\.$", message), f"no cure: {message}"
+    return message
+
+
+# -- what is read, and as which pixels --
+
+
+@pytest.mark.parametrize("syntax", NATIVE)
+@pytest.mark.parametrize("planar", [0, 1])
+@pytest.mark.parametrize("photometric", ["RGB", "YBR_FULL"])
+def test_uncompressed_pixels_come_back(photometric: str, planar: int, syntax: str) -> None:
+    stored = PICTURE if photometric == "RGB" else YBR
+    pixels = (stored.transpose(2, 0, 1) if planar else stored).tobytes()
+    data = _object(pixels, photometric, NATIVE[syntax], PlanarConfiguration=planar)
+    _close(data, PICTURE, 0 if photometric == "RGB" else 2)
+
+
+@pytest.mark.parametrize("syntax", NATIVE)
+def test_uncompressed_pixels_with_half_the_colour_come_back(syntax: str) -> None:
+    data = _object(_halved(YBR), "YBR_FULL_422", NATIVE[syntax])
+    ds = pydicom.dcmread(io.BytesIO(data))
+    _close(data, convert_color_space(pydicom.pixels.pixel_array(ds, raw=True), "YBR_FULL", "RGB"))
+
+
+def test_pixels_called_half_coloured_that_are_whole_come_back() -> None:
+    _close(_object(YBR.tobytes(), "YBR_FULL_422"), PICTURE)
+
+
+def test_big_endian_words_are_turned_round() -> None:
+    def words(ds: Dataset) -> None:
+        ds.PixelData = np.frombuffer(ds.PixelData, "<u2").byteswap().tobytes()
+        ds["PixelData"].VR = "OW"
+
+    _close(_object(PICTURE.tobytes(), syntax=uid.ExplicitVRBigEndian, change=words), PICTURE, 0)
+
+
+@pytest.mark.parametrize("sop_class", CLASSES)
+def test_the_three_classes_of_dermoscopy_are_read(sop_class: str) -> None:
+    _close(_object(PICTURE.tobytes(), SOPClassUID=CLASSES[sop_class]), PICTURE, 0)
+    colour = uid.MultiFrameTrueColorSecondaryCaptureImageStorage
+    _close(_object(PICTURE.tobytes(), SOPClassUID=colour, NumberOfFrames=1), PICTURE, 0)
+
+
+_PALETTE = np.random.default_rng(0).integers(0, 256, (200, 3), np.uint8)
+_INDEX = (np.mgrid[:HEIGHT, :WIDTH].sum(axis=0) * 1.4 + 20).astype(np.uint8)
+
+
+def _with_palette(first: int = 0, wide: str = "", order: str = "<") -> Callable[[Dataset], None]:
+    """Put _PALETTE into an object: bytes, or words with a colour's 8 bits high, low, or in both bytes."""
+
+    def change(ds: Dataset) -> None:
+        for n, colour in enumerate(("Red", "Green", "Blue")):
+            values = _PALETTE[:, n]
+            if wide:
+                factor = {"high": 256, "low": 1, "both": 257}[wide]
+                table = (values.astype(np.uint16) * factor).astype(order + "u2").tobytes()
+            else:
+                table = values.reshape(-1, 2)[:, :: 1 if order == "<" else -1].tobytes()
+            setattr(ds, f"{colour}PaletteColorLookupTableDescriptor", [200, first, 16 if wide else 8])
+            setattr(ds, f"{colour}PaletteColorLookupTableData", table)
+            ds[f"{colour}PaletteColorLookupTableDescriptor"].VR = "US"
+
+    return change
+
+
+@pytest.mark.parametrize("syntax", [*NATIVE.values(), uid.RLELossless, uid.JPEG2000Lossless], ids=str)
+@pytest.mark.parametrize("wide", ["", "high", "low", "both"])
+def test_a_palette_gives_its_colours(syntax: str, wide: str) -> None:
+    order = ">" if syntax == uid.ExplicitVRBigEndian else "<"
+    pixels = _INDEX.tobytes()
+    if syntax == uid.RLELossless:
+        pixels = _run_lengths(_INDEX[..., None])
+    elif syntax == uid.JPEG2000Lossless:
+        pixels = _saved(_INDEX, "JPEG2000", no_jp2=True)
+    data = _object(pixels, "PALETTE COLOR", syntax, change=_with_palette(wide=wide, order=order))
+    _close(data, _PALETTE[_INDEX], 0)
+
+
+def test_a_palette_that_starts_later_gives_its_first_and_last_colour_outside() -> None:
+    data = _object(_INDEX.tobytes(), "PALETTE COLOR", change=_with_palette(first=30))
+    _close(data, _PALETTE[np.clip(_INDEX.astype(int) - 30, 0, 199)], 0)
+
+
+def _run_lengths(pixels: np.ndarray) -> bytes:
+    """Encode a frame by pydicom's own encoder."""
+    ds = pydicom.dcmread(
+        io.BytesIO(_object(pixels.tobytes(), "RGB" if pixels.shape[2] == 3 else "MONOCHROME2"))
+    )
+    ds.compress(uid.RLELossless, encoding_plugin="pydicom")
+    return pydicom.encaps.get_frame(ds.PixelData, 0, number_of_frames=1)
+
+
+@pytest.mark.parametrize("photometric", ["RGB", "YBR_FULL"])
+def test_run_lengths_come_back(photometric: str) -> None:
+    stored = PICTURE if photometric == "RGB" else YBR
+    _close(
+        _object(_run_lengths(stored), photometric, uid.RLELossless), PICTURE, 0 if stored is PICTURE else 2
+    )
+
+
+def test_runs_over_the_end_of_a_row_come_back() -> None:
+    runs = b"\x81\x09" * (HEIGHT * WIDTH // 128)  # 128 pixels each, in rows of 72
+    segments = runs + runs + runs
+    header = struct.pack("<16L", 3, *(64 + n * len(runs) for n in range(3)), *[0] * 12)
+    _close(_object(header + segments, syntax=uid.RLELossless), np.full_like(PICTURE, 9), 0)
+
+
+_LOSSLESS, _LOSSY = {"irreversible": False}, {"irreversible": True}
+
+
+@pytest.mark.parametrize(
+    ("photometric", "syntax", "options"),
+    [
+        ("RGB", uid.JPEG2000Lossless, {**_LOSSLESS, "mct": 0}),
+        ("YBR_RCT", uid.JPEG2000Lossless, {**_LOSSLESS, "mct": 1}),
+        ("YBR_FULL", uid.JPEG2000Lossless, {**_LOSSLESS, "mct": 0}),
+        ("RGB", uid.JPEG2000, {**_LOSSY, "mct": 0}),
+        ("YBR_ICT", uid.JPEG2000, {**_LOSSY, "mct": 1}),
+        ("YBR_RCT", uid.JPEG2000, {**_LOSSLESS, "mct": 1}),
+    ],
+)
+def test_jpeg_2000_comes_back(photometric: str, syntax: str, options: dict[str, Any]) -> None:
+    stored = YBR if photometric == "YBR_FULL" else PICTURE
+    frame = _saved(stored, "JPEG2000", no_jp2=True, **options)
+    assert frame.startswith(b"\xff\x4f\xff\x51")  # the codestream alone
+    _close(_object(frame, photometric, syntax), PICTURE)
+
+
+@pytest.mark.parametrize("photometric", ["YBR_FULL_422", "YBR_FULL", "RGB"])  # the last is a lie, seen often
+@pytest.mark.parametrize("subsampling", [0, 1, 2])
+def test_jpeg_baseline_is_as_pillow_decodes_it(photometric: str, subsampling: int) -> None:
+    frame = _saved(PICTURE, "JPEG", quality=90, subsampling=subsampling)
+    _close(_object(frame, photometric, uid.JPEGBaseline8Bit), decode(frame), 0)
+
+
+@pytest.mark.parametrize("photometric", ["RGB", "YBR_FULL_422"])
+def test_jpeg_baseline_of_rgb_is_not_converted_again(photometric: str) -> None:
+    frame = _saved(PICTURE, "JPEG", quality=97, keep_rgb=True)
+    assert b"Adobe" in frame
+    _close(_object(frame, photometric, uid.JPEGBaseline8Bit), decode(frame), 0)
+    assert np.abs(decode(frame).astype(int) - PICTURE).mean() < 2
+
+
+def _unmarked(jpeg: bytes) -> bytes:
+    """Take from a JPEG what tells its colours: the JFIF and Adobe segments, and letters as component ids."""
+    place, kept = 2, [jpeg[:2]]
+    while jpeg[place + 1] != 0xDA:
+        length = 2 + int.from_bytes(jpeg[place + 2 : place + 4], "big")
+        if jpeg[place + 1] not in (0xE0, 0xEE):
+            kept.append(jpeg[place : place + length])
+        place += length
+    jpeg = b"".join(kept) + jpeg[place:]
+    for n, letter in enumerate(b"RGB", 1):
+        jpeg = re.sub(b"(?s)(\xff\xc0.{%d})%c" % (5 + 3 * n, letter), rb"\g<1>%c" % n, jpeg, count=1)
+        jpeg = re.sub(b"(?s)(\xff\xda.{%d})%c" % (1 + 2 * n, letter), rb"\g<1>%c" % n, jpeg, count=1)
+    return jpeg
+
+
+def test_a_jpeg_without_marks_has_the_colours_that_the_object_names() -> None:
+    rgb, ybr = (_saved(p, "JPEG", quality=97, keep_rgb=True) for p in (PICTURE, YBR))
+    expected = decode(rgb)
+    for jpeg in (rgb, ybr):
+        assert b"Adobe" not in _unmarked(jpeg) and b"JFIF" not in _unmarked(jpeg)
+    _close(_object(_unmarked(rgb), "RGB", uid.JPEGBaseline8Bit), expected, 0)
+    back = decode(_object(_unmarked(ybr), "YBR_FULL", uid.JPEGBaseline8Bit))
+    assert np.abs(back.astype(int) - PICTURE).mean() < 2
+
+
+def test_a_frame_in_several_fragments_is_put_together() -> None:
+    frame = _saved(PICTURE, "JPEG", quality=90)
+    frame += b"\0" * (len(frame) % 2)
+
+    def split(table: bool) -> Callable[[Dataset], None]:
+        def change(ds: Dataset) -> None:
+            ds.PixelData = encapsulate([frame], fragments_per_frame=5, has_bot=table)
+
+        return change
+
+    for table in (True, False):
+        data = _object(frame, "YBR_FULL_422", uid.JPEGBaseline8Bit, change=split(table))
+        _close(data, decode(frame), 0)
+
+
+def test_fragments_that_stand_as_words_or_without_a_type_are_read() -> None:
+    frame = _saved(PICTURE, "JPEG", quality=90)
+    data = _object(frame, "YBR_FULL_422", uid.JPEGBaseline8Bit)
+    tag, undefined = b"\xe0\x7f\x10\x00", b"\xff\xff\xff\xff"
+    assert data.count(tag + b"OB\0\0" + undefined) == 1
+    for written in (tag + b"OW\0\0" + undefined, tag + undefined):
+        _close(data.replace(tag + b"OB\0\0" + undefined, written), decode(frame), 0)
+
+
+def test_the_orientation_and_profile_within_a_jpeg_are_not_the_objects() -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    plain, turned = (_saved(PICTURE, "JPEG", quality=90, **o) for o in ({}, {"exif": exif}))
+    assert decode(turned).shape != PICTURE.shape
+    _close(_object(turned, "YBR_FULL_422", uid.JPEGBaseline8Bit), decode(plain), 0)
+
+
+@pytest.mark.parametrize("size", [(72, 48), (73, 49), (33, 47)])
+def test_odd_sizes_come_back(size: tuple[int, int]) -> None:
+    picture = _smooth(size[1], size[0])
+    _close(_object(picture.tobytes(), size=size), picture, 0)
+    _close(
+        _object(_saved(picture, "JPEG2000", no_jp2=True), syntax=uid.JPEG2000Lossless, size=size), picture, 0
+    )
+
+
+def test_the_icc_profile_of_an_object_is_applied() -> None:
+    from test_image import WIDE_PROFILE, wide_to_srgb
+
+    data = _object(PICTURE.tobytes(), ICCProfile=WIDE_PROFILE)
+    _close(data, wide_to_srgb(PICTURE))
+    assert np.abs(decode(data).astype(int) - PICTURE).max() > 9
+    png = _saved(PICTURE, "PNG", icc_profile=WIDE_PROFILE)
+    np.testing.assert_array_equal(decode(data), decode(png))
+
+
+def test_a_damaged_profile_is_a_warning() -> None:
+    said: list[str] = []
+    np.testing.assert_array_equal(
+        decode(_object(PICTURE.tobytes(), ICCProfile=b"no profile"), warnings=said), PICTURE
+    )
+    assert len(said) == 1 and "ICC" in said[0]
+
+
+@pytest.mark.parametrize("element", ["BurnedInAnnotation", "RecognizableVisualFeatures"])
+def test_what_may_show_the_patient_is_a_warning(element: str) -> None:
+    for value, count in (("YES", 1), ("NO", 0), ("", 0)):
+        said: list[str] = []
+        decode(_object(PICTURE.tobytes(), **{element: value}), warnings=said)
+        assert len(said) == count
+        assert all(re.sub("(?<!^)([A-Z])", r" \1", element) in text for text in said)
+
+
+def test_sequences_of_every_kind_are_passed_over() -> None:
+    def nest(ds: Dataset) -> None:
+        inner, item = Dataset(), Dataset()
+        inner.Rows = 7
+        inner.PixelData = b"\1" * 8
+        inner["PixelData"].VR = "OB"
+        item.IconImageSequence = Sequence([inner])
+        item.Columns = 5
+        for n, name in enumerate(("ReferencedStudySequence", "ProcedureCodeSequence", "IconImageSequence")):
+            setattr(ds, name, Sequence([item, inner] if n else []))
+            ds[name].is_undefined_length = n != 1
+            inner.is_undefined_length_sequence_item = n == 2
+        item["IconImageSequence"].is_undefined_length = True
+        ds.SpecificCharacterSet = "ISO_IR 192"
+
+    for syntax in NATIVE.values():
+        _close(_object(PICTURE.tobytes(), syntax=syntax, change=nest), PICTURE, 0)
+
+
+def test_deep_nesting_is_no_recursion() -> None:
+    data = _object(PICTURE.tobytes())
+    tag = data.index(struct.pack("<HH", 0x0028, 0x0002))
+    deep = struct.pack("<HH2sHL", 0x0028, 0x0001, b"SQ", 0, 0xFFFFFFFF)
+    item = struct.pack("<HHL", 0xFFFE, 0xE000, 0xFFFFFFFF)
+    ends = struct.pack("<HHLHHL", 0xFFFE, 0xE00D, 0, 0xFFFE, 0xE0DD, 0)
+    _close(data[:tag] + (deep + item) * 20_000 + ends * 20_000 + data[tag:], PICTURE, 0)
+    _refusal(data[:tag] + (deep + item) * 20_000 + data[tag:], "image-truncated")
+
+
+def test_the_samples_of_pydicom_are_read_as_pydicom_reads_them() -> None:
+    read = []
+    for path in sorted((Path(pydicom.__file__).parent / "data" / "test_files").glob("SC_*.dcm")):
+        try:
+            pixels = decode(path)
+        except InputError as error:
+            assert error.code != "image-truncated", path
+            continue
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            expected = pydicom.pixels.pixel_array(pydicom.dcmread(path))
+        assert np.abs(pixels.astype(int) - expected).max() <= 2, path
+        read.append(path)
+    assert len(read) >= 12
+
+
+# -- what is refused --
+
+
+@pytest.mark.parametrize(
+    ("found", "change"),
+    [
+        ("3 frames", {"NumberOfFrames": 3}),
+        ("0 frames", {"NumberOfFrames": 0}),
+    ],
+)
+def test_another_number_of_frames_is_refused(found: str, change: dict[str, Any]) -> None:
+    assert found in _refusal(_object(PICTURE.tobytes() * 3, **change), "image-dicom-frames")
+
+
+def test_a_frame_that_hides_behind_the_first_is_refused() -> None:
+    _refusal(_object(PICTURE.tobytes() * 2), "image-dicom-frames")
+
+
+def test_an_object_without_pixels_is_refused() -> None:
+    assert "no pixels" in _refusal(_object(None), "image-dicom-pixels")
+    _refusal(_object(b""), "image-dicom-pixels")
+    floats = _object(None, change=lambda ds: ds.add_new(0x7FE00008, "OF", bytes(400)))
+    _refusal(floats, "image-dicom-pixels")
+
+
+@pytest.mark.parametrize(
+    "bits",
+    [
+        {"BitsAllocated": 16, "BitsStored": 16},
+        {"BitsAllocated": 16, "BitsStored": 12},
+        {"BitsAllocated": 8, "BitsStored": 7},
+        {"PixelRepresentation": 1},
+        {"BitsAllocated": 1, "BitsStored": 1},
+    ],
+    ids=str,
+)
+def test_another_depth_than_8_bits_is_refused(bits: dict[str, int]) -> None:
+    pixels = np.repeat(PICTURE, 2, axis=1).tobytes()
+    assert "8 bits" in _refusal(_object(pixels, **bits), "image-dicom-depth")
+
+
+@pytest.mark.parametrize("photometric", ["MONOCHROME1", "MONOCHROME2", "HSV", "CMYK", "YBR_ICT", "", "rgb"])
+def test_other_colours_are_refused(photometric: str) -> None:
+    message = _refusal(_object(PICTURE.tobytes(), photometric), "image-dicom-colour")
+    assert "RGB" in message and "YBR_FULL_422" in message
+    if photometric.isupper():
+        assert f"found {photometric}" in message
+
+
+def test_a_palette_that_is_missing_or_in_segments_is_refused() -> None:
+    _refusal(_object(_INDEX.tobytes(), "PALETTE COLOR"), "image-dicom-colour")
+    _refusal(_object(_saved(_INDEX, "JPEG"), "PALETTE COLOR", uid.JPEGBaseline8Bit), "image-dicom-colour")
+
+
+@pytest.mark.parametrize(
+    "sop_class", [uid.CTImageStorage, uid.EncapsulatedPDFStorage, uid.VideoPhotographicImageStorage], ids=str
+)
+def test_objects_of_another_class_are_refused_by_name(sop_class: uid.UID) -> None:
+    message = _refusal(_object(PICTURE.tobytes(), SOPClassUID=sop_class), "image-dicom-class")
+    assert sop_class.name in message and "Dermoscopic Photography" in message
+
+
+def test_an_unknown_class_is_refused() -> None:
+    for unknown in ("1.2.840.113619.4.2", "1.2.840.10008.99.1", "nonsense", ""):
+        message = _refusal(_object(PICTURE.tobytes(), SOPClassUID=unknown), "image-dicom-class")
+        assert unknown == "" or unknown not in message
+
+
+@pytest.mark.parametrize(
+    "syntax",
+    [uid.DeflatedExplicitVRLittleEndian, uid.JPEGLosslessSV1, uid.JPEGLSLossless, uid.HTJ2K, uid.MPEG2MPML],
+    ids=str,
+)
+def test_other_transfer_syntaxes_are_refused_by_name(syntax: uid.UID) -> None:
+    data = _object(PICTURE.tobytes(), syntax=syntax)
+    assert syntax.name in _refusal(data, "image-dicom-syntax")
+
+
+def test_a_file_that_names_no_transfer_syntax_is_refused() -> None:
+    assert "DICOM" in _refusal(bytes(128) + b"DICM" + bytes(400), "image-unreadable")
+    _refusal(bytes(128) + b"DICM", "image-unreadable")
+
+
+def test_sizes_are_checked_before_pixels_are_decoded() -> None:
+    small, frame = PICTURE.tobytes(), _saved(PICTURE, "JPEG2000", no_jp2=True)
+    for size in ((65535, 65535), (65535, 1000)):
+        _refusal(_object(small, size=size), "image-too-large")
+        _refusal(_object(frame, syntax=uid.JPEG2000, size=size), "image-too-large")
+    _refusal(_object(small, size=(31, 400)), "image-too-small")
+    _refusal(_object(small, size=(0, 400)), "image-too-small")
+    with pytest.raises(InputError) as caught:
+        decode(_object(small), max_pixels=HEIGHT * WIDTH - 1)
+    assert caught.value.code == "image-too-large"
+    assert decode(_object(small), max_pixels=HEIGHT * WIDTH).shape == PICTURE.shape
+
+
+def test_a_frame_of_another_size_than_the_object_says_is_refused() -> None:
+    for format, syntax in (("JPEG", uid.JPEGBaseline8Bit), ("JPEG2000", uid.JPEG2000)):
+        frame = _saved(_smooth(400, 600), format, **({"no_jp2": True} if format == "JPEG2000" else {}))
+        assert "600 x 400" in _refusal(_object(frame, "RGB", syntax), "image-truncated")
+
+
+def test_run_lengths_that_go_on_for_ever_end_with_the_picture() -> None:
+    runs = b"\x81\x09" * 1_000_000  # 128 MB a channel; the picture needs 3 KB
+    header = struct.pack("<16L", 3, *(64 + n * len(runs) for n in range(3)), *[0] * 12)
+    _close(_object(header + runs * 3, syntax=uid.RLELossless), np.full_like(PICTURE, 9), 0)
+
+
+@pytest.mark.parametrize("kind", ["path", "bytes", "file object"])
+def test_more_bytes_than_a_picture_needs_are_refused(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = _object(PICTURE.tobytes())
+    path = tmp_path / "a"
+    path.write_bytes(data + bytes(10_000_000))
+    monkeypatch.setattr(image_module, "MAX_BYTES", len(data))
+    with path.open("rb") as file:
+        source: Any = {"path": path, "bytes": path.read_bytes(), "file object": file}[kind]
+        with pytest.raises(InputError) as caught:
+            decode(source)
+        assert kind != "file object" or file.tell() <= len(data) + 1
+    assert caught.value.code == "image-too-large"
+    assert decode(data).shape == PICTURE.shape
+
+
+def _kinds() -> dict[str, bytes]:
+    """One object of each way of reading."""
+    return {
+        "explicit": _object(PICTURE.tobytes(), BurnedInAnnotation="YES", PatientName="A^B"),
+        "implicit": _object(PICTURE.tobytes(), syntax=uid.ImplicitVRLittleEndian, PatientName="A^B"),
+        "big endian": _object(PICTURE.tobytes(), syntax=uid.ExplicitVRBigEndian),
+        "half": _object(_halved(YBR), "YBR_FULL_422"),
+        "palette": _object(_INDEX.tobytes(), "PALETTE COLOR", change=_with_palette()),
+        "rle": _object(_run_lengths(PICTURE), "RGB", uid.RLELossless),
+        "jpeg": _object(_saved(PICTURE, "JPEG"), "YBR_FULL_422", uid.JPEGBaseline8Bit),
+        "jpeg 2000": _object(_saved(PICTURE, "JPEG2000", no_jp2=True), "YBR_RCT", uid.JPEG2000Lossless),
+    }
+
+
+@pytest.mark.parametrize("part", [0.2, 0.5, 0.8, 0.97])
+@pytest.mark.parametrize("kind", _kinds())
+def test_an_object_cut_short_is_refused(kind: str, part: float) -> None:
+    whole = _kinds()[kind]
+    with pytest.raises(InputError) as caught:
+        decode(whole[: int(part * len(whole))])
+    assert caught.value.code in ("image-truncated", "image-dicom-pixels", "image-dicom-class")
+
+
+@pytest.mark.parametrize("kind", ["jpeg", "jpeg 2000", "rle"])
+def test_a_frame_cut_short_within_a_whole_object_is_refused(kind: str) -> None:
+    ds = pydicom.dcmread(io.BytesIO(_kinds()[kind]))
+    frame = pydicom.encaps.get_frame(ds.PixelData, 0, number_of_frames=1)
+    for part in (0.3, 0.6, 0.9):
+        ds.PixelData = encapsulate([frame[: int(part * len(frame))]])
+        _refusal(_written(ds), "image-truncated")
+
+
+@pytest.mark.parametrize("kind", _kinds())
+def test_damaged_objects_give_an_input_error_or_a_picture_and_say_nothing(
+    kind: str, caplog: pytest.LogCaptureFixture, recwarn: pytest.WarningsRecorder
+) -> None:
+    whole = _kinds()[kind]
+    draw = np.random.default_rng(list(kind.encode()))
+    head = whole.rindex(b"\xe0\x7f\x10\x00" if kind != "big endian" else b"\x7f\xe0\x00\x10") + 40
+    with caplog.at_level(logging.INFO):
+        for n in range(150):
+            data = bytearray(whole)
+            for place in draw.integers(128 if n % 3 else head - 40, head if n % 3 else len(data), 1 + n % 5):
+                data[place] = draw.choice([0, 255, 127, 128, int(draw.integers(256)), data[place] ^ 1])
+            if n % 10 == 0:
+                del data[int(draw.integers(132, len(data))) :]
+            if n % 10 == 1:  # a piece twice
+                start, length = draw.integers(132, head), draw.integers(1, 300)
+                data[start:start] = data[start : start + length]
+            try:
+                pixels = decode(bytes(data))
+            except InputError as error:
+                assert error.code.startswith("image-")
+            else:
+                assert pixels.dtype == np.uint8 and pixels.ndim == 3 and pixels.shape[2] == 3
+    assert not caplog.records
+    assert not list(recwarn)
+
+
+# -- nothing of the patient gets out --
+
+NAME, DAY, NUMBER = "Zzyzxova", "19310722", "9918273645"
+_TEXTS = {
+    "AE": NAME, "AS": "093Y", "CS": NAME.upper(), "DA": DAY, "DS": NUMBER, "DT": DAY + "101010", "IS": NUMBER,
+    "LO": NAME, "LT": NAME, "PN": f"{NAME}^Anna", "SH": NAME, "ST": NAME, "TM": "101010", "UC": NAME,
+    "UI": f"1.2.3.{NUMBER}", "UR": f"http://{NAME}", "UT": NAME,
+}  # fmt: skip
+
+
+def _plant(ds: Dataset) -> None:
+    """Put a name, a day and a number into every element of text that an object may have, and around them."""
+    read = {int(e.tag) for e in ds} | {0x00280008, 0x00280301, 0x00280302}
+    for tag, (vr, _, _, _, keyword) in pydicom.datadict.DicomDictionary.items():
+        if vr in _TEXTS and keyword and tag >> 16 not in (0, 2, 4) and tag < 0x7FE00000 and tag not in read:
+            ds.add_new(tag, vr, _TEXTS[vr])
+    item = Dataset()
+    item.PatientName, item.PatientBirthDate = f"{NAME}^Inner", DAY
+    for name in ("RequestAttributesSequence", "OtherPatientIDsSequence"):
+        setattr(ds, name, Sequence([item]))
+        ds[name].is_undefined_length = name.startswith("Other")
+    for group in (0x0009, 0x0029, 0x7FE1):
+        block = ds.private_block(group, NAME, create=True)
+        for n, vr in enumerate(("LO", "PN", "UT", "UN", "OB")):
+            block.add_new(n, vr, NAME.encode() if vr in ("UN", "OB") else NAME)
+        block.add_new(9, "SQ", Sequence([item]))
+    ds.file_meta.ImplementationVersionName = NAME
+    ds.file_meta.SourceApplicationEntityTitle = NAME
+    ds.SpecificCharacterSet = "ISO_IR 192"
+
+
+def _planted(syntax: str = uid.JPEGBaseline8Bit, **elements: Any) -> bytes:
+    exif = Image.Exif()
+    exif[0x013B] = exif[0x010E] = f"{NAME} {DAY}"
+    frame = _saved(PICTURE, "JPEG", exif=exif, comment=NAME.encode())
+    if syntax == uid.JPEGBaseline8Bit:
+        data = _object(frame, "YBR_FULL_422", syntax, change=_plant, **elements)
+    else:
+        data = _object(PICTURE.tobytes(), "RGB", syntax, change=_plant, **elements)
+    data = data.replace(b"ISO_IR 192", NAME.encode().ljust(10))  # unknown: pydicom would quote it
+    assert data.count(NAME.encode()) > 300 and data.count(DAY.encode()) > 50
+    return NAME.encode().ljust(128, b"\0") + data[128:]
+
+
+def _names(said: str | bytes) -> list[str]:
+    text = said.decode("latin-1") if isinstance(said, bytes) else said
+    return [w for w in (NAME, DAY, NUMBER) if w.casefold() in text.casefold()]
+
+
+def test_no_name_id_or_date_reaches_result_log_or_archive(
+    bundle: Path,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    recwarn: pytest.WarningsRecorder,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    kept = tmp_path / "archive"
+    kept.mkdir()
+    path = tmp_path / "lesion.dcm"
+    path.write_bytes(_planted(BurnedInAnnotation="YES", RecognizableVisualFeatures="YES"))
+    caplog.clear(), recwarn.clear()  # of what pydicom says when it writes
+    with caplog.at_level(logging.DEBUG), Searcher(bundle, kept / "cases.skinret") as searcher:
+        report = searcher.add([case := Case("1", path, "nevus"), Case("2", PICTURE, "nevus")])
+        results = searcher.query(path, "irregular streaks", k=2)
+        said = [repr(searcher), repr(report), str(report), repr(case), *report.remarks()]
+    assert [hit.case_id for hit in results] == ["1", "2"]
+    said += [str(results), repr(results), json.dumps(results.to_dict()), json.dumps(report.to_dict())]
+    said += [record.getMessage() + repr(record.args) for record in caplog.records]
+    said += [str(w.message) for w in recwarn]
+    said += capfd.readouterr()
+    assert not [text for text in said if _names(text)]
+    assert not [file for file in kept.rglob("*") if file.is_file() and _names(file.read_bytes())]
+    assert len(results.warnings) == 2 and list(report.warnings) == ["1"]
+
+
+@pytest.mark.parametrize(
+    "refused",
+    [
+        {"PhotometricInterpretation": NAME.upper()},
+        {"SOPClassUID": f"1.2.840.10008.{NUMBER}"},
+        {"SOPClassUID": NAME},
+        {"Rows": 20},
+        {"BitsAllocated": 16},
+        {"ICCProfile": NAME.encode()},
+        {"SamplesPerPixel": 1},
+    ],
+    ids=str,
+)
+def test_no_name_reaches_an_error(
+    refused: dict[str, Any], caplog: pytest.LogCaptureFixture, recwarn: pytest.WarningsRecorder
+) -> None:
+    data, said = _planted(**refused), list[str]()
+    caplog.clear(), recwarn.clear()
+    with caplog.at_level(logging.DEBUG):
+        for cut in (len(data), len(data) - 100, len(data) // 2, 2000, 600, 400, 300, 200):
+            try:
+                decode(data[:cut], warnings=said)
+            except InputError as error:
+                said += [str(error), repr(error), *getattr(error, "__notes__", [])]
+    said += [record.getMessage() + repr(record.args) for record in caplog.records]
+    said += [str(w.message) for w in recwarn]
+    assert said and not [text for text in said if _names(text)]
+
+
+@pytest.mark.parametrize("syntax", NATIVE)
+def test_an_object_full_of_text_is_read_in_silence(
+    syntax: str, caplog: pytest.LogCaptureFixture, recwarn: pytest.WarningsRecorder
+) -> None:
+    data = _planted(NATIVE[syntax])
+    caplog.clear(), recwarn.clear()
+    _close(data, PICTURE, 0)
+    assert not caplog.records and not list(recwarn)
+
+
+def test_a_name_in_the_place_of_a_number_or_syntax_reaches_no_error() -> None:
+    data = _object(PICTURE.tobytes(), NumberOfFrames=12345678)
+    for old, new in (
+        (b"12345678", NAME.encode()),
+        (b"1.2.840.10008.1.2.1", b"1.2.840.10008.99999"),
+        (b"1.2.840.10008.1.2.1", NAME.encode().ljust(19)),
+    ):
+        with pytest.raises(InputError) as caught:
+            decode(data.replace(old, new))
+        assert not _names(str(caught.value)) and "99999" not in str(caught.value)
+
+
+# -- in use --
+
+
+def test_a_query_by_dicom_is_the_query_by_the_same_pixels_as_png(searcher: Searcher, tmp_path: Path) -> None:
+    picture = _smooth(90, 120)
+    (tmp_path / "a.png").write_bytes(_saved(picture, "PNG"))
+    (tmp_path / "a").write_bytes(_object(picture.tobytes(), size=(120, 90)))  # no extension
+    lossless = _saved(picture, "JPEG2000", no_jp2=True)
+    (tmp_path / "b.dcm").write_bytes(_object(lossless, "YBR_RCT", uid.JPEG2000Lossless, size=(120, 90)))
+    answers = [searcher.query(tmp_path / n, "irregular streaks").to_dict() for n in ("a.png", "a", "b.dcm")]
+    for answer in answers:
+        del answer["timings_ms"]
+    assert answers[0] == answers[1] == answers[2]
+    assert answers[0]["hits"]
+
+
+def test_warnings_of_a_batch_stay_with_their_pictures(searcher: Searcher) -> None:
+    marked = _object(PICTURE.tobytes(), BurnedInAnnotation="YES")
+    plain = _object(PICTURE.tobytes())
+    several = searcher.query_batch(
+        [(plain, "streaks"), (marked, "xylophones"), (marked, None), (plain, None)]
+    )
+    assert ["Burned In" in " ".join(r.warnings) for r in several] == [False, True, True, False]
+    assert "xylophones" in " ".join(several[1].warnings)
+    assert "warning: the DICOM object says" in str(several[2])
+
+
+def test_a_table_may_name_dicom_objects(bundle: Path, tmp_path: Path) -> None:
+    for n, name in enumerate(("a.dcm", "b", "1.2.840.77")):
+        data = _object(
+            _smooth(40 + n).tobytes(), size=(WIDTH, 40 + n), BurnedInAnnotation="YES" if n else "NO"
+        )
+        (tmp_path / name).write_bytes(data)
+    table = tmp_path / "cases.csv"
+    table.write_text("case_id,image,diagnosis\n1,a.dcm,nevus\n2,b,nevus\n3,1.2.840.77,nevus\n")
+    assert len(read_cases(table).cases) == 3
+    run = [
+        sys.executable,
+        "-m",
+        "skinret_infer.cli",
+        "index",
+        bundle,
+        tmp_path / "c.skinret",
+        table,
+        "--json",
+    ]
+    done = subprocess.run(run, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    said = json.loads(done.stdout)
+    assert said["added"] == ["1", "2", "3"] and list(said["warnings"]) == ["2", "3"]
+    assert "warning: 2, 3: the DICOM object says that writing" in done.stderr
+
+
+def test_without_pydicom_the_refusal_names_the_extra_and_other_files_are_read(tmp_path: Path) -> None:
+    (tmp_path / "a.dcm").write_bytes(_object(PICTURE.tobytes()))
+    (tmp_path / "a.png").write_bytes(_saved(PICTURE, "PNG"))
+    code = """
+import sys
+sys.modules["pydicom"] = None
+from skinret_infer.image import decode
+from skinret_infer.errors import InputError
+print(decode("a.png").shape)
+try:
+    decode("a.dcm")
+except InputError as error:
+    print(error.code, error)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, check=True
+    )
+    shape, refusal = done.stdout.splitlines()
+    assert shape == f"({HEIGHT}, {WIDTH}, 3)"
+    assert refusal.startswith("image-dicom-extra") and 'pip install "skinret-infer[dicom]"' in refusal
+
+
+def test_pydicom_is_not_imported_for_other_files() -> None:
+    code = "import sys, skinret_infer; print('pydicom' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "False\n"
+
+
+def test_every_refusal_is_a_skinret_error() -> None:
+    assert issubclass(InputError, SkinretError)
