@@ -1,5 +1,6 @@
 """What the benchmarks stand on: a bundle, every runtime that runs here, PyTorch beside them, and a report."""
 
+import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,6 +19,7 @@ from skinret_infer.bundle import Bundle
 from skinret_infer.engines import Engine, available, open_engine, precisions, usable_cpus
 from skinret_infer.text import TextEncoderInput
 
+sys.path.append(str(Path(__file__).parents[1] / "tests"))  # where durability.py is, of both
 _REPORT, _SEARCH = pytest.StashKey[Report](), pytest.StashKey[SearchReport]()
 
 
@@ -25,6 +27,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("skinret")
     group.addoption("--bundle", type=Path, help="Measure this bundle.  [default: full size, random weights]")
     group.addoption("--checkpoint", type=Path, help="With --bundle: the ckpt.pt that it was exported from.")
+    group.addoption(
+        "--durability", action="store_true", help="Kill, fill up and wear an archive for minutes."
+    )
     group.addoption("--out", type=Path, default=Path("build/benchmarks"), help="Folder of the report.")
     group.addoption("--cases", default="10000", help="Search among so many: 10000,200000,1000000.  [10000]")
 

@@ -1,0 +1,668 @@
+"""The archive loses nothing to kills, full disks, shut folders and other processes.
+
+The long forms, of 200 kills and of a minute of readers and a writer, are in benchmarks/test_durability.py.
+"""
+
+import contextlib
+import dataclasses
+import os
+import random
+import shutil
+import signal
+import sqlite3
+import subprocess
+import tempfile
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import durability
+import pytest
+from durability import LAYOUT, State, check_answers, descriptors, held, opened, record, run, traces, traces_of
+
+from skinret_infer import ArchiveError, InputError
+from skinret_infer import archive as archive_module
+from skinret_infer.archive import Archive
+from skinret_infer.descriptor import part_weights
+
+pytestmark = pytest.mark.skipif(os.name != "posix", reason="signals, limits and permissions of POSIX")
+WEIGHTS = part_weights(LAYOUT, 0.6, 0.5)
+
+
+@pytest.fixture(autouse=True)
+def _small(monkeypatch: pytest.MonkeyPatch) -> None:
+    durability.small_segments(monkeypatch.setattr)
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "cases.skinret"
+
+
+@pytest.fixture
+def public() -> Iterator[Path]:
+    """A folder that every user can reach."""
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder).chmod(0o755)
+        yield Path(folder)
+
+
+def _state(count: int, seed: int = 0) -> State:
+    chance = random.Random(seed)
+    return {f"case-{chance.getrandbits(48):012x}": chance.getrandbits(30) for _ in range(count)}
+
+
+def _write(archive: Archive, state: State) -> None:
+    archive.write([record(*case) for case in state.items()], descriptors([*state.items()]))
+
+
+def _made(path: Path, count: int = 220, seed: int = 0) -> State:
+    """Make an archive of three whole segments and a part of one, with what is derived."""
+    state = _state(count, seed)
+    with contextlib.closing(opened(path)) as archive:
+        _write(archive, state)
+        check_answers(archive, state, random.Random(0))
+    return state
+
+
+def _right(path: Path, state: State) -> None:
+    """Check that an archive is whole and holds this."""
+    assert held(path) == state
+    with contextlib.closing(opened(path)) as archive:
+        assert archive.check() == []
+        check_answers(archive, state, random.Random(1))
+
+
+def _scan(path: Path) -> Path:
+    return path.with_name(path.name + ".scan")
+
+
+def _parts(path: Path) -> list[Path]:
+    return sorted(_scan(path).glob("*.part"))
+
+
+# -- kills --
+
+
+def test_an_archive_lives_on_through_kills_at_random_moments(path: Path) -> None:
+    figures = durability.killed_many_times(path, 12, seed=1)
+    assert figures["kills"] == 12 and figures["operations"] > 0
+
+
+@pytest.mark.xfail(reason="SQLite leaves copies of cells in the gaps of pages that it rebuilds")
+def test_of_removed_cases_nothing_is_left_in_the_file_before_it_is_compacted(path: Path) -> None:
+    left = _life_of_removals(path, compact=False)
+    assert left == set()
+
+
+def test_of_removed_cases_nothing_is_left_in_the_file_once_it_is_compacted(path: Path) -> None:
+    assert _life_of_removals(path, compact=True) == set()
+
+
+def _life_of_removals(path: Path, *, compact: bool) -> set[bytes]:
+    chance, state, left = random.Random(3), State(), set[bytes]()
+    with contextlib.closing(opened(path)) as archive:
+        for _ in range(60):
+            op = durability.chosen(chance, state, ("write", "remove"))
+            durability.perform(archive, op, state, chance)
+            state = durability.after(state, op)
+            left = traces([path]) - traces_of(state)
+            if op[0] == "remove":
+                assert traces([*_scan(path).glob("*")]) <= traces_of(state)
+            if left:
+                break
+        if compact:
+            archive.compact()
+    return traces([path]) - traces_of(state)
+
+
+# -- full disks --
+
+_FULL = """
+import resource
+from skinret_infer import ArchiveError
+path, kind, limit = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
+state = held(path)
+new = {f"case-{n:012x}": n for n in range(100)}
+with contextlib.closing(opened(path)) as archive:
+    op = {
+        "write": ("write", [*new.items()]), "replace": ("write", [(i, 1) for i in sorted(state)[:70]]),
+        "remove": ("remove", sorted(state)[:70]), "backup": ("backup", "copy.skinret"),
+    }.get(kind, (kind, None))
+    hard = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))  # to Python SIGXFSZ is an error of the write
+    try:
+        perform(archive, op, state, random.Random(0))
+        code, state = "", after(state, op)
+    except ArchiveError as error:
+        code = error.code
+    whole = held(path) == state
+    check_answers(archive, state, random.Random(0))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))
+    whole = whole and archive.check() == [] and held(path) == state
+    check_answers(archive, state, random.Random(0))
+    if code:
+        perform(archive, op, state, random.Random(0))
+print(json.dumps([code, whole]))
+"""
+
+
+@pytest.mark.parametrize("kind", ["write", "replace", "remove", "compact", "backup", "repair"])
+@pytest.mark.parametrize("limit", [1000, None], ids=["nothing", "no growth"])
+def test_a_disk_without_room_is_an_error_that_loses_nothing(kind: str, limit: int | None, path: Path) -> None:
+    _made(path)
+    (path.parent / "backups").mkdir()
+    code, whole = run(_FULL, path, kind, limit or path.stat().st_size)
+    assert whole
+    if limit or kind == "write":
+        assert code == "archive-io"
+    assert not list(path.parent.rglob(".*.partial*")) and not list(path.parent.glob("*-journal"))
+
+
+_FULL_FOR = """
+import resource
+path, owner, name = Path(sys.argv[1]), *sys.argv[2].split(".")
+owner = {"Part": scan_module.Part, "Archive": Archive}[owner]
+function = getattr(owner, name)
+def tight(*arguments):
+    hard = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, hard))
+    try:
+        return function(*arguments)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))
+setattr(owner, name, tight)
+state = {}
+with contextlib.closing(opened(path)) as archive:
+    for op in (
+        ("write", [(f"case-{n:012x}", n) for n in range(150)]),
+        ("write", [(f"case-{n:012x}", n + 7) for n in range(60, 160)]),
+        ("remove", [f"case-{n:012x}" for n in range(9)]),
+    ):
+        perform(archive, op, state, random.Random(0))
+        state = after(state, op)
+        check_answers(archive, state, random.Random(0))
+    files = [file.name for file in archive.scan_folder.iterdir()] if archive.scan_folder.exists() else []
+setattr(owner, name, function)
+with contextlib.closing(opened(path)) as archive:
+    check_answers(archive, state, random.Random(0))
+    print(json.dumps([files, archive.check()]))
+"""
+
+
+@pytest.mark.parametrize("what", ["Part.save", "Archive._take_basis"])
+def test_no_room_for_what_is_derived_fails_no_call(what: str, path: Path) -> None:
+    files, faults = run(_FULL_FOR, path, what)
+    assert faults == [] and (what == "Archive._take_basis" or files == [])
+    assert len(_parts(path)) >= 3
+
+
+@contextlib.contextmanager
+def _tmpfs(folder: Path, size: str) -> Iterator[None]:
+    folder.mkdir(exist_ok=True)
+    mount = ["mount", "-t", "tmpfs", "-o", f"size={size}", "none", str(folder)]
+    if os.geteuid() or not shutil.which("mount") or subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("a file system may not be mounted here")
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+def test_a_real_disk_that_fills_up_is_an_error_that_loses_nothing(tmp_path: Path) -> None:
+    disk = tmp_path / "disk"
+    with _tmpfs(disk, "600k"):
+        path, state, refused = disk / "cases.skinret", State(), set()
+        with contextlib.closing(opened(path)) as archive:
+            with pytest.raises(ArchiveError) as caught:
+                for n in range(100):
+                    new = _state(30, n)
+                    _write(archive, new)
+                    state |= new
+            assert caught.value.code == "archive-io" and len(state) > 100
+            check_answers(archive, state, random.Random(0))
+            with pytest.raises(ArchiveError) as caught:
+                archive.backup(disk / "copy.skinret")
+            assert caught.value.code == "archive-io" and not (disk / "copy.skinret").exists()
+            (disk / "filling").write_bytes(bytes(max(0, shutil.disk_usage(disk).free - 4096)))
+            for use in (lambda: archive.remove([*state][:20]), archive.compact, archive.repair):
+                with contextlib.suppress(ArchiveError):
+                    use()
+                    refused.add(use)
+                now = held(path)
+                assert now in (state, durability.after(state, ("remove", [*state][:20])))
+                check_answers(archive, now, random.Random(0))
+        (disk / "filling").unlink()
+        shutil.rmtree(_scan(path))
+        _right(path, now)
+        subprocess.run(["mount", "-o", "remount,size=16m", str(disk)], check=True)
+        with contextlib.closing(opened(path)) as archive:
+            archive.compact()
+            archive.backup(disk / "copy.skinret")
+        _right(path, now)
+        _right(disk / "copy.skinret", now)
+
+
+def test_a_real_disk_without_room_for_what_is_derived_fails_no_call(path: Path) -> None:
+    with _tmpfs(_scan(path), "16k"):
+        state = _made(path)
+        with contextlib.closing(opened(path)) as archive:
+            archive.compact()
+            out = [*state][::3]
+            assert archive.remove(out) == len(out)
+            assert not [file for file in _scan(path).iterdir() if file.suffix == ".partial"]
+        _right(path, durability.after(state, ("remove", out)))
+
+
+# -- folders that may not be written --
+
+_SHUT = """
+import os, tempfile
+from skinret_infer import ArchiveError
+path, elsewhere = Path(sys.argv[1]), Path(sys.argv[2])
+state = held(path) if sys.argv[3] == "2" else {}
+with tempfile.TemporaryDirectory() as folder:  # so that all modules are there before they cannot be read
+    warm = Path(folder) / "warm.skinret"
+    with contextlib.closing(opened(warm)) as archive:
+        for op in (("write", [(str(n), n) for n in range(90)]), ("compact", None), ("backup", "x.skinret")):
+            perform(archive, op, {}, random.Random(0))
+        check_answers(archive, {str(n): n for n in range(90)}, random.Random(0))
+        archive.check()
+if os.geteuid() == 0:
+    os.setgroups([])
+    os.setgid(65534)
+    os.setuid(65534)
+said = []
+def code(use):
+    try:
+        use()
+        said.append("")
+    except ArchiveError as error:
+        said.append(error.code + ": " + str(error))
+if sys.argv[3] == "1":
+    code(lambda: opened(path))
+else:
+    with contextlib.closing(opened(path)) as archive:
+        for _ in range(2):
+            check_answers(archive, state, random.Random(0))
+        assert archive.check() == []
+        code(lambda: archive.write([record("new", 1)], descriptors([("new", 1)])))
+        code(lambda: archive.remove(sorted(state)[:5]))
+        code(archive.compact)
+        code(archive.repair)
+        code(lambda: archive.backup(path.with_name("copy.skinret")))
+        code(lambda: archive.backup(elsewhere / "copy.skinret"))
+        check_answers(archive, state, random.Random(0))
+        assert held(path) == state
+print(json.dumps(said))
+"""
+
+
+def _from_outside(path: Path, schema: int) -> list[str]:
+    """Use an archive in a folder that is shut, as a user who may not write there."""
+    with tempfile.TemporaryDirectory() as elsewhere:
+        Path(elsewhere).chmod(0o777)
+        path.parent.chmod(0o555)
+        try:
+            said: list[str] = run(_SHUT, path, elsewhere, schema)
+        finally:
+            path.parent.chmod(0o755)
+    return said
+
+
+@pytest.mark.parametrize("derived", ["there", "missing", "damaged", "stale"])
+def test_a_folder_that_may_not_be_written_can_be_searched(derived: str, public: Path) -> None:
+    path = public / "cases.skinret"
+    state = _made(path)
+    if derived == "missing":
+        shutil.rmtree(_scan(path))
+    for part in _parts(path):
+        if derived == "damaged":
+            part.write_bytes(part.read_bytes()[:-100])
+    if derived == "stale":
+        with contextlib.closing(sqlite3.connect(path)) as db, db:
+            db.execute("UPDATE segments SET generation = generation / 2")
+    for folder in (path.parent, _scan(path)):
+        if folder.exists():
+            folder.chmod(0o555)
+    before = {file: file.read_bytes() for file in public.rglob("*") if file.is_file()}
+    *refused, copied = _from_outside(path, 2)
+    assert [said.split(":")[0] for said in refused] == ["archive-io"] * 5, refused
+    assert copied == ""
+    assert {file: file.read_bytes() for file in public.rglob("*") if file.is_file()} == before
+    _right(path, state)
+
+
+# -- readers and a writer --
+
+
+def test_readers_see_whole_states_while_another_process_writes(path: Path) -> None:
+    figures = durability.readers_and_a_writer(path, readers=2, seconds=3, seed=1)
+    assert figures["operations of the writer"] > 0 and figures["searches of the readers"] > 0
+
+
+# -- what is derived --
+
+DAMAGES: dict[str, Callable[[bytes], bytes]] = {
+    "empty": lambda content: b"",
+    "a byte": lambda content: content[:1],
+    "cut in its head": lambda content: content[:100],
+    "cut in half": lambda content: content[: len(content) // 2],
+    "without its end": lambda content: content[:-1],
+    "zeroed": lambda content: bytes(len(content)),
+    "a zeroed page": lambda content: content[:4096] + bytes(4096) + content[8192:],
+    "longer": lambda content: content + bytes(64),
+    "text": lambda content: b"case_id,image\n" * 100,
+    "a flipped bit": lambda content: content[:5000] + bytes([content[5000] ^ 4]) + content[5001:],
+    "a flipped length": lambda content: content[:16] + bytes([content[16] ^ 64]) + content[17:],
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_damaged_derived_files_change_no_answer(damage: str, path: Path) -> None:
+    state = _made(path)
+    assert len(_parts(path)) == 3
+    for part in _parts(path):
+        part.write_bytes(DAMAGES[damage](part.read_bytes()))
+    with contextlib.closing(opened(path)) as archive:
+        assert archive.check() == []
+    _right(path, state)
+
+
+def test_flipped_bits_of_derived_files_change_no_answer(path: Path) -> None:
+    state, chance = _made(path), random.Random(0)
+    whole = {part: part.read_bytes() for part in _parts(path)}
+    for _ in range(30):
+        for part, content in whole.items():
+            flipped = bytearray(content)
+            flipped[chance.randrange(len(content))] ^= 1 << chance.randrange(8)
+            part.write_bytes(flipped)
+        with contextlib.closing(opened(path)) as archive:
+            check_answers(archive, state, chance)
+
+
+def test_derived_files_of_others_change_no_answer(path: Path) -> None:
+    state, other = _made(path), path.with_name("other.skinret")
+    _made(other, seed=1)
+    for foreign in (_parts(other), _parts(path)[1:] + _parts(path)[:1]):
+        contents = [part.read_bytes() for part in foreign]
+        for part, content in zip(_parts(path), contents, strict=True):
+            part.write_bytes(content)
+        with contextlib.closing(opened(path)) as archive:
+            assert archive.check() == []
+        _right(path, state)
+    shutil.rmtree(_scan(path))
+    shutil.copytree(_scan(other), _scan(path))
+    _right(path, state)
+
+
+@pytest.mark.parametrize("instead", ["folders", "links to nothing", "a file for the folder", "a link for it"])
+def test_what_lies_in_the_place_of_derived_files_fails_no_call(instead: str, path: Path) -> None:
+    state = _made(path)
+    if instead in ("folders", "links to nothing"):
+        for part in _parts(path):
+            part.unlink()
+            if instead == "folders":
+                (part / "x").mkdir(parents=True)
+            else:
+                part.symlink_to("nothing")
+    else:
+        shutil.rmtree(_scan(path))
+        if instead == "a file for the folder":
+            _scan(path).write_bytes(b"")
+        else:
+            _scan(path).symlink_to("nothing")
+    _right(path, state)
+    with contextlib.closing(opened(path)) as archive:
+        for op in (("write", [*_state(80, 7).items()]), ("remove", [*state][:70]), ("compact", None)):
+            durability.perform(archive, op, state, random.Random(0))
+            state = durability.after(state, op)
+        archive.repair()
+    _right(path, state)
+
+
+def test_a_backup_that_is_put_back_is_searched_by_what_it_holds(path: Path) -> None:
+    state, copy = _made(path, 100), path.with_name("copy.skinret")
+    with contextlib.closing(opened(path)) as archive:
+        archive.backup(copy)
+        _write(archive, _state(100, 1))
+        archive.remove([*state][:5])
+    copy.replace(path)
+    with contextlib.closing(opened(path)) as archive:
+        _write(archive, other := _state(100, 2))
+        archive.remove([*state][5:10])
+    _right(path, durability.after(state | other, ("remove", [*state][5:10])))
+
+
+def test_an_archive_made_anew_with_other_facts_is_filtered_by_those(path: Path) -> None:
+    state = _made(path)
+    path.unlink()
+    with contextlib.closing(opened(path)) as archive:
+        changed = [dataclasses.replace(record(*case), diagnosis="another") for case in state.items()]
+        archive.write(changed, descriptors([*state.items()]))
+        query = descriptors([("query", 1)])
+        assert archive.search(query, WEIGHTS, 5, {"diagnosis": "another"})[1] == len(state)
+
+
+_DERIVING = """
+path, state = Path(sys.argv[1]), None
+with contextlib.closing(opened(path)) as archive:
+    state = held(path)
+    for n in range(25):
+        for part in archive.scan_folder.glob("*.part"):
+            part.unlink(missing_ok=True)
+        archive._view = None
+        check_answers(archive, state, random.Random(n))
+        if n % 8 == 0:
+            archive.compact()
+print(json.dumps(archive.path.name))
+"""
+
+
+def test_processes_and_threads_that_derive_at_once_do_no_harm(path: Path) -> None:
+    state, raised = _made(path), []
+
+    def one(job: Callable[[], object]) -> None:
+        try:
+            job()
+        except BaseException as error:
+            raised.append(error)
+
+    def here() -> None:
+        with contextlib.closing(opened(path)) as archive:
+            for n in range(40):
+                for part in _parts(path):
+                    part.unlink(missing_ok=True)
+                archive._view = None
+                check_answers(archive, state, random.Random(n))
+
+    jobs = [lambda: run(_DERIVING, path), lambda: run(_DERIVING, path), here, here]
+    threads = [threading.Thread(target=one, args=(job,)) for job in jobs]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert raised == []
+    _right(path, state)
+    with contextlib.closing(opened(path)) as archive:
+        archive.remove([])
+    assert not list(_scan(path).glob(".*.partial"))
+
+
+# -- archives of schema 1 --
+
+_SCHEMA_1 = """
+CREATE TABLE meta (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
+CREATE TABLE cases (
+    id INTEGER PRIMARY KEY,
+    case_id TEXT NOT NULL UNIQUE,
+    diagnosis TEXT NOT NULL,
+    "group" TEXT NOT NULL,
+    confirmed_by TEXT NOT NULL,
+    attributes TEXT NOT NULL,
+    image_ref TEXT NOT NULL,
+    image_sha256 TEXT NOT NULL,
+    descriptor BLOB NOT NULL
+);
+PRAGMA application_id = 0x534B4E52;
+PRAGMA user_version = 1;
+"""
+
+
+def _made_by_schema_1(path: Path, count: int = 220) -> State:
+    state = _state(count)
+    with contextlib.closing(sqlite3.connect(path)) as db, db:
+        db.executescript(_SCHEMA_1)
+        meta = {"fingerprint": "f" * 64, "model": "m 1", "revision": "7"}
+        db.executemany("INSERT INTO meta VALUES (?, ?)", meta.items())
+        for number, case in enumerate(state.items(), 1):
+            row = (3 * number, *record(*case).row(), descriptors([case]).tobytes())
+            db.execute(f"INSERT INTO cases VALUES ({', '.join('?' * 9)})", row)
+        db.execute("DELETE FROM cases WHERE case_id = ?", [next(iter(state))])
+    del state[next(iter(state))]
+    return state
+
+
+@pytest.mark.parametrize("count", [1, 2, 220])
+def test_an_archive_of_schema_1_answers_as_one_made_now(count: int, path: Path) -> None:
+    state, fresh = _made_by_schema_1(path, count), path.with_name("fresh.skinret")
+    with contextlib.closing(opened(fresh)) as new, contextlib.closing(opened(path)) as old:
+        assert len(old) == len(state) and old.check() == []
+        if state:
+            _write(new, state)
+            for n in range(20):
+                query = descriptors([("query", n)])
+                one, two = (
+                    archive.search(query, WEIGHTS, 10**6 if n % 2 else 5, {"sex": "male"} if n % 3 else None)
+                    for archive in (old, new)
+                )
+                assert [[(m.record, m.score) for m in found] for found in one[0]] == [
+                    [(m.record, m.score) for m in found] for found in two[0]
+                ]
+                assert one[1] == two[1]
+        _write(old, more := _state(100, 5))
+        old.compact()
+    _right(path, state | more)
+    with contextlib.closing(Archive.existing(path)) as old:
+        assert old.layout == LAYOUT
+
+
+_KILLED = """
+import os, signal
+path, owner, name, first = Path(sys.argv[1]), *sys.argv[2:]
+connect = Archive._connect
+def with_little_memory(*arguments):
+    db = connect(*arguments)
+    db.execute("PRAGMA cache_size = 1")  # pages reach the file before the commit, as they do within it
+    return db
+Archive._connect = with_little_memory
+owner = {"Archive": Archive, "module": archive_module}[owner]
+function = getattr(owner, name)
+def killed(*arguments):
+    if first == "after":
+        function(*arguments)
+    os.kill(os.getpid(), signal.SIGKILL)
+setattr(owner, name, killed)
+opened(path)
+"""
+
+
+@pytest.mark.parametrize("first", ["before", "after"])
+@pytest.mark.parametrize("place", ["Archive._migrate", "module._run", "Archive._account"])
+def test_a_kill_while_schema_1_is_brought_up_to_date_leaves_it_readable(
+    place: str, first: str, path: Path
+) -> None:
+    state = _made_by_schema_1(path)
+    run(_KILLED, path, *place.split("."), first, ends=-signal.SIGKILL)
+    assert held(path) == state
+    _right(path, state)
+
+
+def test_kills_at_random_moments_of_bringing_schema_1_up_to_date_leave_it_readable(path: Path) -> None:
+    chance, older = random.Random(0), path.with_name("older.skinret")
+    state = _made_by_schema_1(older, 40)
+    for _ in range(6):
+        shutil.copy(older, path)
+        with durability.spawn("live", path, 1) as process:
+            assert process.stdout
+            assert b"open" in process.stdout.readline()
+            threading.Event().wait(10 ** chance.uniform(-4, -1.7))
+            process.send_signal(signal.SIGKILL)
+            begun = b"begin" in process.stdout.read()
+        with contextlib.closing(opened(path)) as archive:
+            assert archive.check() == [] and len(archive) > 0
+        if not begun:
+            _right(path, state)
+
+
+def test_an_archive_of_schema_1_in_a_shut_folder_says_what_to_do(public: Path) -> None:
+    path = public / "cases.skinret"
+    state = _made_by_schema_1(path)
+    before = path.read_bytes()
+    [said] = _from_outside(path, 1)
+    assert said.startswith("archive-older") and str(path) in said and "may be written" in said
+    assert path.read_bytes() == before
+    _right(path, state)
+
+
+# -- bad files --
+
+
+def test_what_cares_for_an_archive_meets_damage_with_an_archive_error(path: Path) -> None:
+    _made(path)
+    content, chance = path.read_bytes(), random.Random(0)
+    uses: list[Callable[[Archive], object]] = [
+        Archive.check,
+        Archive.parts,
+        Archive.repair,
+        Archive.compact,
+        lambda archive: archive.backup(path.with_name(f"{chance.random()}.skinret")),
+        lambda archive: archive.search(descriptors([("query", 1)]), WEIGHTS, 5),
+        lambda archive: archive.remove(["none such"]),
+    ]
+    for n in range(60):
+        damaged = bytearray(content)
+        if n % 3 == 0:
+            del damaged[chance.randrange(len(content)) :]
+        elif n % 3 == 1:
+            start = chance.randrange(len(content)) // 4096 * 4096
+            damaged[start : start + 4096] = chance.choice((bytes(4096), chance.randbytes(4096)))
+        else:
+            for _ in range(40):
+                damaged[chance.randrange(len(content))] ^= 1 << chance.randrange(8)
+        for use in (uses[n % len(uses)], Archive.check):
+            path.with_name(path.name + "-journal").unlink(missing_ok=True)
+            path.write_bytes(damaged)
+            for way in (opened, Archive.existing):
+                with (
+                    contextlib.suppress(ArchiveError, InputError),
+                    contextlib.closing(way(path)) as archive,
+                ):
+                    use(archive)
+
+
+def test_an_archive_locked_for_all_is_not_waited_for_without_end(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    state = _made(path)
+    monkeypatch.setattr(archive_module, "_BUSY_SECONDS", 0.05)
+    with (
+        contextlib.closing(opened(path)) as archive,
+        contextlib.closing(sqlite3.connect(path, isolation_level=None)) as other,
+    ):
+        other.execute("BEGIN EXCLUSIVE")
+        uses: list[Callable[[], object]] = [
+            archive.check,
+            archive.compact,
+            archive.repair,
+            archive.parts,
+            lambda: archive.backup(path.with_name("copy.skinret")),
+            lambda: archive.remove(["none such"]),
+        ]
+        for use in uses:
+            with pytest.raises(ArchiveError) as caught:
+                use()
+            assert caught.value.code == "archive-locked"
+        other.execute("ROLLBACK")
+    assert not path.with_name("copy.skinret").exists()
+    _right(path, state)
