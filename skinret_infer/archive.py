@@ -196,7 +196,7 @@ class Archive:
                     "generation = iif(?, excluded.generation, generation), cases = cases + excluded.cases",
                     (number, added, end >= (number + 1) * SEGMENT),
                 )
-        if first // SEGMENT != end // SEGMENT:
+        if first // SEGMENT != end // SEGMENT or first < SAMPLE <= end:
             with contextlib.suppress(ArchiveError):  # the cases are written; a search makes what is missing
                 self._derive()
         if replaced:
@@ -384,7 +384,7 @@ class Archive:
         with self._reading() as db:
             assert db is not None
             fitted = db.execute("SELECT count(*) FROM basis").fetchone()[0]
-            sample = None if fitted or self._next_id(db) < SEGMENT else self._sample(db)
+            sample = None if fitted or self._count(db) < SAMPLE else self._sample(db)
             count = self._count(db)
         if sample is not None:
             self._take_basis(Basis.fit(sample, count))
@@ -504,7 +504,7 @@ class Archive:
                 raise ArchiveError(
                     f"archive {self.path} does not exist", code="archive-empty", cure="check the path"
                 )
-            basis = Basis.fit(self._sample(db), self._count(db)) if self._next_id(db) >= SEGMENT else None
+            basis = Basis.fit(self._sample(db), self._count(db)) if self._count(db) >= SAMPLE else None
             whole = range(self._next_id(db) // SEGMENT) if basis else range(0)
         for number in whole:  # before they are asked for
             with self._reading() as db, contextlib.suppress(OSError):

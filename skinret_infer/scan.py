@@ -31,11 +31,12 @@ from .files import whole_file
 from .filters import Column, Columns, Condition
 
 SEGMENT = 1 << 14  # row ids: 8 MB of a scan, and the most that is read anew when a case is removed
-SAMPLE = 4096  # descriptors from which a basis is taken
+SAMPLE = 4096  # descriptors from which a basis is taken; an archive of fewer cases needs none
 _RANKS = (32, 64, 128, 256)
 _CHUNK = 2048  # descriptors projected at once: in float64
 _MAGIC = b"skinret scan 1\n"
 _BLOCK = 64  # cases first scored from their descriptors
+_LEAST = float(np.finfo(np.float32).min)  # but for minus infinity
 
 Floats = npt.NDArray[np.float64]
 Ids = npt.NDArray[np.int64]
@@ -65,16 +66,18 @@ class Basis:
         Each rank's cost is counted on the sample: the numbers scanned, and the descriptors that its bounds
         could not spare. Where no rank is worth it (descriptors without structure), there are no vectors.
         """
-        x = sample.astype(np.float64)
         rng = np.random.default_rng(0)
-        ranks = [r for r in _RANKS if r < min(len(x), x.shape[1]) // 2]
+        ranks = [r for r in _RANKS if r < min(sample.shape) // 2]
         if not ranks:
             return cls.of(None)
-        found = rng.standard_normal((x.shape[1], ranks[-1] + 16))
+        found = rng.standard_normal((sample.shape[1], ranks[-1] + 16), np.float32)
         for _ in range(3):  # subspace iteration (Halko, Martinsson & Tropp 2011, algorithm 4.4)
-            found, _ = np.linalg.qr(x.T @ (x @ found))
-        _, _, turned = np.linalg.svd(x @ found, full_matrices=False)
-        vectors = found @ turned.T  # [D, r], the strongest first
+            found, _ = np.linalg.qr(sample.T @ (sample @ found))
+        x = sample.astype(np.float64)
+        exact_found, _ = np.linalg.qr(found.astype(np.float64))
+        seen = x @ exact_found
+        _, turned = np.linalg.eigh(seen.T @ seen)
+        vectors = exact_found @ turned[:, ::-1]  # [D, r], the strongest first
         z, squared = x @ vectors, (x**2).sum(1)
         asked = rng.choice(len(x), min(len(x), 64), replace=False)
         exact = x[asked] @ x.T
@@ -178,7 +181,7 @@ class Part:
     def load(cls, path: Path, rank: int) -> "Part":
         """Map what `save` wrote. Raises Stale for a file that is not whole, OSError for none."""
         try:
-            content = np.memmap(path, np.uint8, "r")
+            content = np.memmap(path, np.uint8, "r").view(np.ndarray)
             if zlib.crc32(content[:-4].data).to_bytes(4, "little") != content[-4:].tobytes():
                 raise Stale(f"{path.name} has another checksum")
             begin = len(_MAGIC) + 8
@@ -239,13 +242,15 @@ def candidates(
     asked = [basis.query(y) for y in weighed]
     zs = np.stack([z for z, _, _ in asked])
     best = [np.empty(0, np.float32) for _ in asked]  # the k greatest lower bounds so far
-    least = [-np.inf] * len(asked)  # the k-th of them, once there are k
+    least = [_LEAST] * len(asked)  # the k-th of them, once there are k
     left: list[list[tuple[Ids, Vector]]] = [[] for _ in asked]
     for part, keep in zip(parts, keeps, strict=True):
-        z, rho, ids = part.z, part.rho, part.ids
-        if keep is not None:
+        z, rho, ids, out = part.z, part.rho, part.ids, None
+        if keep is not None and 2 * np.count_nonzero(keep) > len(keep):
+            out = ~keep  # few: to copy the others would take longer
+        elif keep is not None:
             rows = np.flatnonzero(keep)
-            z, rho, ids = z[rows], rho[rows], ids[rows]
+            z, rho, ids = z.take(rows, 0), rho.take(rows), ids.take(rows)
         if not len(ids):
             continue
         # Few are not left to BLAS: its threads spin on for 20 ms, on the cores that the next query needs.
@@ -253,6 +258,8 @@ def candidates(
         for n, (_, dropped, rounding) in enumerate(asked):
             slack = np.float32(dropped) * rho + np.float32(rounding * longest)
             lower, upper = rough[n] - slack, rough[n] + slack
+            if out is not None:
+                lower[out] = upper[out] = -np.inf
             if len(raised := lower[lower > least[n]]):
                 best[n] = np.concatenate([best[n], raised])
                 if len(best[n]) >= k:
