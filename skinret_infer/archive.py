@@ -53,6 +53,12 @@ _COLUMNS = ("case_id", "diagnosis", "group", "confirmed_by", "attributes", "imag
 _SELECT = ", ".join(_COLUMNS).replace("group", '"group"')
 _IN = "IN (SELECT value FROM json_each(?))"
 _DRAWN = "random() & 0x7fffffffffffffff"
+# A removed case leaves an empty row, whose case_id is no text, until the archive is compacted: when rows go,
+# SQLite moves their neighbours to other pages, and leaves copies of them behind in the gaps of the old.
+_THERE = "typeof(case_id) = 'text'"
+_BLANK = """
+UPDATE cases SET case_id = CAST(id AS BLOB), diagnosis = '', "group" = '', confirmed_by = '', attributes = '',
+image_ref = '', image_sha256 = '', descriptor = x'' WHERE id """
 _BUSY_SECONDS = 30.0
 _STEP = 2048  # rows read at once
 
@@ -163,7 +169,7 @@ class Archive:
             if not db:
                 yield 0, iter(())
                 return
-            [count] = db.execute("SELECT count(*) FROM cases").fetchone()
+            [count] = db.execute(f"SELECT count(*) FROM cases WHERE {_THERE}").fetchone()
             yield count, ((records, descriptors) for _, records, descriptors in self._rows(db))
 
     def write(self, records: Sequence[Record], descriptors: Vector) -> None:
@@ -206,7 +212,8 @@ class Archive:
         """Remove cases, overwriting their bytes in the file; return how many were there.
 
         What is derived of them is gone when the call returns; a call that was killed leaves that to the next
-        that removes, replaces or compacts.
+        that removes, replaces or compacts. Of a call to `write` that was killed, unused pages of the file may
+        keep bytes until the archive is compacted.
         """
         with self._writing(create=False) as db:
             removed = self._remove(db, list(case_ids))
@@ -351,7 +358,9 @@ class Archive:
         self, db: sqlite3.Connection, start: int = 0, end: int = 2**62
     ) -> Iterator[tuple[list[int], list[Record], Vector]]:
         """Give all that is stored of cases, some at a time."""
-        query = f"SELECT id, {_SELECT}, descriptor FROM cases WHERE id >= ? AND id < ? ORDER BY id"
+        query = (
+            f"SELECT id, {_SELECT}, descriptor FROM cases WHERE id >= ? AND id < ? AND {_THERE} ORDER BY id"
+        )
         cursor = db.execute(query, (start, end))
         while rows := cursor.fetchmany(_STEP):
             for row in rows:
@@ -401,7 +410,9 @@ class Archive:
             sweep(self.scan_folder, {part_name(basis, n, g) for n, g, _ in self._segments(db)})
 
     def _sample(self, db: sqlite3.Connection) -> Vector:
-        ids = np.array([row[0] for row in db.execute("SELECT id FROM cases ORDER BY id")], np.int64)
+        ids = np.array(
+            [row[0] for row in db.execute(f"SELECT id FROM cases WHERE {_THERE} ORDER BY id")], np.int64
+        )
         rng = np.random.default_rng(0)
         return self._vectors(db, np.sort(rng.choice(ids, min(len(ids), SAMPLE), replace=False)))
 
@@ -514,6 +525,8 @@ class Archive:
                     part.save(self.scan_folder / part_name(basis, number, generation))
         if basis:
             self._take_basis(basis)
+        with self._writing(create=False) as db:
+            db.execute(f"DELETE FROM cases WHERE NOT {_THERE}")
         with self._connection() as db:
             db.execute("VACUUM")
         self._derive()
@@ -648,7 +661,9 @@ class Archive:
         """Remove cases within a transaction, and give their segments another generation."""
         found = db.execute(f"SELECT id FROM cases WHERE case_id {_IN}", (json.dumps(list(case_ids)),))
         ids = [row[0] for row in found]
-        db.execute(f"DELETE FROM cases WHERE id {_IN}", (json.dumps(ids),))
+        db.execute(_BLANK + _IN, (json.dumps(ids),))
+        if ids:
+            db.execute("REINDEX cases")  # of new pages, for the same reason; SQLite clears the old
         for number in {n // SEGMENT for n in ids}:
             gone = sum(n // SEGMENT == number for n in ids)
             db.execute(
@@ -661,7 +676,8 @@ class Archive:
         """Count the cases of each segment anew, and give all another generation."""
         db.execute("DELETE FROM segments")
         db.execute(
-            f"INSERT INTO segments SELECT id / ?, {_DRAWN}, count(*) FROM cases GROUP BY id / ?",
+            f"INSERT INTO segments SELECT id / ?, {_DRAWN}, count(*) FROM cases WHERE {_THERE} "
+            "GROUP BY id / ?",
             (SEGMENT, SEGMENT),
         )
 
