@@ -323,7 +323,7 @@ class Archive:
         known: tuple[int, Part] | None,
     ) -> Part:
         """Return a segment's part: the known one with what was added, or from its file, or from the cases."""
-        part = known[1] if known and known[0] == generation else None
+        part = known[1] if known and known[0] == generation and len(known[1]) <= count else None
         whole = self._next_id(db) >= (number + 1) * SEGMENT
         path = self.scan_folder / part_name(basis, number, generation)
         rank = self.layout.length if basis.vectors is None else basis.vectors.shape[1]
@@ -508,7 +508,7 @@ class Archive:
     def compact(self) -> None:
         """Give back the room of removed cases, and fit what is derived to the cases there are now.
 
-        Others wait meanwhile: a minute for a million cases.
+        The whole file is written anew, and others wait meanwhile.
         """
         with self._reading() as db:
             if not db:
@@ -538,7 +538,8 @@ class Archive:
         one go.
         """
         target = Path(target)
-        with self._translated():  # a name that no file can have
+        _check_name(target)
+        with self._translated():
             taken = target.exists()
         if taken:
             raise ArchiveError(
@@ -682,10 +683,7 @@ class Archive:
         )
 
     def _connect(self, mode: str = "rw") -> sqlite3.Connection:
-        if "\0" in str(self.path):
-            raise ArchiveError(
-                f"archive {str(self.path)!r} cannot be", code="archive-io", cure="check the path"
-            )
+        _check_name(self.path)
         db = sqlite3.connect(
             f"{self.path.absolute().as_uri()}?mode={mode}",
             uri=True,
@@ -843,6 +841,11 @@ def _record(row: Sequence[Any]) -> Record:
     if not isinstance(known, dict) or not all(isinstance(text, str) for text in texts):
         raise _Malformed(f"facts of another type in case {case_id!r}")
     return Record(case_id, diagnosis, group, confirmed_by, known, image_ref, image_sha256)
+
+
+def _check_name(path: Path) -> None:
+    if "\0" in str(path):
+        raise ArchiveError(f"archive {str(path)!r} cannot be", code="archive-io", cure="check the path")
 
 
 def _run(db: sqlite3.Connection, script: str) -> None:

@@ -619,7 +619,7 @@ def test_opening_what_is_none_without_a_bundle_is_refused(tmp_path: Path) -> Non
 
 def test_care_where_a_file_cannot_be_is_refused(path: Path, tmp_path: Path) -> None:
     with contextlib.closing(_open(_made(path))) as archive:
-        for name in ("x" * 300, f"{path.name}/copy"):
+        for name in ("x" * 300, "a\0b", f"{path.name}/copy"):
             with _refused("archive-io"):
                 archive.backup(tmp_path / name)
         archive.scan_folder.touch()
