@@ -314,10 +314,11 @@ def add_times(
     for way in ways:
         for batch in (1, 32):
             name = (ONE if batch == 1 else MANY) + WAYS[way]
+            short = "isotropic" if section == UNSTRUCTURED else section.split(" ")[0]
             samples, place = done.ms[way, batch], len(report.rows)
             report.add(
                 section, name, "ms", samples, place=place, **goals.get((way, batch), {}),
-                label=f"{section.split(' ')[0]}: {name}", drawn=way in ("all", "attribute"),
+                label=f"{short}: {name}", drawn=way in ("all", "attribute"),
                 detail={"p95": {kind: round(p95(ms), 4) for kind, ms in samples.items() if ms != str(ms)}},
             )  # fmt: skip
             if (way, batch) == ("all", 1):
