@@ -10,7 +10,8 @@ import json
 import sqlite3
 import threading
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -96,6 +97,7 @@ class Archive:
         self._view: _View | None = None
         self._file: tuple[int, int] | None = None  # which it is on its disk
         self._ours = False  # it was looked at and is
+        self._pool = ThreadPoolExecutor(1, "skinret-scan")  # projects what is written meanwhile
         self._open()
 
     @classmethod
@@ -137,6 +139,7 @@ class Archive:
         """Close the file. A closed archive cannot be used again."""
         with self._lock:
             self._closed = True
+            self._pool.shutdown(wait=False)
             while self._idle:
                 self._idle.pop().close()
         self._view = None
@@ -183,7 +186,10 @@ class Archive:
                 expected=f"{shape[0]} x {shape[1]} finite numbers in six unit vectors, then distributions",
             )
         kept = np.ascontiguousarray(descriptors, "<f4")
+        before = self._view
+        scanned = self._pool.submit(_scanned, records, kept, before.basis) if before else None
         with self._writing(create=True) as db:
+            revision = self._said(db, "revision")
             replaced = self._remove(db, [record.case_id for record in records])
             first = self._next_id(db)
             db.executemany(
@@ -202,6 +208,11 @@ class Archive:
                     "generation = iif(?, excluded.generation, generation), cases = cases + excluded.cases",
                     (number, added, end >= (number + 1) * SEGMENT),
                 )
+        if before and scanned and before.revision == revision and not replaced:
+            with contextlib.suppress(
+                ArchiveError
+            ):  # the cases are written, and this only spares their reading
+                self._extend(before, scanned.result(), first)
         if first // SEGMENT != end // SEGMENT or first < SAMPLE <= end:
             with contextlib.suppress(ArchiveError):  # the cases are written; a search makes what is missing
                 self._derive()
@@ -326,7 +337,7 @@ class Archive:
         part = known[1] if known and known[0] == generation and len(known[1]) <= count else None
         whole = self._next_id(db) >= (number + 1) * SEGMENT
         path = self.scan_folder / part_name(basis, number, generation)
-        rank = self.layout.length if basis.vectors is None else basis.vectors.shape[1]
+        rank = basis.rank(self.layout)
         if part is None and whole:
             with contextlib.suppress(OSError, Stale):
                 part = Part.load(path, rank)
@@ -338,20 +349,39 @@ class Archive:
             if len(part) != count:
                 raise _Malformed(f"{len(part)} of {count} cases in segment {number}")
             if whole:
-                with contextlib.suppress(OSError, Stale):  # a folder that may not be written: kept in memory
-                    part.save(path)
-                    part = Part.load(path, rank)
+                part = self._kept(part, path.name, rank)
+        return part
+
+    def _extend(self, before: _View, more: Part, first: int) -> None:
+        """Bring the view from before a write up to date with the scan of what was written."""
+        more = replace(more, ids=more.ids + first)
+        with self._reading() as db, self._viewing:
+            assert db is not None
+            if self._view is not before or self._said(db, "revision") != before.revision + 1:
+                return  # somebody else wrote too
+            parts, rank = dict(before.parts), before.basis.rank(self.layout)
+            for number, generation, count in self._segments(db):
+                if len(new := more.of_rows(number * SEGMENT, (number + 1) * SEGMENT)):
+                    part = parts[number][1].followed_by(new) if number in parts else new
+                    if len(part) != count:
+                        return
+                    if self._next_id(db) >= (number + 1) * SEGMENT:
+                        part = self._kept(part, part_name(before.basis, number, generation), rank)
+                    parts[number] = generation, part
+            self._view = _View(before.revision + 1, before.basis, parts)
+
+    def _kept(self, part: Part, name: str, rank: int) -> Part:
+        """Write a whole segment's part and map it; where that cannot be, keep it in memory."""
+        with contextlib.suppress(OSError, Stale):
+            part.save(self.scan_folder / name)
+            return Part.load(self.scan_folder / name, rank)
         return part
 
     def _read(self, db: sqlite3.Connection, basis: Basis, start: int, end: int) -> Part:
         """Make the part of row ids from the cases."""
         part = part_of([], np.empty((0, self.layout.length), np.float32), [], basis)
         for ids, records, descriptors in self._rows(db, start, end):
-            facts = [
-                {**r.attributes, "diagnosis": r.diagnosis, "group": r.group, "confirmed_by": r.confirmed_by}
-                for r in records
-            ]
-            part = part.followed_by(part_of(ids, descriptors, facts, basis))
+            part = part.followed_by(replace(_scanned(records, descriptors, basis), ids=np.array(ids)))
         return part
 
     def _rows(
@@ -433,7 +463,7 @@ class Archive:
             if not db:
                 return {}
             basis, whole = self._basis(db, None), self._next_id(db) // SEGMENT
-            rank = self.layout.length if basis.vectors is None else basis.vectors.shape[1]
+            rank = basis.rank(self.layout)
             there = {path.name for path in self.scan_folder.glob("*.part")}
             states = dict.fromkeys(there, "stale")
             for number, generation, _ in self._segments(db):
@@ -483,8 +513,7 @@ class Archive:
                 path = self.scan_folder / part_name(basis, number, generation)
                 if path.exists():
                     with contextlib.suppress(OSError, Stale):  # the next search makes it anew
-                        rank = self.layout.length if basis.vectors is None else basis.vectors.shape[1]
-                        part = Part.load(path, rank)
+                        part = Part.load(path, basis.rank(self.layout))
                         right = self._read(db, basis, number * SEGMENT, (number + 1) * SEGMENT)
                         if (
                             len(part) != len(right)
@@ -841,6 +870,15 @@ def _record(row: Sequence[Any]) -> Record:
     if not isinstance(known, dict) or not all(isinstance(text, str) for text in texts):
         raise _Malformed(f"facts of another type in case {case_id!r}")
     return Record(case_id, diagnosis, group, confirmed_by, known, image_ref, image_sha256)
+
+
+def _scanned(records: Sequence[Record], descriptors: Vector, basis: Basis) -> Part:
+    """Make the scan of cases, whose row ids count from 0."""
+    facts = [
+        {**r.attributes, "diagnosis": r.diagnosis, "group": r.group, "confirmed_by": r.confirmed_by}
+        for r in records
+    ]
+    return part_of(range(len(records)), descriptors, facts, basis)
 
 
 def _check_name(path: Path) -> None:

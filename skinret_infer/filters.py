@@ -81,6 +81,15 @@ class Columns(dict[str, Column]):
                 codes[name][n] = known.setdefault((_kind(value), value), len(known))
         return cls({name: Column([v for _, v in places[name]], codes[name]) for name in places})
 
+    def of_rows(self, rows: slice) -> "Columns":
+        """Return the facts of some cases, and no value that none of them has."""
+        some = Columns()
+        for name, column in self.items():
+            used, codes = np.unique(np.append(column.codes[rows], -1), return_inverse=True)
+            if len(used) > 1:  # -1 is the first
+                some[name] = Column([column.values[n] for n in used[1:]], codes[:-1].astype(np.int32) - 1)
+        return some
+
     def followed_by(self, more: "Columns", count: int, further: int) -> "Columns":
         """Return the facts of these n cases and of those after them."""
         both = Columns()

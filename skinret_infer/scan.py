@@ -33,7 +33,7 @@ from .filters import Column, Columns, Condition
 SEGMENT = 1 << 14  # row ids: 8 MB of a scan, and the most that is read anew when a case is removed
 SAMPLE = 4096  # descriptors from which a basis is taken; an archive of fewer cases needs none
 _RANKS = (32, 64, 128, 256)
-_CHUNK = 2048  # descriptors projected at once: in float64
+_CHUNK = 256  # descriptors projected at once: in float64, within a cache
 _MAGIC = b"skinret scan 1\n"
 _BLOCK = 64  # cases first scored from their descriptors
 _LEAST = float(np.finfo(np.float32).min)  # but for minus infinity
@@ -58,6 +58,10 @@ class Basis:
         """Return a basis with its key."""
         said = b"" if vectors is None else np.ascontiguousarray(vectors, "<f8").tobytes()
         return cls(vectors, hashlib.sha256(said).hexdigest()[:16])
+
+    def rank(self, layout: Layout) -> int:
+        """Return r, or D where there are no vectors."""
+        return layout.length if self.vectors is None else self.vectors.shape[1]
 
     @classmethod
     def fit(cls, sample: Vector, count: int) -> "Basis":
@@ -145,6 +149,11 @@ class Part:
             np.concatenate([self.rho, more.rho]),
             self.columns.followed_by(more.columns, len(self), len(more)),
         )
+
+    def of_rows(self, start: int, end: int) -> "Part":
+        """Return the part of the cases with these row ids."""
+        at = slice(*np.searchsorted(self.ids, (start, end)))
+        return Part(self.ids[at], self.z[at], self.rho[at], self.columns.of_rows(at))
 
     def kept(self, conditions: Sequence[Condition], exclude: Ids) -> npt.NDArray[np.bool_] | None:
         """Say which cases a filter lets through, bool [n]; None: all."""

@@ -41,6 +41,9 @@ def _low_rank(count: int, seed: int, noise: float = 0.01) -> Vector:
     return (x / np.repeat(sums, LAYOUT.lengths, axis=1)).astype(np.float32)
 
 
+QUERY_OF = _low_rank(1, 77)
+
+
 @pytest.fixture
 def small_segments(monkeypatch: pytest.MonkeyPatch) -> None:
     """Segments of 64 row ids, and ranks that suit them."""
@@ -211,6 +214,37 @@ def test_any_life_of_an_archive_gives_the_answers_of_what_it_holds(tmp_path: Pat
 
 
 @pytest.mark.usefixtures("small_segments")
+def test_a_writer_knows_what_it_wrote_without_reading_it_again(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ids, cases = _fill(path, 130)
+    held = dict(zip(ids, cases, strict=True))
+    with contextlib.closing(_open(path, layout=LAYOUT)) as archive:
+        _agrees(archive, held, 1)
+        with monkeypatch.context() as patch:
+            patch.setattr(archive, "_read", lambda *_: pytest.fail("cases were read again"))
+            for start in range(0, 210, 70):  # over the ends of segments
+                new = [f"n{n:03}" for n in range(start, start + 70)]
+                descriptors = _low_rank(70, start + 7)
+                archive.write([_record(i, attributes={"note": f"of {i}"}) for i in new], descriptors)
+                held |= dict(zip(new, descriptors, strict=True))
+                _agrees(archive, held, start)
+                [match] = _search(archive, QUERY_OF[0], 5, 0.6, GAMMA, {"note": f"of {new[3]}"})[0]
+                assert match.record.case_id == new[3]
+        assert archive.check() == [] and len([*archive.scan_folder.iterdir()]) == 5
+        for file in archive.scan_folder.iterdir():  # a file names the facts of its own cases alone
+            part = Part.load(file, archive._view.basis.rank(LAYOUT)) if archive._view else pytest.fail()
+            if "note" in part.columns:
+                assert len(part.columns["note"].values) == (part.columns["note"].codes >= 0).sum()
+        with contextlib.closing(_open(path, layout=LAYOUT)) as other:  # what another wrote is read
+            other.write([_record("x")], _low_rank(1, 5))
+            held["x"] = _low_rank(1, 5)[0]
+        archive.write([_record("y")], _low_rank(1, 6))
+        held["y"] = _low_rank(1, 6)[0]
+        _agrees(archive, held, 3)
+
+
+@pytest.mark.usefixtures("small_segments")
 def test_what_is_derived_can_be_thrown_away(path: Path) -> None:
     ids, cases = _fill(path, 200)
     held = dict(zip(ids, cases, strict=True))
@@ -376,6 +410,14 @@ def test_columns_that_grew_filter_as_a_person_would(
 ) -> None:
     facts = [*one, *two]
     grown = Columns.of(one).followed_by(Columns.of(two), len(one), len(two))
+    for rows in (slice(0, len(one)), slice(len(one), None), slice(2, 2)):
+        some, again = grown.of_rows(rows), Columns.of(facts[rows])
+        assert {n: {(type(v) is bool, v) for v in c.values} for n, c in some.items()} == {
+            n: {(type(v) is bool, v) for v in c.values} for n, c in again.items()
+        }
+        assert [[c.values[k] for k in c.codes if k >= 0] for c in some.values()] == [
+            [row[name] for row in facts[rows] if name in row] for name in some
+        ]
     for name in {name for row in facts for name in row}:
         values = [row.get(name) for row in facts]
         with contextlib.suppress(InputError):
