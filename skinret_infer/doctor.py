@@ -369,9 +369,8 @@ def _archive_lines(archive: Mapping[str, Any]) -> list[str]:
         say("schema", f"{archive['schema']}; {size:.1f} MB, and {derived:.1f} MB that is derived")
     if "cases" in archive:
         say("cases", str(archive["cases"]))
-    if "parts_right" in archive:
-        right, stale, missing = (archive[f"parts_{state}"] for state in ("right", "stale", "missing"))
-        say("parts", f"{right} right, {stale} stale, {missing} missing; a search makes those anew")
+    if any(counts := [archive.get(f"parts_{state}", 0) for state in ("right", "stale", "missing")]):
+        say("derived", "{} files right, {} stale, {} missing; a search makes those anew".format(*counts))
     for fault in archive.get("faults", ()):
         say("fault", fault)
     if archive.get("faults"):
