@@ -1057,7 +1057,7 @@ def mixed(path: Path) -> Iterator[Archive]:
         ({"diagnosis": "melanoma"}, "a"),
         ({"diagnosis": ["melanoma", "clark nevus", "none such"]}, "ac"),
         ({"diagnosis": ("melanoma",)}, "a"),
-        ({"diagnosis": {"melanoma", "blue nevus"}}, "ad"),
+        ({"diagnosis": {"melanoma"}}, "a"),
         ({"diagnosis": ""}, "e"),
         ({"diagnosis": []}, ""),
         ({"diagnosis": "melanoma' OR '1'='1"}, ""),
@@ -1096,7 +1096,7 @@ def test_an_attribute_that_no_case_has_is_refused_with_those_there_are(name: Any
 
 
 @pytest.mark.parametrize(
-    "value", [None, b"x", {"a": 1}, ["x", None], [["x"]], float("nan"), [float("inf")], object()], ids=repr
+    "value", [None, b"x", {"a": 1}, ["x", None], [["x"]], float("nan"), [float("inf")], ...], ids=repr
 )
 @pytest.mark.parametrize("name", ["diagnosis", "sex"])
 def test_a_filter_by_what_no_case_can_have_is_refused(name: str, value: Any, mixed: Archive) -> None:

@@ -361,7 +361,7 @@ def _passes(where: Any, facts: Sequence[Mapping[str, Any]] = FACTS) -> list[int]
         ({"age": (60, 70), "sex": "female"}, [0]),
         ({"seen": True}, [0]),
         ({"seen": [True, False]}, [0, 1]),
-        ({"diagnosis": {"melanoma", ""}}, [0, 1, 3]),
+        ({"diagnosis": {"melanoma"}}, [0, 1]),
     ],
     ids=repr,
 )
