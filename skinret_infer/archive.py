@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from .bundle import build
 from .descriptor import Layout, Vector, well_formed
 from .errors import ArchiveError, InputError
 from .files import whole_file
@@ -107,9 +108,7 @@ class Archive:
         archive.path, archive.fingerprint = Path(path), ""
         with archive._translated():
             if not archive.path.is_file() or not archive.path.stat().st_size:
-                raise ArchiveError(
-                    f"archive {path} does not exist", code="archive-empty", cure="check the path"
-                )
+                raise archive._missing()
             with contextlib.closing(archive._connect()) as db:
                 meta = archive._meta(db)
             if "layout" not in meta:
@@ -121,10 +120,9 @@ class Archive:
                     cure="open it once with its bundle, such as by a query",
                 )
             try:
-                parts = json.loads(meta["layout"])
-                layout = Layout(**{name: tuple(lengths) for name, lengths in parts.items()})
+                layout = build(Layout, json.loads(meta["layout"]), "layout")
                 said = meta["fingerprint"], layout, meta["model"]
-            except (KeyError, ValueError, TypeError, AttributeError) as error:
+            except (KeyError, ValueError, TypeError) as error:
                 raise _Malformed(f"what it says of itself: {error}") from None
         return cls(path, *said)
 
@@ -208,13 +206,10 @@ class Archive:
                     "generation = iif(?, excluded.generation, generation), cases = cases + excluded.cases",
                     (number, added, end >= (number + 1) * SEGMENT),
                 )
-        if before and scanned and before.revision == revision and not replaced:
-            with contextlib.suppress(
-                ArchiveError
-            ):  # the cases are written, and this only spares their reading
+        with contextlib.suppress(ArchiveError):  # the cases are written; a search makes what is missing
+            if before and scanned and before.revision == revision and not replaced:
                 self._extend(before, scanned.result(), first)
-        if first // SEGMENT != end // SEGMENT or first < SAMPLE <= end:
-            with contextlib.suppress(ArchiveError):  # the cases are written; a search makes what is missing
+            if first // SEGMENT != end // SEGMENT or first < SAMPLE <= end:
                 self._derive()
         if replaced:
             self._sweep()
@@ -291,14 +286,17 @@ class Archive:
         """Return the descriptors of row ids, in their order."""
         query = f"SELECT id, descriptor FROM cases WHERE id {_IN}"
         blobs = dict(db.execute(query, (json.dumps(ids.tolist()),)))
-        descriptors = np.empty((len(ids), self.layout.length), np.float32)
-        for row, number in zip(descriptors, ids.tolist(), strict=True):
-            blob = blobs.get(number)
+        return self._checked([blobs.get(number) for number in ids.tolist()], [f"row {n}" for n in ids])
+
+    def _checked(self, blobs: Sequence[Any], where: Sequence[str]) -> Vector:
+        """Return what is stored as descriptors as such; `where` says of each, for a message, where it is."""
+        for blob, place in zip(blobs, where, strict=True):
             if not isinstance(blob, bytes) or len(blob) != 4 * self.layout.length:
-                raise _Malformed(f"a descriptor of another length in row {number}")
-            row[:] = np.frombuffer(blob, "<f4")
+                raise _Malformed(f"a descriptor of another length in {place}")
+        stored = np.frombuffer(b"".join(blobs), "<f4").reshape(len(blobs), self.layout.length)
+        descriptors = stored.astype(np.float32, copy=False)
         if not (right := well_formed(descriptors, self.layout)).all():
-            raise _Malformed(f"a descriptor that is none in row {ids[int(np.argmin(right))]}")
+            raise _Malformed(f"a descriptor that is none in {where[int(np.argmin(right))]}")
         return descriptors
 
     # -- what is derived --
@@ -342,10 +340,9 @@ class Archive:
             with contextlib.suppress(OSError, Stale):
                 part = Part.load(path, rank)
         if part is None or len(part) != count:
-            before = part is not None and len(part) > 0
-            start = int(part.ids[-1]) + 1 if part is not None and before else number * SEGMENT
+            start = int(part.ids[-1]) + 1 if part is not None and len(part) else number * SEGMENT
             more = self._read(db, basis, start, (number + 1) * SEGMENT)
-            part = part.followed_by(more) if part is not None and before else more
+            part = part.followed_by(more) if part is not None else more
             if len(part) != count:
                 raise _Malformed(f"{len(part)} of {count} cases in segment {number}")
             if whole:
@@ -393,13 +390,7 @@ class Archive:
         )
         cursor = db.execute(query, (start, end))
         while rows := cursor.fetchmany(_STEP):
-            for row in rows:
-                if not isinstance(row[-1], bytes) or len(row[-1]) != 4 * self.layout.length:
-                    raise _Malformed(f"a descriptor of another length in case {row[1]!r}")
-            descriptors = np.frombuffer(b"".join(row[-1] for row in rows), "<f4")
-            descriptors = descriptors.reshape(len(rows), -1).astype(np.float32, copy=False)
-            if not (right := well_formed(descriptors, self.layout)).all():
-                raise _Malformed(f"a descriptor that is none in case {rows[int(np.argmin(right))][1]!r}")
+            descriptors = self._checked([row[-1] for row in rows], [f"case {row[1]!r}" for row in rows])
             yield [row[0] for row in rows], [_record(row[1:-1]) for row in rows], descriptors
 
     def _basis(self, db: sqlite3.Connection, known: Basis | None) -> Basis:
@@ -424,9 +415,8 @@ class Archive:
             assert db is not None
             fitted = db.execute("SELECT count(*) FROM basis").fetchone()[0]
             sample = None if fitted or self._count(db) < SAMPLE else self._sample(db)
-            count = self._count(db)
         if sample is not None:
-            self._take_basis(Basis.fit(sample, count))
+            self._take_basis(Basis.fit(sample))
         with self._reading() as db:
             assert db is not None
             self._current(db)
@@ -541,10 +531,8 @@ class Archive:
         """
         with self._reading() as db:
             if not db:
-                raise ArchiveError(
-                    f"archive {self.path} does not exist", code="archive-empty", cure="check the path"
-                )
-            basis = Basis.fit(self._sample(db), self._count(db)) if self._count(db) >= SAMPLE else None
+                raise self._missing()
+            basis = Basis.fit(self._sample(db)) if self._count(db) >= SAMPLE else None
             whole = range(self._next_id(db) // SEGMENT) if basis else range(0)
         for number in whole:  # before they are asked for
             with self._reading() as db, contextlib.suppress(OSError):
@@ -589,9 +577,7 @@ class Archive:
 
         with self._reading() as db:
             if not db:
-                raise ArchiveError(
-                    f"archive {self.path} does not exist", code="archive-empty", cure="check the path"
-                )
+                raise self._missing()
         with self._connection() as db, whole_file(target) as temporary:
             with contextlib.closing(sqlite3.connect(temporary)) as other:
                 try:
@@ -763,9 +749,7 @@ class Archive:
         self._open()
         if not self._ours:
             if not create:
-                raise ArchiveError(
-                    f"archive {self.path} does not exist", code="archive-empty", cure="check the path"
-                )
+                raise self._missing()
             self._create()
             self._open()
         with self._connection() as db:
@@ -812,6 +796,11 @@ class Archive:
             raise ArchiveError(
                 f"archive {self.path} is closed", code="archive-closed", cure="open a new Searcher"
             )
+
+    def _missing(self) -> ArchiveError:
+        return ArchiveError(
+            f"archive {self.path} does not exist", code="archive-empty", cure="check the path"
+        )
 
     def _damaged(self, found: str) -> ArchiveError:
         return ArchiveError(

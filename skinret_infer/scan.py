@@ -64,8 +64,8 @@ class Basis:
         return layout.length if self.vectors is None else self.vectors.shape[1]
 
     @classmethod
-    def fit(cls, sample: Vector, count: int) -> "Basis":
-        """Take the basis from a sample of the descriptors of `count` cases.
+    def fit(cls, sample: Vector) -> "Basis":
+        """Take the basis from a sample of the descriptors.
 
         Each rank's cost is counted on the sample: the numbers scanned, and the descriptors that its bounds
         could not spare. Where no rank is worth it (descriptors without structure), there are no vectors.
