@@ -1,4 +1,4 @@
-"""The errors of skinret: each says what was wrong, what was expected, what was found and how to cure it."""
+"""The errors of skinret: each says what was wrong, expected and found, and how to cure it. And remarks."""
 
 
 class SkinretError(Exception):
@@ -38,7 +38,23 @@ class InputError(SkinretError):
     """An image, text, case, table or option given by the caller cannot be used."""
 
 
+class AuditError(SkinretError):
+    """The audit log cannot be written or read."""
+
+
 class ParityError(SkinretError):
     """The exported graphs do not do what the PyTorch model does."""
 
     exit_code = 3
+
+
+class Remark(str):
+    """A warning for a person, with a stable, machine-readable name, such as "words-unknown", as its code."""
+
+    __slots__ = ("code",)
+    code: str
+
+    def __new__(cls, text: str, code: str = "") -> "Remark":
+        remark = super().__new__(cls, text)
+        remark.code = code
+        return remark
