@@ -17,19 +17,19 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from . import __version__, gate
+from . import __version__, gate, signing
 from .archive import SCHEMA, Archive
 from .bundle import Bundle
 from .engines import PRECISIONS, available, cache_folder, choose, cure, precisions, usable_cpus
 from .engines.base import version
-from .errors import ArchiveError, RuntimeUnavailable, SkinretError
+from .errors import ArchiveError, BundleError, RuntimeUnavailable, SkinretError
 from .searcher import Searcher
 
 NOTHING_RUNS = 'nothing here; pip install "skinret-infer[cpu]"'
 CPU_FLAGS = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_bf16", "amx_int8")
 _PACKAGES = (
     "numpy", "pillow", "tokenizers", "click", "onnxruntime", "onnxruntime-gpu", "openvino", "tensorrt",
-    "tensorrt-rtx-cu13", "cuda-bindings", "pydicom",
+    "tensorrt-rtx-cu13", "cuda-bindings", "pydicom", "cryptography", "jinja2",
 )  # fmt: skip
 _DRIVERS = {"linux": "libcuda.so.1", "win32": "nvcuda.dll"}
 _MAJOR, _MINOR = 75, 76  # CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_*
@@ -222,6 +222,7 @@ def _examine_bundle(path: Path) -> dict[str, Any]:
             "fingerprint": manifest.fingerprint[:12],
             "files": len(manifest.files),
             "hashes": "all right",
+            "signature": _signature(path),
             "descriptor": manifest.layout.length,
             "tokens": manifest.text.length,
             "gates": _gates(bundle),
@@ -232,6 +233,15 @@ def _examine_bundle(path: Path) -> dict[str, Any]:
     except SkinretError as error:
         report |= {"error": str(error), "code": error.code}
     return report
+
+
+def _signature(path: Path) -> dict[str, Any]:
+    """Return which key signed a bundle that was loaded, and so verified wherever a key is configured."""
+    report: dict[str, Any] = {"key": None, "verified": signing.KEY in os.environ, "fault": ""}
+    try:
+        return report | {"key": signing.signer(path)}
+    except BundleError as error:
+        return report | {"fault": str(error)}
 
 
 def _examine_archive(path: Path, fingerprint: str | None) -> dict[str, Any]:
@@ -342,6 +352,7 @@ def _bundle_lines(bundle: Mapping[str, Any]) -> list[str]:
     if "model" in bundle:
         say("model", f"{bundle['model']}, fingerprint {bundle['fingerprint']}")
         say("hashes", f"{bundle['hashes']}, {bundle['files']} files")
+        say("signature", _signature_words(bundle["signature"]))
         say("descriptor", f"{bundle['descriptor']} numbers; texts of up to {bundle['tokens']} tokens")
         for key, said in bundle["gates"].items():
             say("gate", *_gate_lines(key, said))
@@ -378,6 +389,13 @@ def _archive_lines(archive: Mapping[str, Any]) -> list[str]:
     if "error" in archive:
         say("error", f"{archive['error']} [{archive['code']}]")
     return lines
+
+
+def _signature_words(said: Mapping[str, Any]) -> str:
+    if said["key"] is None:
+        return said["fault"] or "none"
+    verified = "verified" if said["verified"] else f"not verified, for {signing.KEY} is not set"
+    return f"by key {said['key']}, {verified}"
 
 
 def _gate_lines(key: str, said: Mapping[str, Any]) -> list[str]:
