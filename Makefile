@@ -1,12 +1,15 @@
 # make demo            the whole road on cases drawn by a program: everything lands in demo/
 # make demo DATA=DIR   the same on a Derm7pt release_v0 folder (VISION= and TEXT= name weights, by hub name or folder)
 # make test            lint, types and tests
+# make sbom            CycloneDX of the locked packages: dist/runtime.cdx.json of what a hospital runs, dist/all.cdx.json
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+SBOM := dist
+CYCLONEDX := $(BIN)/cyclonedx-py environment --pyproject pyproject.toml --spec-version 1.6 --output-reproducible
 
-.PHONY: demo test lint clean
+.PHONY: demo test lint sbom clean
 
 demo: $(READY)
 	$(BIN)/skinret demo --out demo $(if $(DATA),--data "$(DATA)") $(if $(VISION),--vision "$(VISION)") $(if $(TEXT),--text "$(TEXT)")
@@ -18,6 +21,19 @@ lint: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+sbom: $(SBOM)/runtime.cdx.json $(SBOM)/all.cdx.json
+
+$(SBOM)/runtime.cdx.json: $(READY)
+	mkdir -p $(SBOM)
+	$(PYTHON) -m venv --clear --without-pip $(SBOM)/runtime
+	$(BIN)/python -m pip --python $(SBOM)/runtime install --quiet --disable-pip-version-check -c constraints.txt '.[cpu,dicom,report,sign]'
+	$(CYCLONEDX) --output-file $@ $(SBOM)/runtime
+	rm -r $(SBOM)/runtime
+
+$(SBOM)/all.cdx.json: $(READY)
+	mkdir -p $(SBOM)
+	$(CYCLONEDX) --output-file $@ $(VENV)
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.11")'
