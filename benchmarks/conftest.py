@@ -1,5 +1,6 @@
 """What the benchmarks stand on: a bundle, every runtime that runs here, PyTorch beside them, and a report."""
 
+import os
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -8,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from material import Material, checklists, draw, findings, full_size, rows, write_archive
+from material import Material, Product, checklists, draw, findings, full_size, rows, write_archive
 from peer import PyTorch, load_modules
 from report import Report
 from search_contestant import LAYOUT
@@ -16,6 +17,7 @@ from search_report import SearchReport
 
 from skinret_infer import gate
 from skinret_infer.bundle import Bundle
+from skinret_infer.cases import read_cases
 from skinret_infer.engines import Engine, available, open_engine, precisions, usable_cpus
 from skinret_infer.text import TextEncoderInput
 
@@ -30,6 +32,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption(
         "--durability", action="store_true", help="Kill, fill up and wear an archive for minutes."
     )
+    group.addoption(
+        "--product", type=Path, help="What `skinret demo --out DIR` made: judge its evidence, let it soak."
+    )
+    group.addoption("--soak", type=int, default=0, help="Ask --product so many times, from 8 threads.")
+    group.addoption("--fuzz", type=int, default=0, help="Try so many hostile inputs: 20000.")
     group.addoption("--out", type=Path, default=Path("build/benchmarks"), help="Folder of the report.")
     group.addoption("--cases", default="10000", help="Search among so many: 10000,200000,1000000.  [10000]")
 
@@ -83,6 +90,16 @@ def material(request: pytest.FixtureRequest, report: Report) -> Iterator[Materia
             full=usual if len(usual) >= 60 else full, short=findings(table), archive=root / "cases.skinret",
             matrix=root / "matrix.npy", cache=root / "engines", threads=report.threads,
         )  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def product(request: pytest.FixtureRequest) -> Product:
+    folder = request.config.getoption("--product")
+    if folder is None:
+        pytest.skip("asked for with --product DIR, which `skinret demo --out DIR` makes")
+    data = folder / "data" if (folder / "data").exists() else Path(os.environ["SKINRET_DERM7PT"])
+    images = data / "release_v0" / "images" if (data / "release_v0").is_dir() else data / "images"
+    return Product(folder / "bundle", folder / "cases.skinret", images, read_cases(data).cases)
 
 
 @pytest.fixture(scope="session")

@@ -13,6 +13,7 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processor
 
 from skinret_infer.archive import Archive
 from skinret_infer.bundle import Bundle
+from skinret_infer.cases import Case
 from skinret_infer.descriptor import Layout, Vector
 from skinret_infer.image import ImageRecipe
 from skinret_infer.store import Record
@@ -41,6 +42,16 @@ class Material:
     matrix: Path  # its descriptors, for numpy
     cache: Path  # of built engines; empty at first
     threads: int
+
+
+@dataclass(frozen=True)
+class Product:
+    """A trained model, its archive, and pictures and facts of cases to ask with."""
+
+    bundle: Path
+    archive: Path
+    images: Path
+    cases: list[Case]
 
 
 def full_size(cache: Path) -> tuple[Path, Path]:

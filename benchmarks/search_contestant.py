@@ -41,7 +41,7 @@ class Skinret:
 
     def ask(self, queries: np.ndarray, way: str) -> Lists:
         excluded = self._excluded if way == "exclude" else ()
-        found, _ = self._archive.search(queries, WEIGHTS, K, WHERE.get(way), excluded)
+        found, *_ = self._archive.search(queries, WEIGHTS, K, WHERE.get(way), excluded)
         return [[int(match.record.case_id) for match in matches] for matches in found]
 
 

@@ -1,11 +1,12 @@
 """skinret: the most similar confirmed cases of an archive, for a dermoscopy image and a few words."""
 
+__version__ = "0.1.0"  # before what says it
+
 from .cases import Case
 from .errors import ArchiveError, BundleError, InputError, ParityError, RuntimeUnavailable, SkinretError
 from .results import Hit, Results
 from .searcher import Searcher
 
-__version__ = "0.1.0"
 __all__ = [
     "ArchiveError",
     "BundleError",

@@ -6,7 +6,9 @@ its own view of it, and brings that up to date when the archive's revision has m
 """
 
 import contextlib
+import hashlib
 import json
+import re
 import sqlite3
 import threading
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -24,7 +26,7 @@ from .errors import ArchiveError, InputError
 from .files import whole_file
 from .filters import read_filter
 from .scan import SAMPLE, SEGMENT, Basis, Ids, Part, Stale, candidates, part_name, part_of, refine, sweep
-from .store import Match, Record
+from .store import Found, Match, Record
 
 SCHEMA = 2
 _APPLICATION_ID = 0x534B4E52  # "SKNR"
@@ -122,7 +124,7 @@ class Archive:
             try:
                 layout = build(Layout, json.loads(meta["layout"]), "layout")
                 said = meta["fingerprint"], layout, meta["model"]
-            except (KeyError, ValueError, TypeError) as error:
+            except (KeyError, ValueError, TypeError, RecursionError) as error:
                 raise _Malformed(f"what it says of itself: {error}") from None
         return cls(path, *said)
 
@@ -132,6 +134,15 @@ class Archive:
     def __len__(self) -> int:
         with self._reading() as db:
             return self._count(db) if db else 0
+
+    @property
+    def state(self) -> str:
+        """The SHA-256 of the archive's history: of the model, and of every write and removal in its order.
+
+        It names what the archive held at a moment; a backup has the state of the moment of its making.
+        """
+        with self._reading() as db:
+            return self._state(db) if db else ""
 
     def close(self) -> None:
         """Close the file. A closed archive cannot be used again."""
@@ -199,6 +210,7 @@ class Archive:
             )
             end = first + len(records)
             db.execute("UPDATE meta SET value = ? WHERE name = 'next_id'", (str(end),))
+            self._chain(db, json.dumps([record.row() for record in records]).encode(), kept.data)
             for number in range(first // SEGMENT, -(-end // SEGMENT)):
                 added = min(end, (number + 1) * SEGMENT) - max(first, number * SEGMENT)
                 db.execute(
@@ -223,6 +235,8 @@ class Archive:
         """
         with self._writing(create=False) as db:
             removed = self._remove(db, list(case_ids))
+            if removed:
+                self._chain(db, json.dumps(sorted(case_ids)).encode())
         self._sweep()
         return removed
 
@@ -233,7 +247,7 @@ class Archive:
         k: int,
         where: Mapping[str, Any] | None = None,
         exclude: Collection[str] = (),
-    ) -> tuple[list[list[Match]], int]:
+    ) -> Found:
         """Return the exact k best cases of each query by score, as `Store.search` says.
 
         All is read in one transaction, so that a writer waits until the search has ended, and its list is
@@ -267,7 +281,7 @@ class Archive:
             for query, (some, upper) in zip(queries, likely, strict=True):
                 best = refine(query, some, upper, weights, self.layout, k, lambda ids: self._vectors(db, ids))
                 found.append(self._matches(db, k, *best))
-            return found, searched
+            return Found(found, searched, self._state(db))
 
     def _matches(
         self,
@@ -655,7 +669,7 @@ class Archive:
 
     def _said(self, db: sqlite3.Connection, name: str) -> int:
         row = db.execute("SELECT value FROM meta WHERE name = ?", (name,)).fetchone()
-        if not row or not str(row[0]).isascii() or not str(row[0]).isdigit():
+        if not row or not re.fullmatch(r"[0-9]{1,18}", str(row[0])):
             raise _Malformed(f"no {name}")
         return int(row[0])
 
@@ -663,7 +677,9 @@ class Archive:
     def _segments(db: sqlite3.Connection) -> list[tuple[int, int, int]]:
         """Return the number, generation and count of the segments."""
         rows = db.execute("SELECT number, generation, cases FROM segments ORDER BY number").fetchall()
-        if not all(isinstance(value, int) and value >= 0 for row in rows for value in row):
+        if not all(isinstance(value, int) and value >= 0 for row in rows for value in row) or any(
+            number > 2**62 // SEGMENT or cases > SEGMENT for number, _, cases in rows
+        ):
             raise _Malformed("an account of the segments that is none")
         return rows
 
@@ -672,6 +688,17 @@ class Archive:
 
     def _count(self, db: sqlite3.Connection) -> int:
         return sum(count for _, _, count in self._segments(db))
+
+    def _state(self, db: sqlite3.Connection) -> str:
+        row = db.execute("SELECT value FROM meta WHERE name = 'state'").fetchone()
+        return str(row[0]) if row else hashlib.sha256(self.fingerprint.encode()).hexdigest()
+
+    def _chain(self, db: sqlite3.Connection, *change: bytes | memoryview) -> None:
+        """Take a change into the state within its transaction."""
+        sha = hashlib.sha256(self._state(db).encode())
+        for part in change:
+            sha.update(part)
+        db.execute("INSERT OR REPLACE INTO meta VALUES ('state', ?)", (sha.hexdigest(),))
 
     def _remove(self, db: sqlite3.Connection, case_ids: Collection[str]) -> int:
         """Remove cases within a transaction, and give their segments another generation."""
@@ -856,7 +883,10 @@ def _record(row: Sequence[Any]) -> Record:
     except (ValueError, TypeError, RecursionError):
         known = None
     texts = (case_id, diagnosis, group, confirmed_by, image_ref, image_sha256)
-    if not isinstance(known, dict) or not all(isinstance(text, str) for text in texts):
+    plain = isinstance(known, dict) and all(
+        isinstance(v, str | float) or (isinstance(v, int) and -(2**63) <= v < 2**63) for v in known.values()
+    )
+    if not plain or not all(isinstance(text, str) for text in texts):
         raise _Malformed(f"facts of another type in case {case_id!r}")
     return Record(case_id, diagnosis, group, confirmed_by, known, image_ref, image_sha256)
 

@@ -27,6 +27,7 @@ Vector = npt.NDArray[np.float32]
 LEVELS = ("low", "mid", "high")
 # What the composer gives: in ONNX an output may not bear the name of an input.
 COMPOSED = ("composed_low", "composed_mid", "composed_high")
+MASKS = tuple(f"masks_{level}" for level in LEVELS)
 COSINES = tuple(f"{term}_{level}" for term in ("local", "global") for level in LEVELS)
 
 

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
 
+from .cases import below
 from .errors import InputError
 from .files import whole_file
 from .image import ImageSource, decode
@@ -55,7 +56,7 @@ def draw_results(
         )
         for hit in results:
             x = left + (hit.rank - 1) * (_TILE + _GAP)
-            _tile(page, pen, Path(images) / hit.image_ref, (x, top), colours[hit.group])
+            _tile(page, pen, _found(images, hit.image_ref), (x, top), colours[hit.group])
             said = _fit(pen, f"{hit.score:.3f}  {hit.group}", normal, _TILE)
             pen.text((x, top + _TILE + 4), said, _INK, normal)
             pen.text(
@@ -73,6 +74,14 @@ def draw_results(
     pen.text((x + 10, y), "Score: similarity, not probability.", _FAINT, normal)
     with whole_file(path) as temporary:
         page.save(temporary, "PNG")
+
+
+def _found(images: str | Path, name: str) -> ImageSource:
+    """Return the path of a case's image, or no image where the archive names one outside the folder."""
+    try:
+        return below(images, name)
+    except InputError:
+        return b""
 
 
 def _tile(

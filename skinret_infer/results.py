@@ -1,10 +1,32 @@
 """What a query gives back: hits, best first, and what ran to find them."""
 
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any, Protocol
 
 from .cases import AttributeValue
+from .errors import InputError
+from .evidence import Evidence
+from .image import ImageSource, Pixels
+
+
+class Asked(Protocol):
+    """What a query was, as its results remember it while the Searcher is open."""
+
+    def picture(self, image: ImageSource | None) -> Pixels | None:
+        """Return the picture of the query, or None if it cannot be had any more."""
+        ...
+
+    def square(self) -> Pixels:
+        """Return the part of the picture that the model saw, as it saw it, [S, S, 3]."""
+        ...
+
+    def evidence(
+        self, hit: "Hit", image: ImageSource | None, images: str | Path | None, case: bool
+    ) -> tuple[Evidence, Pixels | None]:
+        """Return what a hit's score is made of, and the picture of the case."""
+        ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,6 +55,35 @@ class Hit:
     confirmed_by: str
     attributes: Mapping[str, AttributeValue]
     image_ref: str
+    _asked: Asked | None = field(default=None, repr=False, compare=False)
+
+    def evidence(
+        self, image: ImageSource | None = None, *, images: str | Path | None = None, case: bool = True
+    ) -> Evidence:
+        """Say what the score is made of, with maps over the query and over the case that add up to it.
+
+        image : the case's picture; None reads `image_ref`.
+        images : the folder to which `image_ref` is relative; the picture must lie below it.
+        case : False leaves the case's maps out, for which its picture is needed.
+
+        Raises InputError for a picture that is missing or not the case's, ArchiveError where the case was
+        removed or replaced since, or the Searcher closed.
+        """
+        if self._asked is None:
+            raise InputError(
+                "the evidence of this hit cannot be made",
+                code="evidence-gone",
+                expected="a hit as Searcher.query returned it",
+                found="a copy of one",
+            )
+        return self._asked.evidence(self, image, images, case)[0]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values only, ready for json.dumps."""
+        return {f.name: _plain(getattr(self, f.name)) for f in fields(self) if f.name != "_asked"}
+
+    def __getstate__(self) -> list[Any]:
+        return _state(self)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,7 +101,13 @@ class Results:
     precision: str  # in which it ran, such as "fp32"
     model: str
     timings_ms: Mapping[str, float]  # image, text, describe, search, and in all; the first three overlap
+    request_id: str  # one for each query, as the audit log has it
+    time: str  # when it was asked, UTC
+    where: Mapping[str, Any]  # the filter
+    exclude: tuple[str, ...]
+    hashes: Mapping[str, str]  # SHA-256: image (its decoded pixels), words, bundle, archive (its state)
     warnings: tuple[str, ...] = ()
+    _asked: Asked | None = field(default=None, repr=False, compare=False)
 
     def __len__(self) -> int:
         return len(self.hits)
@@ -63,7 +120,27 @@ class Results:
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values only, ready for json.dumps."""
-        return asdict(self)
+        plain = {f.name: _plain(getattr(self, f.name)) for f in fields(self) if f.name != "_asked"}
+        return plain | {"hits": [hit.to_dict() for hit in self.hits]}
+
+    def __getstate__(self) -> list[Any]:
+        return _state(self)
+
+    def save(
+        self, path: str | Path, *, image: ImageSource | None = None, images: str | Path | None = None
+    ) -> None:
+        """Write one page of HTML that needs nothing else: the query, the hits, and the evidence of each.
+
+        image : the query's picture once more, where the query was given no path; without, the page shows the
+            square that the model saw.
+        images : the folder to which the archive's image references are relative; a case whose picture is not
+            there, or is another by now, is shown without.
+
+        Needs the extra `report`, and the Searcher still open. Raises InputError, ArchiveError.
+        """
+        from .report import write_report
+
+        write_report(self, path, image, images)
 
     def __str__(self) -> str:
         read = any(h.agreement is not None for h in self.hits)
@@ -83,3 +160,14 @@ class Results:
             "Score: similarity, not probability."
         )
         return "\n".join(lines)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(name): _plain(item) for name, item in value.items()}
+    return [_plain(item) for item in value] if isinstance(value, list | tuple) else value
+
+
+def _state(result: Any) -> list[Any]:
+    """Return what is pickled of a result: all but the question, which holds an open Searcher."""
+    return [None if f.name == "_asked" else getattr(result, f.name) for f in fields(result)]

@@ -1,11 +1,16 @@
 """The door of the package: open a bundle and an archive, add cases, ask for the most similar ones."""
 
+import contextlib
+import hashlib
 import threading
 import time
+import uuid
 from collections import OrderedDict
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from functools import cached_property, partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -13,25 +18,40 @@ from typing import Any, Self
 import numpy as np
 import numpy.typing as npt
 
-from . import gate
+from . import __version__, gate
 from .archive import Archive
-from .bundle import Bundle
-from .cases import Case
-from .descriptor import COSINES, Vector, check_levels, check_weight, part_weights
+from .audit import AuditLog
+from .bundle import Bundle, file_sha256
+from .cases import AttributeValue, Case, below, can_be_stored
+from .descriptor import (
+    COMPOSED,
+    COSINES,
+    LEVELS,
+    MASKS,
+    Vector,
+    check_levels,
+    check_weight,
+    part_weights,
+    products,
+)
 from .engines import Array, Engine, cache_folder, open_engine
-from .errors import InputError, SkinretError
-from .image import ImageSource, Pixels, decode, digest, prepare
+from .engines.base import Words
+from .errors import ArchiveError, InputError, SkinretError
+from .evidence import Evidence, Maps, split_score
+from .image import ImageSource, Pixels, decode, digest, prepare, seen_box
 from .results import Hit, Results
 from .store import Added, Match, Record, Store, check_on_duplicate, duplicate
-from .text import TextEncoderInput, check_text
+from .text import TextEncoderInput, check_text, compare
 
 BATCH = 8  # images encoded at once, and cases written in one transaction
 _STEP = 16  # tokens: texts are padded to a multiple of it
 _TEXTS_KEPT = 128  # of the last texts, encoded: 25 MB at 64 tokens of 768 numbers
+_ROUNDING = 0.05  # of a cosine: what bf16 may miss, and another picture or model exceeds
 _WORKERS = 4  # texts encoded at a time, of queries from several threads
 
 Progress = Callable[[int, int], None]
 Where = Mapping[str, Any]
+Context = Mapping[str, AttributeValue | None]
 
 
 @dataclass(slots=True)
@@ -64,8 +84,13 @@ class Searcher:
         Cases are added in fp32 unless the gate has passed it for archives too.
     threads : for the runtime; None takes as many as the process may use.
     cache : a folder for what a runtime builds; None takes SKINRET_CACHE or the user's cache folder.
+    key : a PEM file of the Ed25519 public keys of which one must have signed the bundle; None takes the file
+        that SKINRET_BUNDLE_KEY names, and asks for no signature where that is not set either.
+    audit : a file to which every query is recorded before its answer is returned, failed ones too: hashes of
+        picture and words, never these themselves; who asked is what `context` says (audit.py).
 
-    Safe to call from several threads. Raises BundleError, ArchiveError, RuntimeUnavailable.
+    Safe to call from several threads. Raises BundleError, ArchiveError, AuditError, RuntimeUnavailable, and
+    InputError for a key that cannot be read.
     """
 
     def __init__(
@@ -77,8 +102,11 @@ class Searcher:
         precision: str = "auto",
         threads: int | None = None,
         cache: str | Path | None = None,
+        key: str | Path | None = None,
+        audit: str | Path | AuditLog | None = None,
     ) -> None:
-        self._bundle = Bundle.load(bundle)
+        self._bundle = Bundle.load(bundle, key)
+        self._bundle_sha256 = file_sha256(self._bundle.path / "manifest.json")
         self.manifest = manifest = self._bundle.manifest
         self._tokenize = TextEncoderInput(self._bundle.tokenizer(), manifest.text)
         self._model = f"{manifest.model} {manifest.version}"
@@ -89,7 +117,9 @@ class Searcher:
         )
         self._opening: Mapping[str, Any] = {"threads": threads, "cache": cache}
         self._engine = open_engine(self._bundle, runtime, precision=precision, **self._opening)
+        self._traits = self._bundle.traits()
         self._writing: Engine | None = None
+        self._audit = AuditLog(audit) if isinstance(audit, str | Path) else audit
         self._pool = ThreadPoolExecutor(_WORKERS, "skinret-words")
         self._seen: OrderedDict[bytes, Array] = OrderedDict()  # token ids -> tokens [n, d_T]
         self._lock = threading.Lock()
@@ -129,7 +159,7 @@ class Searcher:
     def warmup(self) -> None:
         """Run every graph once, so that the first query is as fast as the next."""
         size = self.manifest.image.size
-        self._describe([np.zeros((size, size, 3), np.uint8)], ["lesion"], {})
+        self._describe([_Asked(self, np.zeros((size, size, 3), np.uint8), None, "lesion")], {})
 
     def add(
         self, cases: Iterable[Case], *, on_duplicate: str = "error", progress: Progress | None = None
@@ -174,6 +204,7 @@ class Searcher:
         beta: float | None = None,
         gamma: float | None = None,
         levels: Mapping[str, float] | None = None,
+        context: Context | None = None,
     ) -> Results:
         """Return the k most similar cases for a dermoscopy image and, if given, a few words.
 
@@ -188,11 +219,19 @@ class Searcher:
             them alone; None takes the model's.
         levels : the weights of the levels among the looks, such as {"low": 2, "high": 0.5}; those not given
             are 1.
+        context : what the audit log shall say of the caller, such as {"user": "4711", "study": "..."}.
 
-        Raises InputError, ArchiveError.
+        Raises InputError, ArchiveError, AuditError.
         """
         return self.query_batch(
-            [(image, text)], k=k, where=where, exclude=exclude, beta=beta, gamma=gamma, levels=levels
+            [(image, text)],
+            k=k,
+            where=where,
+            exclude=exclude,
+            beta=beta,
+            gamma=gamma,
+            levels=levels,
+            context=context,
         )[0]
 
     def query_batch(
@@ -205,55 +244,116 @@ class Searcher:
         beta: float | None = None,
         gamma: float | None = None,
         levels: Mapping[str, float] | None = None,
+        context: Context | None = None,
     ) -> list[Results]:
-        """Answer many queries, encoding eight at a time. The scores are those of `query`, to rounding."""
-        if isinstance(k, bool) or not isinstance(k, int | np.integer) or k < 1:
-            raise InputError(
-                "k cannot be used", code="k-range", expected="an int of at least 1", found=repr(k)
-            )
-        excluded = _checked_ids("exclude", exclude)
-        beta = (
-            self.manifest.beta if beta is None else check_weight("beta", beta, "global alone", "local alone")
-        )
-        gamma = self._gamma(gamma)
-        levels = check_levels(levels)
-        weights = part_weights(self.manifest.layout, beta, gamma, levels)
-        share = part_weights(self.manifest.layout, 1.0, 0.0, levels)[:3]  # of each level
-        agreement = part_weights(self.manifest.layout, beta, 1.0)[6:]  # of each trait
-        results: list[Results] = []
-        for start in range(0, len(queries), BATCH):
-            chunk = queries[start : start + BATCH]
-            began = time.perf_counter()
-            texts = [check_text(text, self.manifest.text) for _, text in chunk]
-            timings: dict[str, float] = {}
-            descriptors, warnings = self._describe([image for image, _ in chunk], texts, timings)
-            timings["total"] = (time.perf_counter() - began) * 1e3
-            searching = time.perf_counter()
-            found, searched = self._archive.search(descriptors, weights, int(k), where, excluded)
-            timings["search"] = (time.perf_counter() - searching) * 1e3
-            timings["total"] += timings["search"]
-            spent = {name: round(ms / len(chunk), 3) for name, ms in timings.items()}
-            for text, matches, warned in zip(texts, found, warnings, strict=True):
-                results.append(
-                    Results(
-                        hits=tuple(
-                            _hit(rank, match, self.manifest.traits, agreement, share)
-                            for rank, match in enumerate(matches, 1)
-                        ),
-                        text=text,
-                        k=int(k),
-                        beta=beta,
-                        gamma=gamma,
-                        levels=levels,
-                        searched=searched,
-                        runtime=self.runtime,
-                        precision=self.precision,
-                        model=self._model,
-                        warnings=tuple(warned),
-                        timings_ms=spent,
-                    )
+        """Answer many queries, encoding eight at a time. The scores are those of `query`, to rounding.
+
+        If one fails, all do, and are recorded as failed.
+        """
+        asked = [_Asked(self, image, text) for image, text in queries]
+        with self._recorded(asked, context) as answers:
+            if isinstance(k, bool) or not isinstance(k, int | np.integer) or k < 1:
+                raise InputError(
+                    "k cannot be used", code="k-range", expected="an int of at least 1", found=repr(k)
                 )
-        return results
+            beta = self.manifest.beta if beta is None else beta
+            how: dict[str, Any] = {
+                "k": int(k),
+                "beta": check_weight("beta", beta, "global alone", "local alone"),
+                "gamma": self._gamma(gamma),
+                "levels": check_levels(levels),
+                "exclude": tuple(_checked_ids("exclude", exclude)),
+                "where": _filter(where),
+            }
+            for each in asked:
+                each.how = how
+            for start in range(0, len(asked), BATCH):
+                answers += self._answer(asked[start : start + BATCH], where)
+        return answers
+
+    def _answer(self, asked: Sequence["_Asked"], where: Where | None) -> Iterator[Results]:
+        """Return the results of at most BATCH queries."""
+        began = time.perf_counter()
+        layout, how = self.manifest.layout, asked[0].how
+        weights = part_weights(layout, how["beta"], how["gamma"], how["levels"])
+        share = part_weights(layout, 1.0, 0.0, how["levels"])[:3]  # of each level
+        agreement = part_weights(layout, how["beta"], 1.0)[6:]  # of each trait
+        for each in asked:
+            each.weights, each.text = weights, check_text(each.words, self.manifest.text)
+        timings: dict[str, float] = {}
+        self._describe(asked, timings)
+        timings["total"] = (time.perf_counter() - began) * 1e3
+        searching = time.perf_counter()
+        found = self._archive.search(
+            np.stack([each.descriptor for each in asked]), weights, how["k"], where, how["exclude"]
+        )
+        timings["search"] = (time.perf_counter() - searching) * 1e3
+        timings["total"] += timings["search"]
+        spent = {name: round(ms / len(asked), 3) for name, ms in timings.items()}
+        for each, matches in zip(asked, found.matches, strict=True):
+            yield Results(
+                hits=tuple(
+                    _hit(rank, match, self.manifest.traits, agreement, share, each)
+                    for rank, match in enumerate(matches, 1)
+                ),
+                text=each.text,
+                searched=found.searched,
+                runtime=self.runtime,
+                precision=self.precision,
+                model=self._model,
+                request_id=each.request_id,
+                time=each.time,
+                hashes=each.hashes() | {"bundle": self._bundle_sha256, "archive": found.state},
+                warnings=tuple(each.warnings),
+                timings_ms=spent,
+                _asked=each,
+                **how,
+            )
+
+    @contextlib.contextmanager
+    def _recorded(self, asked: Sequence["_Asked"], context: Context | None) -> Iterator[list[Results]]:
+        """Record queries in the audit log, if there is one, whether they are answered or fail."""
+        answers: list[Results] = []
+        if self._audit is None:
+            yield answers
+            return
+        said: dict[str, Any] = {}
+        try:
+            said = _checked_context(context)
+            yield answers
+        except BaseException as error:
+            code = error.code if isinstance(error, SkinretError) else type(error).__name__
+            self._audit.append([self._record(each, said, None, code) for each in asked])
+            raise
+        self._audit.append([self._record(a, said, answer) for a, answer in zip(asked, answers, strict=True)])
+
+    def _record(
+        self, asked: "_Asked", context: dict[str, Any], answer: Results | None, error: str | None = None
+    ) -> dict[str, Any]:
+        """Return what the audit log keeps of a query: hashes of what was asked, never the words."""
+        hashes = {"image": None, "words": None, **asked.hashes(), "bundle": self._bundle_sha256}
+        return {
+            "time": asked.time,
+            "request_id": asked.request_id,
+            "context": context,
+            "package": f"skinret-infer {__version__}",
+            "model": self._model,
+            "runtime": self.runtime,
+            "precision": self.precision,
+            "hashes": {**hashes, "archive": answer.hashes["archive"] if answer else None},
+            **{name: asked.how.get(name) for name in ("k", "where", "exclude", "beta", "gamma", "levels")},
+            "searched": answer.searched if answer else None,
+            "hits": [[hit.case_id, hit.score] for hit in answer or ()],
+            "timings_ms": answer.timings_ms if answer else {},
+            "warnings": [getattr(warning, "code", warning) for warning in asked.warnings],
+            "error": error,
+        }
+
+    def _stored(self, hit: Hit) -> tuple[Record, Vector]:
+        try:
+            return self._archive.stored([hit.case_id])[hit.case_id]
+        except KeyError:
+            raise _changed(hit.case_id, "no such case") from None
 
     def _gamma(self, gamma: float | None) -> float:
         if gamma is None:
@@ -271,9 +371,10 @@ class Searcher:
 
     def describe(self, image: ImageSource, text: str | None = None) -> Vector:
         """Return the descriptor of a query, or without text of a case: float32 [D], as its Layout says."""
-        descriptors, _ = self._describe([image], [check_text(text, self.manifest.text)], {})
-        row: Vector = descriptors[0]
-        return row
+        asked = _Asked(self, image, text)
+        asked.text = check_text(text, self.manifest.text)
+        self._describe([asked], {})
+        return asked.descriptor
 
     def _add_batch(self, batch: Sequence[Case], on_duplicate: str, report: Indexed) -> None:
         there = self._archive.find([case.case_id for case in batch])
@@ -315,36 +416,45 @@ class Searcher:
                     self._writing = self._engine
             return self._writing
 
-    def _describe(
-        self, images: Sequence[ImageSource], texts: Sequence[str], timings: dict[str, float]
-    ) -> tuple[Vector, list[list[str]]]:
-        """Return descriptors [B, D] and warnings; what has no words is described by its image alone.
+    def _describe(self, asked: Sequence["_Asked"], timings: dict[str, float]) -> None:
+        """Give each query its pixels and descriptor; what has no words is described by its image alone.
 
         The words are encoded in a thread of their own while the images are decoded and encoded. `timings`
         gets milliseconds, which overlap: image, text, describe.
         """
         self._archive.check_open()  # the runtime is closed with it
-        worded = [n for n, text in enumerate(texts) if text]
-        alone = [n for n, text in enumerate(texts) if not text]
+        worded, alone = [a for a in asked if a.text], [a for a in asked if not a.text]
         said: Future[tuple[Array, Array, list[list[str]]]] | None = None
         if worded:
-            said = self._pool.submit(self._words, [texts[n] for n in worded], timings)
+            said = self._pool.submit(self._words, [each.text for each in worded], timings)
         began = time.perf_counter()
-        warnings: list[list[str]] = [[] for _ in texts]
-        recipe, both = self.manifest.image, zip(images, warnings, strict=True)
-        pixels = np.stack([prepare(decode(image, warnings=warned), recipe) for image, warned in both])
+        for each in asked:
+            each.read()
         decoded = time.perf_counter()
-        descriptors = np.empty((len(texts), self.manifest.layout.length), np.float32)
-        if said is not None:
+        if said:
             words = said.result
-            descriptors[worded] = self._engine.describe(pixels[worded], lambda: words()[:2])
-            for n, warned in zip(worded, words()[2], strict=True):
-                warnings[n] += warned
+            self._run(worded, lambda: words()[:2])
+            for each, warned in zip(worded, words()[2], strict=True):
+                each.warnings += warned
         if alone:
-            descriptors[alone] = self._engine.describe(pixels[alone], None)
+            self._run(alone, None)
         timings["image"] = (decoded - began) * 1e3
         timings["describe"] = (time.perf_counter() - decoded) * 1e3
-        return descriptors, warnings
+
+    def _run(self, asked: Sequence["_Asked"], words: Words | None) -> None:
+        found = self._engine.describe(np.stack([each.pixels for each in asked]), words)
+        for each, descriptor in zip(asked, found, strict=True):
+            each.descriptor = descriptor
+
+    def _maps(self, engine: Engine, pixels: Pixels, text: str) -> Maps:
+        """Return what the descriptor of a query or, without text, of a case is pooled from."""
+        maps = engine.run("visual_encoder", {"pixels": pixels[None]}, LEVELS)
+        if text:
+            tokens, mask, _ = self._words([text], {})
+            feeds = dict(zip(LEVELS, maps, strict=True)) | {"tokens": tokens, "attention_mask": mask}
+            maps = engine.run("composer", feeds, COMPOSED)
+        masks = engine.run("similarity_head", dict(zip(LEVELS, maps, strict=True)), MASKS)
+        return Maps([m[0].astype(np.float64) for m in maps], [m[0].astype(np.float64) for m in masks])
 
     def _words(self, texts: Sequence[str], timings: dict[str, float]) -> tuple[Array, Array, list[list[str]]]:
         """Return tokens [B, n, d_T], attention_mask [B, n], warnings; words seen before are not encoded."""
@@ -374,12 +484,151 @@ class Searcher:
         return tokens, mask[:, :n], warnings
 
 
+@dataclass(eq=False)
+class _Asked:
+    """A query on its way to its results, which keep it for the evidence."""
+
+    searcher: Searcher = field(repr=False)
+    image: ImageSource
+    words: object
+    text: str = ""
+    how: Mapping[str, Any] = field(default_factory=dict)
+    warnings: list[str] = field(default_factory=list)
+    sha256: str = ""  # of the decoded picture
+    pixels: Pixels = field(init=False)  # [S, S, 3], what the encoder sees
+    box: tuple[float, float, float, float] = field(init=False)
+    weights: npt.NDArray[np.float64] = field(init=False)  # of the parts, [6 + C]
+    descriptor: Vector = field(init=False)  # [D]
+
+    def __post_init__(self) -> None:
+        self.request_id = str(uuid.uuid4())
+        self.time = datetime.now(UTC).isoformat(timespec="milliseconds")
+
+    def read(self) -> None:
+        """Decode the picture."""
+        picture, recipe = decode(self.image, warnings=self.warnings), self.searcher.manifest.image
+        self.sha256, self.pixels, self.box = (
+            digest(picture),
+            prepare(picture, recipe),
+            seen_box(picture, recipe),
+        )
+        if not isinstance(self.image, str | Path):  # what the caller holds is not held here too
+            self.image = b""
+
+    def hashes(self) -> dict[str, str]:
+        """Return the SHA-256 of the picture and of the words, of what is known of them."""
+        words = hashlib.sha256(self.text.encode()).hexdigest() if self.text else None
+        return {name: sha for name, sha in (("image", self.sha256), ("words", words)) if sha}
+
+    def picture(self, image: ImageSource | None) -> Pixels | None:
+        """Return the picture of the query, or None if it cannot be had any more."""
+        try:
+            picture = decode(self.image if image is None else image)
+        except InputError:
+            if image is not None:
+                raise
+            return None
+        if digest(picture) == self.sha256:
+            return picture
+        if image is not None:
+            raise _another("the query", self.sha256, digest(picture))
+        return None
+
+    def square(self) -> Pixels:
+        """Return the part of the picture that the model saw, as it saw it, [S, S, 3]."""
+        return self.pixels
+
+    @cached_property
+    def maps(self) -> Maps:
+        return self.searcher._maps(self.searcher._engine, self.pixels, self.text)
+
+    def evidence(
+        self, hit: Hit, image: ImageSource | None, images: str | Path | None, case: bool
+    ) -> tuple[Evidence, Pixels | None]:
+        """Return what a hit's score is made of, and the picture of the case if that is wanted."""
+        searcher = self.searcher
+        record, descriptor = searcher._stored(hit)
+        found = products(self.descriptor, descriptor[None], searcher.manifest.layout)[0]
+        if np.abs(found[:6] - list(hit.cosines.values())).max() > 1e-6:
+            raise _changed(hit.case_id, "another descriptor")
+        split = partial(
+            split_score, manifest=searcher.manifest, reading=searcher._traits, weights=self.weights
+        )
+        query, missed = split(self.maps, self.descriptor, descriptor, box=self.box)
+        side, picture = None, None
+        if case:
+            picture = _case_picture(hit, record, image, images)
+            recipe = searcher.manifest.image
+            maps = searcher._maps(searcher._writer(), prepare(picture, recipe), "")
+            side, more = split(maps, descriptor, self.descriptor, box=seen_box(picture, recipe))
+            missed = max(missed, more)
+        if missed > _ROUNDING:
+            raise ArchiveError(
+                f"the maps of case {hit.case_id!r} do not add up to its score",
+                code="evidence-sum",
+                expected=f"each product to within {_ROUNDING}",
+                found=f"one that is {missed:.3f} off",
+                cure="index the case again with this bundle",
+            )
+        shared, differing = compare(self.text, record.attributes, searcher.manifest.text.phrases)
+        parts = zip((*COSINES, *searcher.manifest.traits), self.weights * found, strict=True)
+        evidence = Evidence(
+            case_id=hit.case_id,
+            score=hit.score,
+            parts={name: float(part) for name, part in parts},
+            query=query,
+            case=side,
+            rounding=missed,
+            shared=shared,
+            differing=differing,
+        )
+        return evidence, picture
+
+
+def _case_picture(hit: Hit, record: Record, image: ImageSource | None, images: str | Path | None) -> Pixels:
+    """Return the picture of a case, having proven that it is the one that was indexed."""
+    if image is None:
+        image = below(images, hit.image_ref) if images is not None else Path(hit.image_ref)
+    try:
+        picture = decode(image)
+    except InputError as error:
+        error.add_note(
+            f"This is the image of case {hit.case_id!r}: name its folder with images=, or leave its maps out "
+            "with case=False."
+        )
+        raise
+    if (sha256 := digest(picture)) != record.image_sha256:
+        raise _another(f"case {hit.case_id!r}", record.image_sha256, sha256)
+    return picture
+
+
+def _another(whose: str, expected: str, found: str) -> InputError:
+    return InputError(
+        f"the picture is not that of {whose}",
+        code="evidence-image",
+        expected=f"pixels with the SHA-256 {expected}",
+        found=found,
+        cure="give the very image that was asked with, or indexed",
+    )
+
+
+def _changed(case_id: str, found: str) -> ArchiveError:
+    return ArchiveError(
+        f"case {case_id!r} was removed or replaced since the query",
+        code="evidence-changed",
+        expected="the case as the query found it",
+        found=found,
+        cure="ask again",
+    )
+
+
 def _hit(
     rank: int,
     match: Match,
     traits: Iterable[str],
     weights: npt.NDArray[np.float64],
     share: npt.NDArray[np.float64],
+    asked: _Asked,
 ) -> Hit:
     record, six, agreed = match.record, match.products[:6], match.products[6:]
     return Hit(
@@ -396,7 +645,41 @@ def _hit(
         confirmed_by=record.confirmed_by,
         attributes=record.attributes,
         image_ref=record.image_ref,
+        _asked=asked,
     )
+
+
+def _filter(where: Where | None) -> dict[str, Any]:
+    """Return a filter as plain values, a range as such."""
+    if not isinstance(where, Mapping):
+        return {}  # or nothing that can be used, which the search refuses
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, tuple) and len(value) == 2:
+            return {"from": plain(value[0]), "to": plain(value[1])}
+        if isinstance(value, Collection) and not isinstance(value, str | bytes):
+            return [plain(item) for item in value]
+        value = value.item() if isinstance(value, np.generic) else value
+        return value if value is None or isinstance(value, str | int | float) else f"{value!r:.80}"
+
+    return {str(name): plain(value) for name, value in where.items()}
+
+
+def _checked_context(context: Context | None) -> dict[str, Any]:
+    given = dict(context) if isinstance(context, Mapping) else {}
+    plain = all(
+        isinstance(name, str)
+        and (value is None or (isinstance(value, str | int | float) and can_be_stored(value)))
+        for name, value in given.items()
+    )
+    if not plain or not (context is None or isinstance(context, Mapping)):
+        raise InputError(
+            "the context cannot be kept",
+            code="context",
+            expected='a mapping of text to text or numbers, such as {"user": "4711"}',
+            found=f"{context!r:.80}",
+        )
+    return given
 
 
 def _checked(given: Iterable[Case]) -> list[Case]:

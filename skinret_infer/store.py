@@ -3,7 +3,7 @@
 import json
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -105,6 +105,14 @@ def duplicate(case_id: str, differs: Sequence[str]) -> ArchiveError:
     )
 
 
+class Found(NamedTuple):
+    """What a search found: the k best cases of each query, how many the filter let through, the state."""
+
+    matches: list[list[Match]]
+    searched: int
+    state: str  # names what the archive held at that moment, for an audit
+
+
 class Store(Protocol):
     """What a Searcher asks of an archive: `Archive`, a file, is one; a server's database can be another.
 
@@ -118,6 +126,10 @@ class Store(Protocol):
 
     def find(self, case_ids: Collection[str]) -> dict[str, Record]:
         """Return the records of those of the case ids that are there."""
+        ...
+
+    def stored(self, case_ids: Collection[str]) -> dict[str, tuple[Record, Vector]]:
+        """Return the records, with their descriptors [D], of those of the case ids that are there."""
         ...
 
     def write(self, records: Sequence[Record], descriptors: Vector) -> None:
@@ -138,8 +150,8 @@ class Store(Protocol):
         k: int,
         where: Mapping[str, Any] | None = None,
         exclude: Collection[str] = (),
-    ) -> tuple[list[list[Match]], int]:
-        """Return the k best cases of each query, and how many cases the filter let through.
+    ) -> Found:
+        """Return the k best cases of each query, how many cases the filter let through, and the state.
 
         queries : the descriptors of the queries, float32 [Q, D].
         weights : what the product of each part counts, float64 [6 + C] (descriptor.part_weights).

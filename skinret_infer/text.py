@@ -1,5 +1,6 @@
 """Words in, token ids out: the text recipe of a bundle, and how a case's attributes read as words."""
 
+import re
 import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -9,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 from tokenizers import Tokenizer
 
-from .errors import BundleError, InputError
+from .errors import BundleError, InputError, Remark
 
 Tokens = npt.NDArray[np.int64]
 
@@ -51,6 +52,33 @@ def describe(attributes: Mapping[str, Any], phrases: Mapping[str, str]) -> str:
     return ", ".join(phrases_of(attributes, phrases))
 
 
+def compare(
+    text: str, attributes: Mapping[str, Any], phrases: Mapping[str, str]
+) -> tuple[dict[str, str], dict[str, str]]:
+    """Return the attributes of a case that words say too, and those that they name with another value.
+
+    Both by name with the case's value, "" where the case has none. A negated thing, such as "no streaks", is
+    said of a case with the value "absent".
+    """
+    said = " ".join(text.casefold().split())
+    shared: dict[str, str] = {}
+    differing: dict[str, str] = {}
+    for name, phrase in phrases.items():
+        thing = phrase.format("").strip()
+        value = str(attributes.get(name, ""))
+        if not _says(said, thing):
+            continue
+        denied = any(_says(said, f"{no} {thing}") for no in ("no", "without", "absent"))
+        here = thing if value == "present" else phrase.format(value)
+        same = denied if value == "absent" else bool(value) and not denied and _says(said, here)
+        (shared if same else differing)[name] = value
+    return shared, differing
+
+
+def _says(text: str, phrase: str) -> bool:
+    return re.search(rf"(?<![\w-]){re.escape(phrase.casefold())}(?![\w-])", text) is not None
+
+
 def check_text(text: object, recipe: TextRecipe) -> str:
     """Return the text stripped of outer space, or raise InputError; "" means a query by image alone."""
     if text is None:
@@ -90,8 +118,12 @@ class TextEncoderInput:
         try:
             text = tokenizer_json.decode("utf-8") if isinstance(tokenizer_json, bytes) else tokenizer_json
             self._tokenizer = Tokenizer.from_str(text)
+            self._tokenizer.no_padding()  # of a length that the file says, which may be any
+            self._tokenizer.no_truncation()
             self._tokenizer.encode("a trial")
-        except Exception as error:  # tokenizers raises a bare Exception
+        except (KeyboardInterrupt, SystemExit):
+            raise
+        except BaseException as error:  # a bare Exception of tokenizers, or a panic of Rust, which is none
             raise BundleError(
                 "tokenizer.json cannot be read",
                 code="bundle-tokenizer",
@@ -107,6 +139,14 @@ class TextEncoderInput:
             pad_id=self._tokenizer.token_to_id(pad) if pad else 0,
             pad_token=pad or "[PAD]",
         )
+        if (tokens := len(self._tokenizer.encode("trial " * recipe.length).ids)) != recipe.length:
+            raise BundleError(
+                "tokenizer.json does not fit the manifest",
+                code="bundle-tokenizer",
+                expected=f"any text in {recipe.length} tokens",
+                found=f"{tokens}, of which some belong to every text",
+                cure="export the bundle again",
+            )
 
     def __call__(self, texts: Sequence[str]) -> tuple[Tokens, Tokens, list[list[str]]]:
         """Return input_ids and attention_mask, int64 [B, n], and for each text a list of warnings."""
@@ -116,15 +156,15 @@ class TextEncoderInput:
         return ids, mask, [self._warnings(t, e) for t, e in zip(texts, encodings, strict=True)]
 
     def _warnings(self, text: str, encoding: Any) -> list[str]:
-        warnings = []
+        warnings: list[str] = []
         words = [
             text[slice(*o)] for i, o in zip(encoding.ids, encoding.offsets, strict=True) if i == self._unknown
         ]
         if words:
-            warnings.append(f"words that the model does not know: {', '.join(words)}")
+            unknown = f"words that the model does not know: {', '.join(words)}"
+            warnings.append(Remark(unknown, "words-unknown"))
         if encoding.overflowing:
             read = max(end for _, end in encoding.offsets)
-            warnings.append(
-                f"the text is longer than {len(encoding.ids)} tokens; not read: {text[read:].strip(' ,')!r}"
-            )
+            cut = f"the text is longer than {len(encoding.ids)} tokens; not read: {text[read:].strip(' ,')!r}"
+            warnings.append(Remark(cut, "words-cut"))
         return warnings

@@ -128,7 +128,7 @@ def check_answers(archive: Archive, state: State, chance: random.Random) -> None
         scores = (products(query, everything, LAYOUT) * weights).sum(1).tolist()
         ranked = sorted(zip(scores, state.items(), strict=True), key=lambda one: (-one[0], one[1]))
         right = [(s, record(*case)) for s, case in ranked if not where or case[1] % 2]
-        [matches], searched = archive.search(query[None], weights, k, where)
+        [matches], searched, _ = archive.search(query[None], weights, k, where)
         assert searched == len(right)
         assert [(match.score, match.record) for match in matches] == right[:k]
 
@@ -414,7 +414,7 @@ def read(path: Path, seed: int) -> None:
     with contextlib.closing(opened(path)) as archive:
         while not told.is_set():
             query = descriptors([("query", chance.getrandbits(30))])[0]
-            [matches], searched = archive.search(query[None], weights, 10**6)
+            [matches], searched, _ = archive.search(query[None], weights, 10**6)
             now = time.monotonic()
             state = {m.record.case_id: int(m.record.attributes["version"]) for m in matches}
             assert len(state) == len(matches) == searched
@@ -424,7 +424,7 @@ def read(path: Path, seed: int) -> None:
             assert [m.score for m in matches] == scores == sorted(scores, reverse=True)
             assert [m.record for m in matches] == [record(*case) for case in state.items()]
             for few in (1, 5):
-                [best], _ = archive.search(query[None], weights, few)
+                [best], *_ = archive.search(query[None], weights, few)
                 seen = {m.record.case_id: int(m.record.attributes["version"]) for m in best}
                 own = (products(query, descriptors([*seen.items()]), LAYOUT) * weights).sum(1)
                 assert [m.score for m in best] == own.tolist() and len(best) == few

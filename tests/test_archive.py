@@ -84,7 +84,7 @@ def _search(
 ) -> tuple[list[Match], int]:
     """Search for one query."""
     weights = part_weights(archive.layout, beta, gamma)
-    [matches], searched = archive.search(query[None], weights, k, where, exclude)
+    [matches], searched, _ = archive.search(query[None], weights, k, where, exclude)
     return matches, searched
 
 

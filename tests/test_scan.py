@@ -22,7 +22,7 @@ from skinret_infer.archive import Archive
 from skinret_infer.descriptor import Layout, Vector, part_weights, products
 from skinret_infer.filters import Columns, read_filter
 from skinret_infer.scan import Basis, Part, candidates, part_of, refine
-from skinret_infer.store import Match, Record
+from skinret_infer.store import Found, Match, Record
 
 LAYOUT = Layout(local=(24, 24, 24), global_=(24, 24, 24), traits=(3, 2))
 WEIGHTS = part_weights(LAYOUT, 0.6, GAMMA)
@@ -453,6 +453,9 @@ class _Held:
     def find(self, case_ids: Collection[str]) -> dict[str, Record]:
         return {i: self.cases[i][0] for i in case_ids if i in self.cases}
 
+    def stored(self, case_ids: Collection[str]) -> dict[str, tuple[Record, Vector]]:
+        return {i: self.cases[i] for i in case_ids if i in self.cases}
+
     def write(self, records: Sequence[Record], descriptors: Vector) -> None:
         self.cases |= {r.case_id: (r, d) for r, d in zip(records, descriptors, strict=True)}
 
@@ -466,7 +469,7 @@ class _Held:
         k: int,
         where: Mapping[str, Any] | None = None,
         exclude: Collection[str] = (),
-    ) -> tuple[list[list[Match]], int]:
+    ) -> Found:
         held = [(r, d) for i, (r, d) in sorted(self.cases.items()) if i not in exclude]
         columns = Columns.of([{**r.attributes, "diagnosis": r.diagnosis} for r, _ in held])
         kept = columns.passes(read_filter(where, [columns]), len(held))
@@ -478,7 +481,7 @@ class _Held:
                 Match(r, float(s), p) for (r, _), s, p in zip(held, parts @ weights, parts, strict=True)
             ]
             found.append(sorted(matches, key=lambda m: (-m.score, m.record.case_id))[:k])
-        return found, len(held)
+        return Found(found, len(held), f"{len(self)} cases")
 
     def check_open(self) -> None:
         pass
@@ -507,6 +510,7 @@ def test_another_store_behind_the_searcher_gives_the_same_answers(
         assert [[h.case_id for h in hits] for hits in one] == [[h.case_id for h in hits] for hits in two]
         for a, b in zip(itertools.chain(*one), itertools.chain(*two), strict=True):
             assert a.score == pytest.approx(b.score, abs=1e-6)
+            assert a.evidence(case=False).parts == pytest.approx(b.evidence(case=False).parts, abs=1e-6)
 
 
 def test_the_levels_weigh_the_cosines_and_the_score_adds_up(both: list[Searcher], cases: list[Case]) -> None:

@@ -12,7 +12,7 @@ import numpy as np
 import onnx
 
 from skinret_infer import gate
-from skinret_infer.bundle import GRAPHS, SCHEMA, Bundle, Level, Manifest, file_sha256, graph_file
+from skinret_infer.bundle import GRAPHS, SCHEMA, TRAITS, Bundle, Level, Manifest, file_sha256, graph_file
 from skinret_infer.cases import Case
 from skinret_infer.engines import available, open_engine, precisions
 from skinret_infer.errors import InputError, ParityError
@@ -71,6 +71,8 @@ def export_bundle(
                 write_graph(spec, folder / f"{name}.onnx")
                 check_graph(folder / f"{name}.onnx", spec)
             (folder / "tokenizer.json").write_text(loaded.tokenizer, "utf-8")
+            if model.config.traits:
+                np.save(folder / TRAITS, model.similarity_head.reading().detach().numpy())
             if fp16:
                 say("fp16")
                 write_fp16(folder)
@@ -95,7 +97,7 @@ def export_bundle(
             manifest = dataclasses.replace(manifest, gates=measured)
         (folder / "manifest.json").write_text(manifest.to_json(), "utf-8")
     report_path.unlink(missing_ok=True)
-    return Bundle.load(out)
+    return Bundle.unverified(out)
 
 
 def measure_precisions(

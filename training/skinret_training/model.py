@@ -387,6 +387,11 @@ class SimilarityHead(nn.Module):
         six = 6 * descriptor[:, : self.six]  # so that logits begin at the size of the vectors' own
         return [trait(six) for trait in self.traits]
 
+    def reading(self) -> Tensor:
+        """Return [W b], (values of all traits, lengths of the six vectors + 1), with `read`'s factor."""
+        rows = [torch.cat([6 * t.weight, t.bias[:, None]], 1) for t in cast(list[nn.Linear], self.traits)]
+        return torch.cat(rows)
+
     def _aggregate(self, regions: Tensor) -> Tensor:  # (B, k, d) -> (B, d), or (B, k d) when concatenated
         match self.aggregation:
             case "normalized":  # each region has a say of its own
