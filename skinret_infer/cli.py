@@ -14,6 +14,8 @@ from . import __version__, doctor, evaluate, gate
 from .bundle import Bundle
 from .cases import read_cases, read_ids
 from .cli_archive import archive as archive_group
+from .cli_audit import audit as audit_group
+from .cli_bundle import bundle as bundle_group
 from .console import PATH, json_option, progress, replace_option, report_errors, skip_option
 from .descriptor import LEVELS
 from .engines import RUNTIMES, cache_folder, open_engine
@@ -65,6 +67,8 @@ def main() -> None:
 
 
 main.add_command(archive_group)
+main.add_command(audit_group)
+main.add_command(bundle_group)
 
 _runtime = click.option(
     "--runtime",
@@ -168,7 +172,12 @@ def index(
 @click.option(
     "--picture", type=PATH, help="Draw the query and its hits to this PNG; --images names their folder."
 )
-@click.option("--images", type=PATH, default=Path(), help="Folder of the archive's images, for --picture.")
+@click.option(
+    "--report", type=PATH, help="Write the page of the query, its hits and their evidence to this HTML file."
+)
+@click.option("--images", type=PATH, help="Folder of the archive's images, for --picture and --report.")
+@click.option("--audit", type=PATH, help="Record the query in this audit log.")
+@click.option("--context", multiple=True, metavar="NAME=VALUE", help="What the audit log says of the caller.")
 @_beta
 @_gamma
 @_level
@@ -186,7 +195,10 @@ def query(
     where: tuple[str, ...],
     exclude: tuple[str, ...],
     picture: Path | None,
-    images: Path,
+    report: Path | None,
+    images: Path | None,
+    audit: Path | None,
+    context: tuple[str, ...],
     beta: float | None,
     gamma: float | None,
     levels: tuple[str, ...],
@@ -196,7 +208,9 @@ def query(
     as_json: bool,
 ) -> None:
     """Show the most similar cases of ARCHIVE for an image and a few words."""
-    with Searcher(bundle, archive, runtime=runtime, precision=precision, threads=threads) as searcher:
+    with Searcher(
+        bundle, archive, runtime=runtime, precision=precision, threads=threads, audit=audit
+    ) as searcher:
         results = searcher.query(
             image,
             text,
@@ -206,9 +220,13 @@ def query(
             beta=beta,
             gamma=gamma,
             levels=_weights(levels),
+            context=dict(_named(item, "--context", "NAME=VALUE") for item in context),
         )
+        if report:
+            results.save(report, images=images)
+            click.echo(f"{report} written", err=True)
     if picture:
-        draw_results([(image, results)], images, picture)
+        draw_results([(image, results)], images or Path(), picture)
         click.echo(f"{picture} written", err=True)
     click.echo(json.dumps(results.to_dict(), ensure_ascii=False, indent=2) if as_json else str(results))
 

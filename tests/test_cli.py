@@ -22,11 +22,14 @@ from skinret_infer import Case, Searcher, doctor
 from skinret_infer import archive as archive_module
 from skinret_infer.cli import _range, main
 from skinret_infer.cli_archive import archive as archive_group
+from skinret_infer.cli_audit import audit as audit_group
+from skinret_infer.cli_bundle import bundle as bundle_group
 from skinret_infer.engines import RUNTIMES
 from skinret_training.cli import main as train_main
 
 ROOT = Path(__file__).parent.parent
-COMMANDS = ["archive", "demo", "doctor", "evaluate", "gate", "index", "query"]
+COMMANDS = ["demo", "doctor", "evaluate", "gate", "index", "query"]
+GROUPS = {"archive": archive_group, "audit": audit_group, "bundle": bundle_group}
 
 
 def run(*arguments: object) -> Result:
@@ -36,17 +39,18 @@ def run(*arguments: object) -> Result:
 def test_every_command_has_help_and_is_in_the_readme() -> None:
     readme = (ROOT / "README.md").read_text("utf-8")
     listed = run("-h").stdout
-    for command in COMMANDS:
+    for command in (*COMMANDS, *GROUPS):
         assert command in listed
         result = run(command, "-h")
         assert result.exit_code == 0 and "Usage:" in result.stdout
         assert f"skinret {command}" in readme or f"make {command}" in readme
-    listed = run("archive", "-h").stdout
-    for command in archive_group.commands:
-        assert command in listed
-        result = run("archive", command, "-h")
-        assert result.exit_code == 0 and "Usage:" in result.stdout
-        assert f"skinret archive {command}" in readme or f"`{command}`" in readme
+    for name, group in GROUPS.items():
+        listed = run(name, "-h").stdout
+        for command in group.commands:
+            assert command in listed
+            result = run(name, command, "-h")
+            assert result.exit_code == 0 and "Usage:" in result.stdout
+            assert f"skinret {name} {command}" in readme or f"`{command}`" in readme
     for other, name in ((train_main, "skinret-train"), (export_main, "skinret-export")):
         assert "Usage:" in CliRunner().invoke(other, ["-h"]).stdout
         assert name in readme
@@ -54,7 +58,8 @@ def test_every_command_has_help_and_is_in_the_readme() -> None:
 
 def test_every_option_says_what_it_does() -> None:
     commands = [main.get_command(None, name) for name in COMMANDS]
-    for command in (*commands, *archive_group.commands.values(), train_main, export_main):
+    grouped = [command for group in GROUPS.values() for command in group.commands.values()]
+    for command in (*commands, *grouped, train_main, export_main):
         for parameter in command.params:
             assert parameter.param_type_name == "argument" or parameter.help, (command.name, parameter.name)
 
@@ -85,6 +90,10 @@ def test_index_query_evaluate_and_doctor_work_together(
     picture = tmp_path / "hits.png"
     shown = run("query", bundle, archive, "--image", image, "--picture", picture, "--images", data / "images")
     assert shown.exit_code == 0 and "rank" in shown.stdout
+    page = tmp_path / "hits.html"
+    shown = run("query", bundle, archive, "--image", image, "--report", page, "--images", data / "images")
+    assert shown.exit_code == 0 and f"{page} written" in shown.stderr and "rank" in shown.stdout
+    assert page.read_text("utf-8").count('<article class="hit"') == 5 and "No picture" not in page.read_text()
     with Image.open(picture) as drawn:
         assert drawn.size[0] > 1000
 
