@@ -43,7 +43,7 @@ def test_the_evidence_of_every_hit_adds_up_to_its_score(product: Product, asked:
                     off.append(abs(whole - hit.score))
         runtime, precision = searcher.runtime, searcher.precision
     print(
-        f"\n{len(rounding)} hits of {len(asked)} queries on {runtime} {precision}, at most off by {max(off):.1e}"
+        f"\n{len(rounding)} hits, {runtime} {precision}: a sum was off its score by {max(off):.1e} at most;"
     )
     print(f"before what the positions missed was spread, a product was off by {max(rounding):.1e} at most")
     assert max(off) <= 1e-5

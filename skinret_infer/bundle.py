@@ -8,8 +8,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
+import numpy as np
+import numpy.typing as npt
+
+from . import signing
 from .descriptor import COMPOSED, LEVELS, Layout
 from .errors import BundleError, SkinretError
+from .graph import MAX_BYTES as MAX_GRAPH
+from .graph import check_graph
 from .image import ImageRecipe
 from .text import TextRecipe
 
@@ -18,6 +24,20 @@ SCHEMA = 1
 TOKENS = "tokens"  # an axis of any length: one that a graph has fixed is not to the contract
 GRAPHS = ("visual_encoder", "text_encoder", "composer", "similarity_head")
 FILES = (*(f"{name}.onnx" for name in GRAPHS), "tokenizer.json")
+TRAITS = "traits.npy"
+MAX_MANIFEST = 4_000_000  # bytes; one takes about ten thousand
+MAX_TOKENIZER = 64_000_000
+MAX_PART = 65_536  # numbers in a part of a descriptor
+MAX_TRAITS = 256
+_MOST = {
+    "image.size": 2048,
+    "text.length": 4096,
+    "text.max_characters": 100_000,
+    "levels.height": 1024,
+    "levels.width": 1024,
+    "levels.channels": MAX_PART,
+    "regions": 1024,
+}
 
 INTENDED_USE = (
     "Retrieval of similar confirmed cases for a dermoscopy image and a few words, as a help to a qualified "
@@ -108,9 +128,22 @@ class Bundle:
     manifest: Manifest
 
     @classmethod
-    def load(cls, path: str | Path) -> "Bundle":
-        """Read the manifest and check every file against its hash. Raises BundleError."""
-        path = Path(path)
+    def load(cls, path: str | Path, key: str | Path | None = None) -> "Bundle":
+        """Read the manifest and check every file against its hash. Raises BundleError.
+
+        key : a PEM file of Ed25519 public keys, of which one must have signed the bundle; None takes the file
+            that SKINRET_BUNDLE_KEY names, and asks for no signature where that is not set. Raises InputError
+            if it cannot be read, RuntimeUnavailable without the extra `sign`.
+        """
+        return cls._load(Path(path), signing.trusted_keys(key))
+
+    @classmethod
+    def unverified(cls, path: str | Path) -> "Bundle":
+        """Load a bundle without asking who signed it, as one does who makes or signs it."""
+        return cls._load(Path(path), None)
+
+    @classmethod
+    def _load(cls, path: Path, keys: signing.Keys | None) -> "Bundle":
         try:
             missing = not (path / "manifest.json").is_file()
             found = "no such file in it" if path.is_dir() else "no such folder"
@@ -124,14 +157,17 @@ class Bundle:
                 found=found,
                 cure="make one with skinret-export",
             )
-        manifest = read_manifest(path / "manifest.json")
+        content = _read(path / "manifest.json")
+        if keys is not None:
+            signing.verify(path, content, keys)  # before anything in it is believed
+        manifest = parse_manifest(content, path / "manifest.json")
         half = {graph_file(graph, "fp16") for graph in GRAPHS}
-        if unknown := set(manifest.files) - {*FILES, *half}:
+        if unknown := set(manifest.files) - {*FILES, TRAITS, *half}:
             raise BundleError(
                 f"{path / 'manifest.json'} lists files that no bundle has",
                 code="bundle-manifest",
-                expected=", ".join(sorted({*FILES, *half})),
-                found=", ".join(map(repr, sorted(unknown))),
+                expected=", ".join(sorted({*FILES, TRAITS, *half})),
+                found=f"{', '.join(map(repr, sorted(unknown))):.200}",
                 cure="export the bundle again",
             )
         for name in sorted({*FILES, *manifest.files}):
@@ -143,7 +179,13 @@ class Bundle:
                     expected=", ".join(sorted({*FILES, *manifest.files})),
                     cure="copy the bundle again, whole",
                 )
-            expected, found = manifest.files.get(name), file_sha256(file)
+            expected = manifest.files.get(name)
+            try:
+                if file.stat().st_size > (most := MAX_TOKENIZER if name == "tokenizer.json" else MAX_GRAPH):
+                    raise _too_large(file, most)
+                found = file_sha256(file)
+            except OSError as error:
+                found = str(error)
             if found != expected:
                 raise BundleError(
                     f"{file} is not the file that was exported",
@@ -152,6 +194,8 @@ class Bundle:
                     found=found,
                     cure="copy the bundle again; if it was changed on purpose, export it again",
                 )
+            if file.suffix == ".onnx":
+                check_graph(file)
         return cls(path, manifest)
 
     def graph(self, name: str, precision: str = "fp32") -> Path:
@@ -161,6 +205,30 @@ class Bundle:
     def has(self, precision: str) -> bool:
         """Say whether the bundle has the four graphs in a precision."""
         return all(graph_file(name, precision) in self.manifest.files for name in GRAPHS)
+
+    def traits(self) -> npt.NDArray[np.float32] | None:
+        """Return [W b], float32 [values, sum of the six lengths + 1], by which the traits are read; or None.
+
+        With it the agreement of traits can be split over a picture (evidence.py). A bundle may lack it.
+        """
+        if TRAITS not in self.manifest.files:
+            return None
+        layout = self.manifest.layout
+        shape = (sum(layout.traits), sum(layout.local + layout.global_) + 1)
+        try:
+            read = read_array(self.path / TRAITS)
+            found = f"{read.shape} of {read.dtype}"
+        except (OSError, ValueError) as error:
+            read, found = None, str(error)
+        if read is None or read.shape != shape or read.dtype != np.float32 or not np.isfinite(read).all():
+            raise BundleError(
+                f"{self.path / TRAITS} is not what the manifest speaks of",
+                code="bundle-traits",
+                expected=f"finite float32 numbers, {shape}",
+                found=found,
+                cure="export the bundle again",
+            )
+        return np.array(read)
 
     def tokenizer(self) -> bytes:
         """Return the content of tokenizer.json."""
@@ -195,9 +263,14 @@ def check_contract(bundle: Bundle, graph: str, inputs: Mapping[str, Any], output
 
 def read_manifest(path: Path) -> Manifest:
     """Read and check manifest.json. Raises BundleError."""
+    return parse_manifest(_read(path), path)
+
+
+def parse_manifest(content: bytes, path: Path) -> Manifest:
+    """Check the content of the manifest at a path. Raises BundleError."""
     try:
-        data = json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
+        data = json.loads(content.decode("utf-8"), object_pairs_hook=_object)
+    except (ValueError, RecursionError) as error:
         raise BundleError(
             f"{path} cannot be read",
             code="bundle-manifest",
@@ -233,10 +306,12 @@ def read_manifest(path: Path) -> Manifest:
             raise TypeError(f"gamma: {manifest.gamma} without traits")
         if not isinstance(manifest.origin["checkpoint_sha256"], str):
             raise TypeError("origin.checkpoint_sha256 is no text")
+        _check_limits(manifest)
+        json.dumps(data, allow_nan=False, ensure_ascii=False).encode("utf-8")  # no NaN, no lone surrogate
         return manifest
     except SkinretError:
         raise
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
         raise BundleError(
             f"{path} is not a manifest of schema {SCHEMA}",
             code="bundle-manifest",
@@ -246,10 +321,68 @@ def read_manifest(path: Path) -> Manifest:
         ) from None
 
 
+def _read(path: Path) -> bytes:
+    try:
+        with path.open("rb") as file:
+            content = file.read(MAX_MANIFEST + 1)
+    except OSError as error:
+        raise BundleError(
+            f"{path} cannot be read", code="bundle-manifest", expected="a file", found=str(error)
+        ) from None
+    if len(content) > MAX_MANIFEST:
+        raise _too_large(path, MAX_MANIFEST)
+    return content
+
+
+def _too_large(path: Path, most: int) -> BundleError:
+    return BundleError(
+        f"{path} has too many bytes",
+        code="bundle-too-large",
+        expected=f"at most {most:,}",
+        found="more",
+        cure="export the bundle again, and take bundles only from those you trust",
+    )
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Make a JSON object of which each name stands once."""
+    made = dict(pairs)
+    if len(made) < len(pairs):
+        raise ValueError("a name that stands twice")
+    return made
+
+
+def _check_limits(manifest: Manifest) -> None:
+    """Raise ValueError for sizes that no model has, and for phrases that do more than take a word."""
+    said = [
+        ("image.size", manifest.image.size),
+        ("text.length", manifest.text.length),
+        ("text.max_characters", manifest.text.max_characters),
+        ("regions", manifest.regions),
+        *((f"levels.{n}", v) for level in manifest.levels for n, v in dataclasses.asdict(level).items()),
+    ]
+    for name, value in said:
+        if value > _MOST[name]:
+            raise ValueError(f"{name}: {value:,} where at most {_MOST[name]:,} is allowed")
+    for name, phrase in manifest.text.phrases.items():
+        if set("{}") & set(phrase.replace("{}", "", 1)):
+            raise ValueError(f"text.phrases.{name}: {phrase!r:.80}, where {{}} may stand once")
+
+
 def file_sha256(path: str | Path) -> str:
     """Return the SHA-256 of a file, in hex."""
     with Path(path).open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def read_array(path: Path) -> npt.NDArray[Any]:
+    """Map the array of a .npy file. Raises OSError, and ValueError for whatever is wrong with it."""
+    try:
+        return np.lib.format.open_memmap(path, mode="r")
+    except OSError:
+        raise
+    except Exception as error:  # numpy reads the header as Python
+        raise ValueError(str(error) or type(error).__name__) from None
 
 
 T = TypeVar("T")
@@ -263,7 +396,7 @@ def build(cls: type[T], data: Any, where: str) -> T:
         raise TypeError(f"{where}: {data!r:.80}")
     fields = {f.name: f for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
     if unknown := set(data) - set(fields):
-        raise TypeError(f"{where}: unknown {', '.join(sorted(unknown))}")
+        raise TypeError(f"{where}: unknown {', '.join(sorted(unknown)):.200}")
     values = {}
     for name, value in data.items():
         kind = fields[name].type
@@ -283,10 +416,9 @@ def _fits(kind: Any, value: Any) -> bool:
         return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= 1
     if kind is str:
         return isinstance(value, str)
-    if kind == _SHAPE:
-        return isinstance(value, tuple) and len(value) == 3 and all(_fits(int, v) for v in value)
-    if kind == _SIZES:
-        return isinstance(value, tuple) and all(_fits(int, v) for v in value)
+    if kind in (_SHAPE, _SIZES):
+        right = isinstance(value, tuple) and (len(value) == 3 if kind == _SHAPE else len(value) <= MAX_TRAITS)
+        return right and all(_fits(int, v) and v <= MAX_PART for v in value)
     if kind == _VALUES:
         lists = isinstance(value, dict) and all(isinstance(v, list) for v in value.values())
         return lists and all(isinstance(name, str) for names in value.values() for name in names)

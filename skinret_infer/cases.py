@@ -1,17 +1,22 @@
 """Cases, and the tables they come in: a CASES.csv, or a Derm7pt folder as it was released."""
 
 import csv
+import io
 import math
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePosixPath, PureWindowsPath
 
 from .errors import InputError
 from .image import ImageSource
 from .text import DERM7PT_PHRASES
 
 AttributeValue = str | int | float | bool
+
+MAX_BYTES = 100_000_000  # of a table or a file of ids: a million cases of a hundred characters
+MAX_COLUMNS = 1000
+MAX_CELL = 100_000  # characters
 
 # The three groups of the paper. `bkl` is seborrheic keratosis and melanosis.
 _DERM7PT_OTHERS = {"basal cell carcinoma", "dermatofibroma", "lentigo", "miscellaneous", "vascular lesion"}
@@ -122,9 +127,10 @@ def derm7pt_group(diagnosis: str) -> str | None:
 def read_cases(source: str | Path, images: str | Path | None = None) -> CaseTable:
     """Read a CASES.csv (columns case_id, image, diagnosis, any more) or a Derm7pt `release_v0` folder.
 
-    Image paths are relative to `images`, by default the table's folder. Columns `group` and `confirmed_by`
-    are taken as such; every other becomes an attribute, an empty cell none. The whole table is checked before
-    anything is returned: InputError names the line, and every missing image file.
+    Image paths are relative to `images`, by default the table's folder, and may not leave it (`below`).
+    Columns `group` and `confirmed_by` are taken as such; every other becomes an attribute, an empty cell
+    none. A cell is text, also one that a spreadsheet would calculate. The whole table is checked before
+    anything is returned: InputError names the line, and every image file that is missing or outside.
     """
     source = Path(source)
     try:
@@ -155,6 +161,33 @@ def read_cases(source: str | Path, images: str | Path | None = None) -> CaseTabl
     return CaseTable(cases, [])
 
 
+def below(folder: str | Path, name: str) -> Path:
+    """Return the path of a file by its name relative to a folder, which it may not leave.
+
+    Symbolic links are followed: what the folder's owner placed in it belongs to it. A name that is absolute,
+    has a drive or climbs out by `..`, as POSIX or Windows reads it, raises InputError.
+    """
+    parts: list[str] = []
+    outside = bool(PurePosixPath(name).root or PureWindowsPath(name).anchor)
+    for flavour in (PureWindowsPath, PurePosixPath):
+        parts.clear()
+        for part in flavour(name).parts:
+            if part != "..":
+                parts.append(part)
+            elif parts:
+                parts.pop()
+            else:
+                outside = True
+    if outside:
+        raise InputError(
+            f"the image {name!r:.200} is outside its folder",
+            code="image-outside",
+            expected=f"a path relative to {folder}, and below it",
+            cure="name a folder above it",
+        )
+    return Path(folder, *parts)
+
+
 def _unique_id(row: dict[str, str], column: str, table: Path, line: int, seen: dict[str, int]) -> str:
     """Check a row's case id against those of earlier lines, and note it among them."""
     case_id = row[column]
@@ -166,7 +199,7 @@ def _unique_id(row: dict[str, str], column: str, table: Path, line: int, seen: d
         )
     if case_id in seen:
         raise InputError(
-            f"{table}, line {line}: {column} {case_id!r} appears twice",
+            f"{table}, line {line}: {column} {case_id!r:.80} appears twice",
             code="table-duplicate",
             expected="each case once",
             found=f"it first stands in line {seen[case_id]}",
@@ -177,9 +210,10 @@ def _unique_id(row: dict[str, str], column: str, table: Path, line: int, seen: d
 
 
 def read_ids(path: str | Path) -> set[str]:
-    """Read case ids, one a line."""
+    """Read case ids, one a line. Raises InputError."""
+    path = Path(path)
     try:
-        return {line.strip() for line in Path(path).read_text("utf-8-sig").splitlines() if line.strip()}
+        lines = {line.strip() for line in _text(path).splitlines() if line.strip()}
     except (OSError, ValueError) as error:
         raise InputError(
             f"{path} cannot be read",
@@ -187,6 +221,29 @@ def read_ids(path: str | Path) -> set[str]:
             expected="a text file, one case id a line",
             found=str(error),
         ) from None
+    if any(not can_be_stored(line) or len(line) > MAX_CELL for line in lines):
+        raise InputError(
+            f"{path} is no list of case ids",
+            code="table-unreadable",
+            expected=f"text of at most {MAX_CELL:,} characters a line",
+            found="a NUL, or a longer line",
+        )
+    return lines
+
+
+def _text(path: Path) -> str:
+    """Return the text of a file. Raises InputError for one of too many bytes, and OSError, ValueError."""
+    with path.open("rb") as file:
+        data = file.read(MAX_BYTES + 1)
+    if len(data) > MAX_BYTES:
+        raise InputError(
+            f"{path} has too many bytes",
+            code="table-too-large",
+            expected=f"at most {MAX_BYTES / 1e6:g} MB",
+            found="more",
+            cure="split it, and index the parts one after the other",
+        )
+    return data.decode("utf-8-sig")
 
 
 def _read_derm7pt(folder: Path) -> CaseTable:
@@ -254,33 +311,48 @@ def _read_derm7pt(folder: Path) -> CaseTable:
 
 def _read_csv(path: Path, needed: tuple[str, ...]) -> tuple[list[str], list[tuple[int, dict[str, str]]]]:
     try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            reader = csv.DictReader(file, strict=True)
-            columns = list(reader.fieldnames or [])
-            missing = [c for c in needed if c not in columns]
-            if twice := sorted({c for c in columns if columns.count(c) > 1}):
+        reader = csv.DictReader(io.StringIO(_text(path), newline=""), strict=True)
+        columns = list(reader.fieldnames or [])
+        if len(columns) > MAX_COLUMNS:
+            raise InputError(
+                f"{path}, line 1: there are too many columns",
+                code="table-columns",
+                expected=f"at most {MAX_COLUMNS:,}",
+                found=f"{len(columns):,}",
+            )
+        missing = [c for c in needed if c not in columns]
+        if twice := sorted({c for c in columns if columns.count(c) > 1}):
+            raise InputError(
+                f"{path}, line 1: columns appear twice: {', '.join(twice):.200}",
+                code="table-columns",
+                expected="each column once",
+            )
+        if missing:
+            raise InputError(
+                f"{path}, line 1: columns are missing: {', '.join(missing)}",
+                code="table-columns",
+                expected=", ".join(needed),
+                found=f"{', '.join(columns):.200}" or "an empty file",
+            )
+        rows = []
+        for row in reader:
+            where = f"{path}, line {reader.line_num}"
+            if None in row or None in row.values():
                 raise InputError(
-                    f"{path}, line 1: columns appear twice: {', '.join(twice)}",
-                    code="table-columns",
-                    expected="each column once",
+                    f"{where}: the row does not fit the header",
+                    code="table-row",
+                    expected=f"{len(columns)} cells",
+                    found="more" if None in row else "fewer",
                 )
-            if missing:
-                raise InputError(
-                    f"{path}, line 1: columns are missing: {', '.join(missing)}",
-                    code="table-columns",
-                    expected=", ".join(needed),
-                    found=", ".join(columns) or "an empty file",
-                )
-            rows = []
-            for row in reader:
-                if None in row or None in row.values():
+            for column, value in row.items():
+                if len(value) > MAX_CELL or not can_be_stored(value):
                     raise InputError(
-                        f"{path}, line {reader.line_num}: the row does not fit the header",
-                        code="table-row",
-                        expected=f"{len(columns)} cells",
-                        found="more" if None in row else "fewer",
+                        f"{where}: {column!r:.80} cannot be kept",
+                        code="table-value",
+                        expected=f"text of at most {MAX_CELL:,} characters",
+                        found=f"{len(value):,}" if len(value) > MAX_CELL else "a NUL",
                     )
-                rows.append((reader.line_num, {c: v.strip() for c, v in row.items()}))
+            rows.append((reader.line_num, {c: v.strip() for c, v in row.items()}))
     except FileNotFoundError:
         raise InputError(
             f"{path} does not exist", code="table-missing", expected="a CASES.csv or a Derm7pt folder"
@@ -303,38 +375,52 @@ def _read_csv(path: Path, needed: tuple[str, ...]) -> tuple[list[str], list[tupl
 
 
 class _Files:
-    """Find image files, whatever the case of their names, and report all that are missing at once."""
+    """Find image files, whatever the case of their names, and report all that cannot be had at once."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._missing: list[tuple[int, str]] = []
+        self._outside: list[tuple[int, str]] = []
         self._folded: dict[str, Path] | None = None
 
     def find(self, name: str, line: int) -> Path:
-        path = self._folder / name
+        try:
+            path = below(self._folder, name)
+        except InputError:
+            self._outside.append((line, name))
+            return self._folder
         try:
             if name and path.is_file():
                 return path
         except OSError:  # a name that no file can have
-            self._missing.append((line, f"{name:.80}..."))
+            self._missing.append((line, name))
             return path
         if self._folded is None:
-            self._folded = {
-                str(p.relative_to(self._folder)).casefold(): p for p in self._folder.rglob("*") if p.is_file()
-            }
-        found = self._folded.get(str(Path(name)).casefold())
+            self._folded = {str(p).casefold(): p for p in self._folder.rglob("*") if p.is_file()}
+        found = self._folded.get(str(path).casefold())
         if not found:
             self._missing.append((line, name))
         return found or path
 
     def check(self, table: Path) -> None:
+        if self._outside:
+            raise InputError(
+                f"{table} names {len(self._outside)} image files outside the folder of images",
+                code="table-image-outside",
+                expected=f"paths relative to {self._folder}, and below it",
+                found=_listed(self._outside),
+                cure="name a folder above all of them with --images, and the files relative to it",
+            )
         if self._missing:
-            shown = ", ".join(f"line {line}: {name or '(empty)'}" for line, name in self._missing[:5])
-            more = f" and {len(self._missing) - 5} more" if len(self._missing) > 5 else ""
             raise InputError(
                 f"{table} names {len(self._missing)} image files that do not exist",
                 code="table-image",
                 expected=f"files below {self._folder}",
-                found=shown + more,
+                found=_listed(self._missing),
                 cure="correct the names, or name the folder with --images",
             )
+
+
+def _listed(lines: list[tuple[int, str]]) -> str:
+    shown = ", ".join(f"line {line}: {f'{name:.80}' or '(empty)'}" for line, name in lines[:5])
+    return shown + (f" and {len(lines) - 5} more" if len(lines) > 5 else "")

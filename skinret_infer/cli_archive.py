@@ -92,8 +92,8 @@ def compact(archive: Path) -> None:
 def export_command(archive: Path, folder: Path) -> None:
     """Write the cases of ARCHIVE to FOLDER: cases.csv, descriptors.npy, and archive.json that describes them.
 
-    FOLDER may not be there yet. A text that begins like a formula is not altered: let a spreadsheet take all
-    columns for text.
+    FOLDER may not be there yet. A text that begins like a formula gets an apostrophe before it, which an
+    import takes away again.
     """
     with contextlib.closing(Archive.existing(archive)) as opened, progress("exporting") as bar:
         count = export_archive(opened, folder, bar)

@@ -20,8 +20,8 @@ from pydicom.encaps import get_frame
 from pydicom.filereader import data_element_generator
 from pydicom.valuerep import EXPLICIT_VR_LENGTH_32
 
-from .errors import InputError, SkinretError
-from .image import Pixels, check_size, damaged
+from .errors import InputError, Remark, SkinretError
+from .image import Pixels, Timed, check_scans, check_size, damaged
 
 CLASSES = (
     uid.DermoscopicPhotographyImageStorage,
@@ -39,6 +39,7 @@ SYNTAXES = (
     uid.RLELossless,
 )
 COLOURS = ("RGB", "YBR_FULL", "YBR_FULL_422", "YBR_RCT", "YBR_ICT", "PALETTE COLOR")
+MAX_JPEG_2000 = 80_000_000  # bytes of a frame, which its decoder takes in one piece: half a minute
 _SUBSAMPLED = "YBR_FULL_422"  # two pixels of a row share a colour, where the pixels are not compressed
 _JPEG_2000 = (uid.JPEG2000Lossless, uid.JPEG2000)
 _FRAGMENTED = (uid.JPEGBaseline8Bit, uid.RLELossless, *_JPEG_2000)
@@ -73,10 +74,16 @@ _FRAGMENTS = re.compile(
 _CHARACTER_SET = 0x00080005
 _NO_LENGTH = 0xFFFFFFFF
 _MARKS = {
-    "burned in": "the DICOM object says that writing is burned into the picture, which may name the patient "
-    "(Burned In Annotation: YES)",
-    "recognizable": "the DICOM object says that the picture may show who the patient is "
-    "(Recognizable Visual Features: YES)",
+    "burned in": Remark(
+        "the DICOM object says that writing is burned into the picture, which may name the patient "
+        "(Burned In Annotation: YES)",
+        "image-burned-in",
+    ),
+    "recognizable": Remark(
+        "the DICOM object says that the picture may show who the patient is "
+        "(Recognizable Visual Features: YES)",
+        "image-recognizable",
+    ),
 }
 
 
@@ -85,6 +92,7 @@ class _Found:
     """The elements of `_TAGS` that an object has, as bytes."""
 
     name: str  # of the file, for messages
+    file: Timed
     syntax: str
     values: Mapping[str, bytes]
     swapped: bool  # big endian, with pixels as words
@@ -103,17 +111,17 @@ class _Found:
         return int(struct.unpack(self.order + "H", value[:2])[0]) if len(value) >= 2 else default or 0
 
 
-def read(stream: io.BytesIO, name: str, max_pixels: int, warnings: list[str]) -> Image.Image:
+def read(stream: Timed, max_pixels: int, warnings: list[str]) -> Image.Image:
     """Return the picture of a DICOM object as RGB, with its ICC profile in `info`.
 
-    stream : the bytes of the file; `name` says in messages which.
     warnings : gets what the object says of writing in the picture and of recognisable features.
 
     Raises InputError for an object of another class, transfer syntax, colour or depth than a dermoscopy
     picture has, for one without pixels or with more than `max_pixels`, and for a damaged one.
     """
+    name = stream.name
     try:
-        found = _find(stream, name)
+        found = _find(stream)
         width, height = _check(found, max_pixels)
         picture = _decode(found, width, height)
     except (SkinretError, MemoryError):
@@ -126,8 +134,9 @@ def read(stream: io.BytesIO, name: str, max_pixels: int, warnings: list[str]) ->
     return picture
 
 
-def _find(stream: io.BytesIO, name: str) -> _Found:
+def _find(stream: Timed) -> _Found:
     """Find the elements of an object that may be one of a dermoscopy picture."""
+    name = stream.name
 
     def behind(tag: int, vr: str | None, length: int) -> bool:
         return tag >> 16 != 2 or length == _NO_LENGTH
@@ -170,10 +179,10 @@ def _find(stream: io.BytesIO, name: str) -> _Found:
     if "pixels" not in values and syntax in _FRAGMENTED and (begin := _FRAGMENTS.match(_ahead(stream))):
         stream.seek(begin.end(), io.SEEK_CUR)
         values["pixels"] = get_frame(stream, 0, number_of_frames=1)
-    return _Found(name=name, syntax=syntax, values=values, swapped=swapped)
+    return _Found(name=name, file=stream, syntax=syntax, values=values, swapped=swapped)
 
 
-def _elements(stream: io.BytesIO, implicit: bool, little: bool) -> Iterator[RawDataElement]:
+def _elements(stream: Timed, implicit: bool, little: bool) -> Iterator[RawDataElement]:
     """Yield the elements of `_TAGS`, as far as pixels in fragments, if any.
 
     On the way, what pydicom would interpret, and warn of, is passed over: sequences and the character set.
@@ -189,14 +198,14 @@ def _elements(stream: io.BytesIO, implicit: bool, little: bool) -> Iterator[RawD
             return
 
 
-def _ahead(stream: io.BytesIO) -> bytes:
+def _ahead(stream: Timed) -> bytes:
     place = stream.tell()
     ahead = stream.read(12)
     stream.seek(place)
     return ahead
 
 
-def _pass_over(stream: io.BytesIO, implicit: bool, little: bool) -> bool:
+def _pass_over(stream: Timed, implicit: bool, little: bool) -> bool:
     """Move past one element, with all that is nested in it; return whether there was one. PS3.5, 7.5."""
     order = "<" if little else ">"
     nested: list[bool] = []  # of each sequence and item that is open: is it written with implicit VR
@@ -302,7 +311,9 @@ def _decode(found: _Found, width: int, height: int) -> Image.Image:
 def _jpeg(found: _Found, frame: bytes, size: tuple[int, int]) -> Image.Image:
     """Decode JPEG baseline: the stream's own marks tell its colours, the object only where it has none."""
     frame = frame.replace(b"Exif\0\0", bytes(6))  # Pillow would read and log it; it may name the patient
-    image = Image.open(io.BytesIO(frame), formats=("JPEG",))
+    stream = found.file.within(frame)
+    check_scans(stream)
+    image = Image.open(stream, formats=("JPEG",))
     if image.size != size or image.mode != "RGB" or not isinstance(image, JpegImagePlugin.JpegImageFile):
         raise damaged(found.name, f"a JPEG of {image.size[0]} x {image.size[1]} pixels, {image.mode}")
     letters = bytes(component[0] for component in image.layer)
@@ -314,7 +325,15 @@ def _jpeg(found: _Found, frame: bytes, size: tuple[int, int]) -> Image.Image:
 
 
 def _jpeg_2000(found: _Found, frame: bytes, size: tuple[int, int], mode: str) -> Pixels:
-    image = Image.open(io.BytesIO(frame), formats=("JPEG2000",))
+    if len(frame) > MAX_JPEG_2000:
+        raise InputError(
+            f"{found.name} has too many bytes",
+            code="image-too-large",
+            expected=f"at most {MAX_JPEG_2000 / 1e6:g} MB of JPEG 2000",
+            found=f"{len(frame) / 1e6:.1f} MB",
+            cure="export the picture scaled down, or as JPEG",
+        )
+    image = Image.open(found.file.within(frame), formats=("JPEG2000",))
     if image.size != size or image.mode != mode:
         raise damaged(found.name, f"a JPEG 2000 of {image.size[0]} x {image.size[1]} pixels, {image.mode}")
     return np.asarray(image).reshape(size[1], size[0], -1)

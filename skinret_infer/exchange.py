@@ -4,8 +4,11 @@
     descriptors.npy   float32 [N, D]; row n belongs to record n of the table
     archive.json      the format's version, model, fingerprint, layout, number of cases, SHA-256 of the two
 
-Nothing is lost on the way there and back. So a text that begins like a formula is not altered either: let a
-spreadsheet take all columns for text.
+Nothing is lost on the way there and back, and nothing is calculated on the way through a spreadsheet: a text
+that begins like a formula gets an apostrophe before it, as OWASP advises against CSV injection, and so does
+one that begins with an apostrophe. An import takes it away again; archive.json names it under "escape" for
+other programs. A spreadsheet must be told that commas part the cells: at other marks it may find formulas
+within a text.
 """
 
 import contextlib
@@ -19,7 +22,7 @@ from pathlib import Path
 import numpy as np
 
 from .archive import Archive
-from .bundle import build, file_sha256
+from .bundle import build, file_sha256, read_array
 from .cases import Case, can_be_stored
 from .descriptor import Layout, Vector, well_formed
 from .errors import ArchiveError, InputError, SkinretError
@@ -27,10 +30,13 @@ from .files import whole_folder
 from .store import Added, Record, check_on_duplicate, duplicate
 
 FORMAT = "skinret archive"
-VERSION = 1
+VERSION = 2  # 1 had no ESCAPE
+ESCAPE = "'"
+MAX_ACCOUNT = 4_000_000  # bytes; one of 256 traits takes four thousand
 BATCH = 2048  # cases written in one transaction
 TABLE, ARRAY, ACCOUNT = "cases.csv", "descriptors.npy", "archive.json"
 _COLUMNS = list(Record.__dataclass_fields__)  # as Record.row() has them
+_FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n", "＝", "＋", "－", "＠", ESCAPE)
 
 Progress = Callable[[int, int], None]
 
@@ -44,6 +50,7 @@ class Account:
     layout: Layout
     cases: int
     sha256: dict[str, str]  # by the file's name
+    escape: str = ESCAPE  # what stands before a text that begins like a formula; "": nothing does
 
 
 def export_archive(archive: Archive, folder: str | Path, progress: Progress | None = None) -> int:
@@ -63,6 +70,7 @@ def export_archive(archive: Archive, folder: str | Path, progress: Progress | No
             account = {
                 "format": FORMAT,
                 "version": VERSION,
+                "escape": ESCAPE,
                 "model": archive.model,
                 "fingerprint": archive.fingerprint,
                 "layout": asdict(archive.layout),
@@ -135,8 +143,11 @@ def archive_for(folder: str | Path, path: str | Path) -> Archive:
 def read_account(folder: str | Path) -> Account:
     """Read and check archive.json of an exported folder. Raises ArchiveError."""
     path = Path(folder) / ACCOUNT
-    with _whole(path):
-        data = json.loads(path.read_text("utf-8"))
+    with _whole(path), path.open("rb") as file:
+        content = file.read(MAX_ACCOUNT + 1)
+        if len(content) > MAX_ACCOUNT:
+            raise ValueError(f"more than {MAX_ACCOUNT:,} bytes")
+        data = json.loads(content)
     if not isinstance(data, dict) or data.get("format") != FORMAT:
         raise _damaged(path, f'JSON with "format": "{FORMAT}"', f"{data!r:.80}")
     version = data.get("version")
@@ -151,7 +162,10 @@ def read_account(folder: str | Path) -> Account:
     try:
         layout = build(Layout, data["layout"], "layout")
         sha256 = {name: data["sha256"][name] for name in (TABLE, ARRAY)}
-        account = Account(data["model"], data["fingerprint"], layout, data["cases"], sha256)
+        escape = data["escape"] if version == VERSION else ""
+        if escape not in ("", ESCAPE):
+            raise ValueError(f"escape: {escape!r:.80}")
+        account = Account(data["model"], data["fingerprint"], layout, data["cases"], sha256, escape)
         for number, least in ((version, 1), (account.cases, 0)):
             if not isinstance(number, int) or isinstance(number, bool) or number < least:
                 raise TypeError(f"{number!r:.80} for a number of at least {least}")
@@ -181,7 +195,7 @@ def _write(
         writer.writerow(_COLUMNS)
         np.lib.format.write_array_header_1_0(array, header)
         for records, descriptors in batches:
-            writer.writerows(record.row() for record in records)
+            writer.writerows(map(_escaped, record.row()) for record in records)
             array.write(np.ascontiguousarray(descriptors, "<f4").data)
             done += len(records)
             if progress:
@@ -192,7 +206,7 @@ def _read(folder: Path, account: Account) -> Iterator[tuple[list[Record], Vector
     """Give the cases of an exported folder, a batch at a time, each checked."""
     table, array, layout = folder / TABLE, folder / ARRAY, account.layout
     with _whole(array):
-        stored = np.lib.format.open_memmap(array, mode="r")
+        stored = read_array(array)
     shape = (account.cases, layout.length)
     if stored.dtype != np.float32 or stored.shape != shape:
         raise _damaged(array, f"float32 {list(shape)}", f"{stored.dtype} {list(stored.shape)}")
@@ -204,7 +218,10 @@ def _read(folder: Path, account: Account) -> Iterator[tuple[list[Record], Vector
             raise _damaged(table, ",".join(_COLUMNS), f"{','.join(columns):.80}")
         while lines := [(reader.line_num, row) for row in islice(reader, BATCH)]:
             done = len(seen)
-            records = [_record(table, line, row, seen) for line, row in lines]
+            records = [
+                _record(table, line, [cell.removeprefix(account.escape) for cell in row], seen)
+                for line, row in lines
+            ]
             descriptors = np.array(stored[done : done + len(records)])
             if not (right := well_formed(descriptors, layout)).all():
                 expected = "finite numbers in six unit vectors, then distributions"
@@ -213,6 +230,10 @@ def _read(folder: Path, account: Account) -> Iterator[tuple[list[Record], Vector
                 yield records, descriptors
         if len(seen) != account.cases:
             raise _damaged(table, f"{account.cases} cases", f"{len(seen)}")
+
+
+def _escaped(cell: str) -> str:
+    return ESCAPE + cell if cell.startswith(_FORMULA) else cell
 
 
 def _record(table: Path, line: int, row: list[str], seen: set[str]) -> Record:

@@ -157,7 +157,8 @@ def allowed(bundle: Bundle, runtime: str, precision: str, cache: Path, *, to_wri
     prefix = "archive_" if to_write else ""
     if record.get(f"{prefix}passed") is True:
         return ""
-    return "refused by the gate: " + "; ".join(map(str, record.get(f"{prefix}faults", [])))
+    faults = record.get(f"{prefix}faults")
+    return "refused by the gate: " + "; ".join(map(str, faults if isinstance(faults, list) else ()))
 
 
 def read_record(bundle: Bundle, runtime: str, precision: str, cache: Path) -> dict[str, Any] | None:

@@ -2,6 +2,8 @@
 
 import hashlib
 import io
+import re
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,17 +11,23 @@ from typing import IO, Any, TypeAlias, cast
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageCms, ImageOps, TiffImagePlugin, UnidentifiedImageError
 
-from .errors import InputError, SkinretError
+from .errors import InputError, Remark, SkinretError
 
 Pixels: TypeAlias = npt.NDArray[np.uint8]
 ImageSource: TypeAlias = str | Path | bytes | IO[bytes] | Image.Image | Pixels
 
 MAX_PIXELS = 64_000_000  # above any camera's dermoscopy picture, below what a decompression bomb needs
 MAX_BYTES = 400_000_000  # of a file: so many pixels of 16 bits a channel, without compression
+MAX_SECONDS = 30.0  # to decode a file; an honest one of 64 megapixels takes a few
+MAX_PROFILE = 4_000_000  # bytes of an ICC profile; a printer's takes two million
+MAX_SCANS = 100  # passes of a JPEG over all its pixels; a progressive one has about ten
+MAX_PAGES = 100  # of a TIFF that are looked at to say how many it has
+MAX_SEGMENTS = 100_000  # of a JPEG; each is a marker, and its header is kept
 MIN_SIDE = 32  # fewer pixels than that show no dermoscopic structure
 FORMATS = ("JPEG", "PNG", "TIFF", "BMP", "WEBP")  # Pillow opens MPO, a JPEG of several pictures, as JPEG
+_MARKER = re.compile(rb"\xff([^\x00\x01\xd0-\xd8\xff])")  # of a segment, or of the end
 _CURE = f"give a {', '.join(FORMATS)} file that an image viewer opens, or a DICOM object"
 
 
@@ -58,27 +66,89 @@ class ImageRecipe:
             )
 
 
-def decode(source: ImageSource, *, max_pixels: int = MAX_PIXELS, warnings: list[str] | None = None) -> Pixels:
+class Timed(io.BytesIO):
+    """The bytes of a file, which can be read for some seconds. `name` says in messages which.
+
+    Decoders take a file in pieces, and so end when it no longer gives them. Those of WebP, compressed TIFF
+    and JPEG 2000 take it whole: them the limits of pixels, bytes and scans hold to seconds.
+    """
+
+    def __init__(self, data: bytes, name: str, seconds: float) -> None:
+        super().__init__(data)
+        self.name, self._seconds = name, seconds
+        self._deadline = time.monotonic() + seconds
+
+    def within(self, data: bytes) -> "Timed":
+        """Return bytes that lie within this file, with what is left of its time."""
+        part = Timed(data, self.name, self._seconds)
+        part._deadline = self._deadline
+        return part
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        """Return bytes, or raise InputError after the deadline."""
+        self.check()
+        return super().read(size)
+
+    def check(self) -> None:
+        """Raise InputError after the deadline."""
+        if time.monotonic() > self._deadline:
+            raise InputError(
+                f"{self.name} takes too long to decode",
+                code="image-too-slow",
+                expected=f"a picture that is decoded within {self._seconds:g} s",
+                cure="open it in an image viewer and save it again",
+            )
+
+
+def decode(
+    source: ImageSource,
+    *,
+    max_pixels: int = MAX_PIXELS,
+    max_seconds: float = MAX_SECONDS,
+    warnings: list[str] | None = None,
+) -> Pixels:
     """Decode an image to H x W x 3 uint8 sRGB, upright.
 
     `source` is a path, the bytes of a file, a binary file object, a PIL image or an H x W x 3 uint8 array. A
     file is of one of FORMATS or, with the extra `dicom`, a DICOM object. Alpha is laid over white, 16-bit
     grey is scaled to 8 bits, CMYK and palettes are converted, ICC profile and EXIF orientation are applied.
-    `warnings` gets what a person should know of the picture. Raises InputError for anything that is not a
-    whole image of a usable size.
+    Of several pictures in a file the first is taken. `warnings` gets what a person should know of the
+    picture. Raises InputError for anything that is not a whole image of a usable size, and for a file that
+    is not decoded within `max_seconds`.
     """
     said = [] if warnings is None else warnings
     if isinstance(source, np.ndarray):
         return _check_array(source, max_pixels)
-    if isinstance(source, Image.Image):
-        return _pixels(source, "the PIL image", max_pixels, said)
-    name, stream = _open(source)
+    try:
+        if isinstance(source, Image.Image):
+            return _pixels(source, "the PIL image", max_pixels, said)
+        return _decode(_open(source, max_seconds), max_pixels, said)
+    except MemoryError:
+        raise InputError(
+            "there is too little memory to decode the image",
+            code="image-memory",
+            expected="room for its pixels, several times over",
+            cure="scale the image down, or give the process more memory",
+        ) from None
+
+
+def _decode(stream: Timed, max_pixels: int, warnings: list[str]) -> Pixels:
+    name = stream.name
     try:
         if _is_dicom(stream):
-            return _pixels(_dicom_reader()(stream, name, max_pixels, said), name, max_pixels, said)
+            return _pixels(_dicom_reader()(stream, max_pixels, warnings), name, max_pixels, warnings)
+        check_scans(stream)
         with Image.open(stream, formats=FORMATS) as image:
-            return _pixels(image, name, max_pixels, said)
+            if isinstance(image, TiffImagePlugin.TiffImageFile) and image.info.get("compression") == "jpeg":
+                for place in image.tag_v2.get(273) or image.tag_v2.get(324) or ():  # of strips, or of tiles
+                    check_scans(stream, place)
+            if (pictures := _pictures(image)) > 1:
+                or_more = " or more" * (pictures == MAX_PAGES)
+                said = f"the file holds {pictures}{or_more} pictures: the first is taken"
+                warnings.append(Remark(said, "image-several"))
+            return _pixels(image, name, max_pixels, warnings)
     except UnidentifiedImageError:
+        stream.check()
         raise InputError(
             f"{name} is not an image",
             code="image-unreadable",
@@ -94,16 +164,69 @@ def decode(source: ImageSource, *, max_pixels: int = MAX_PIXELS, warnings: list[
         raise damaged(name, str(error) or type(error).__name__) from None
 
 
+def _pictures(image: Any) -> int:
+    """Return how many pictures a file holds beside previews, gain maps and smaller copies of the first."""
+    if image.format == "MPO":
+        entries = image.mpinfo[0xB002]
+        return 1 + sum("Multi-Frame" in entry["Attribute"]["MPType"] for entry in entries[1:])
+    if image.format != "TIFF":
+        return int(getattr(image, "n_frames", 1))
+    pages = 1
+    try:
+        for page in range(1, MAX_PAGES):
+            image.seek(page)
+            pages += not image.tag_v2.get(254, 0) & 5  # NewSubfileType: a smaller copy, or a mask
+    except SkinretError:
+        raise
+    except Exception:  # there are no more, or what follows is damaged, which the first is not
+        pass
+    image.seek(0)
+    return pages
+
+
+def check_scans(stream: Timed, place: int = 0) -> None:
+    """Raise InputError for a JPEG that goes over its pixels again and again: a megabyte of it takes hours.
+
+    Nor is one in arithmetic coding taken, which hardly a program reads, and of which few bytes take minutes.
+    It is read from its place in the file as decoders read it: from marker to marker, past what cannot be
+    one. What is no JPEG is left.
+    """
+    data = stream.getvalue()
+    if data[place : place + 3] != b"\xff\xd8\xff":
+        return
+    stream.check()
+    place, segments, scans = place + 2, 0, 0
+    while marker := _MARKER.search(data, place):
+        place, segments, scans = marker.end(), segments + 1, scans + (marker[1] == b"\xda")
+        if marker[1] == b"\xd9":
+            return
+        arithmetic = marker[1] in b"\xc9\xca\xcb\xcd\xce\xcf"
+        if arithmetic or scans > MAX_SCANS or segments > MAX_SEGMENTS:
+            raise InputError(
+                f"{stream.name} takes too many steps to decode",
+                code="image-scans",
+                expected=f"Huffman coding, at most {MAX_SCANS} scans and {MAX_SEGMENTS:,} segments",
+                found="arithmetic coding" if arithmetic else "more",
+                cure="open it in an image viewer and save it again",
+            )
+        place += int.from_bytes(data[place : place + 2], "big")
+
+
 def prepare(pixels: Pixels, recipe: ImageRecipe) -> Pixels:
     """Resize H x W x 3 uint8 pixels to the S x S x 3 square of the recipe."""
-    height, width, _ = pixels.shape
-    box = None
-    if recipe.fit == "crop":
-        side = min(height, width)
-        left, top = (width - side) / 2, (height - side) / 2
-        box = (left, top, left + side, top + side)
     resample = Image.Resampling[recipe.resample.upper()]
+    box = seen_box(pixels, recipe)
     return np.asarray(Image.fromarray(pixels).resize((recipe.size, recipe.size), resample, box=box))
+
+
+def seen_box(pixels: Pixels, recipe: ImageRecipe) -> tuple[float, float, float, float]:
+    """Return the part of a picture that the encoder sees: left, top, right, bottom in pixels."""
+    height, width, _ = pixels.shape
+    if recipe.fit == "squash":
+        return 0, 0, width, height
+    side = min(height, width)
+    left, top = (width - side) / 2, (height - side) / 2
+    return left, top, left + side, top + side
 
 
 def digest(pixels: Pixels) -> str:
@@ -113,7 +236,7 @@ def digest(pixels: Pixels) -> str:
     return sha.hexdigest()
 
 
-def _open(source: str | Path | bytes | IO[bytes]) -> tuple[str, io.BytesIO]:
+def _open(source: str | Path | bytes | IO[bytes], max_seconds: float) -> Timed:
     if isinstance(source, bytes):
         name, data = "the image bytes", source
     elif isinstance(source, str | Path):
@@ -170,7 +293,7 @@ def _open(source: str | Path | bytes | IO[bytes]) -> tuple[str, io.BytesIO]:
             found="more",
             cure="give a single picture, compressed or scaled down",
         )
-    return name, io.BytesIO(data)
+    return Timed(data, name, max_seconds)
 
 
 def _read(file: IO[bytes]) -> bytes:
@@ -184,11 +307,11 @@ def _read(file: IO[bytes]) -> bytes:
     return data
 
 
-def _is_dicom(stream: io.BytesIO) -> bool:
-    return bytes(stream.getbuffer()[128:132]) == b"DICM"
+def _is_dicom(stream: Timed) -> bool:
+    return stream.getvalue()[128:132] == b"DICM"
 
 
-def _dicom_reader() -> Callable[[io.BytesIO, str, int, list[str]], Image.Image]:
+def _dicom_reader() -> Callable[[Timed, int, list[str]], Image.Image]:
     try:
         from . import dicom
     except (ImportError, AttributeError):
@@ -243,7 +366,7 @@ def _pixels(image: Image.Image, name: str, max_pixels: int, warnings: list[str])
     try:
         image.load()
         upright = ImageOps.exif_transpose(image)
-    except MemoryError:
+    except (SkinretError, MemoryError):
         raise
     except Exception as error:
         raise damaged(name, str(error) or type(error).__name__) from None
@@ -296,11 +419,14 @@ def _to_srgb(image: Image.Image, icc: bytes | None, warnings: list[str]) -> Imag
         except MemoryError:
             raise
         except Exception:  # whatever is wrong with a profile, viewers show the picture without it
-            warnings.append("the ICC profile of the picture cannot be used: its colours are taken as sRGB")
+            said = "the ICC profile of the picture cannot be used: its colours are taken as sRGB"
+            warnings.append(Remark(said, "image-profile"))
     return image if image.mode in ("RGB", "RGBA") else image.convert("RGB")
 
 
 def _by_profile(image: Image.Image, icc: bytes) -> Image.Image:
+    if len(icc) > MAX_PROFILE:
+        raise ValueError("the profile has too many bytes")
     profile = ImageCms.ImageCmsProfile(io.BytesIO(icc))
     space = profile.profile.xcolor_space.strip()
     if space == "RGB" and image.mode == "L":

@@ -17,6 +17,7 @@ kept as memory-mapped files, named after the basis, the segment and the generati
 import contextlib
 import hashlib
 import json
+import math
 import zlib
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -199,22 +200,38 @@ class Part:
             if header["name"] != path.name:
                 raise Stale(f"{path.name} was written as {header['name']}")
             data = content[_padded(begin + length) :]
+            cases = header["arrays"]["ids"][1][0]
 
-            def array(name: str) -> npt.NDArray[Any]:
-                kind, shape, start = header["arrays"][name]
-                count = int(np.prod(shape)) * np.dtype(kind).itemsize
-                found: npt.NDArray[Any] = data[start : start + count].view(kind).reshape(shape)
-                return found
+            def array(name: str, kind: str, *shape: int) -> npt.NDArray[Any]:
+                *said, start = header["arrays"][name]
+                if said != [kind, list(shape)]:
+                    raise Stale(f"{path.name} has {name} of another kind or rank")
+                found: npt.NDArray[Any] = data[start : start + 4 * math.prod(shape) * (1 + (kind == "<i8"))]
+                return found.view(kind).reshape(shape)
 
             columns = Columns(
-                {name: Column(v, array(f"codes{n}")) for n, (name, v) in enumerate(header["columns"])}
+                {
+                    name: Column(values, array(f"codes{n}", "<i4", cases))
+                    for n, (name, values) in enumerate(header["columns"])
+                }
             )
-            part = cls(array("ids"), array("z"), array("rho"), columns)
-            if part.z.shape != (len(part), rank):
-                raise Stale(f"{path.name} has another rank")
-            return part
-        except (ValueError, KeyError, TypeError, IndexError) as error:
+            ids = array("ids", "<i8", cases)
+            if (np.diff(ids) <= 0).any() or not all(map(_sound, columns.values())):
+                raise Stale(f"{path.name} has rows or values that no archive gives")
+            return cls(ids, array("z", "<f4", cases, rank), array("rho", "<f4", cases), columns)
+        except (ValueError, KeyError, TypeError, IndexError, RecursionError) as error:
             raise Stale(f"{path.name}: {error}") from None
+
+
+def _sound(column: Column) -> bool:
+    """Say whether a column that was read has values as they are stored, and a place for each case."""
+    kinds = set(map(type, column.values))
+    numbers = (v for v in column.values if type(v) is int) if int in kinds else ()
+    return (
+        kinds <= {str, int, float, bool}
+        and all(-(2**63) <= v < 2**63 for v in numbers)
+        and bool(((column.codes >= -1) & (column.codes < len(column.values))).all())
+    )
 
 
 def _pieces(header: bytes, arrays: Iterable[npt.NDArray[Any]]) -> Iterator[bytes | memoryview]:

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from skinret_infer import BundleError, Case, Searcher, SkinretError
-from skinret_infer.bundle import FILES, GRAPHS, Bundle, Manifest, read_manifest
+from skinret_infer.bundle import FILES, GRAPHS, TRAITS, Bundle, Manifest, read_manifest
 from skinret_infer.descriptor import Layout
 from skinret_infer.image import ImageRecipe
 from skinret_infer.text import TextRecipe
@@ -67,12 +67,12 @@ def _refusal(folder: Any, code: str, names: object = "") -> str:
 def test_a_bundle_as_it_was_exported_loads(bundle: Path) -> None:
     loaded = Bundle.load(bundle)
     assert loaded == Bundle.load(str(bundle))
-    assert loaded.path == bundle and set(loaded.manifest.files) == set(FILES)
+    assert loaded.path == bundle and set(loaded.manifest.files) == {*FILES, TRAITS}
     assert all(loaded.graph(name).is_file() for name in GRAPHS)
-    assert {path.name for path in bundle.iterdir()} == {*FILES, "manifest.json"}
+    assert {path.name for path in bundle.iterdir()} == {*FILES, TRAITS, "manifest.json"}
 
 
-@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("name", [*FILES, TRAITS])
 @pytest.mark.parametrize("place", [0, 0.5, -1], ids=["first", "middle", "last"])
 def test_a_changed_byte_is_found_and_its_file_named(name: str, place: float, copy: Path) -> None:
     content = bytearray((copy / name).read_bytes())
@@ -81,7 +81,7 @@ def test_a_changed_byte_is_found_and_its_file_named(name: str, place: float, cop
     _refusal(copy, "bundle-hash", copy / name)
 
 
-@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("name", [*FILES, TRAITS])
 def test_a_file_cut_short_emptied_or_grown_is_found_and_named(name: str, copy: Path) -> None:
     content = (copy / name).read_bytes()
     for other in (content[:-1], b"", content + b"\n"):
@@ -89,7 +89,7 @@ def test_a_file_cut_short_emptied_or_grown_is_found_and_named(name: str, copy: P
         _refusal(copy, "bundle-hash", copy / name)
 
 
-@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("name", [*FILES, TRAITS])
 def test_a_missing_file_is_named(name: str, copy: Path) -> None:
     (copy / name).unlink()
     _refusal(copy, "bundle-incomplete", copy / name)
@@ -307,6 +307,78 @@ def test_an_image_recipe_that_this_package_does_not_know_is_refused(place: str, 
         Bundle.load(copy)
 
 
+@pytest.mark.parametrize(
+    ("place", "value", "most"),
+    [
+        ("image.size", 2049, "2,048"),
+        ("image.size", 10**400, "2,048"),
+        ("text.length", 4097, "4,096"),
+        ("text.max_characters", 100_001, "100,000"),
+        ("levels.2.height", 1025, "1,024"),
+        ("levels.0.width", 2**40, "1,024"),
+        ("levels.1.channels", 65_537, "65,536"),
+        ("regions", 1025, "1,024"),
+        ("layout.local", [16, 16, 65_537], ""),
+        ("layout.global_", [2**60, 16, 16], ""),
+        ("layout.traits", [3] * 257, ""),
+    ],
+    ids=lambda value: repr(value)[:30],
+)
+def test_a_size_that_no_model_has_is_refused_with_what_is_allowed(
+    place: str, value: Any, most: str, copy: Path
+) -> None:
+    _set(copy, place, value)
+    message = _refusal(copy, "bundle-manifest", copy / "manifest.json")
+    assert place.split(".")[-1 if place[-1].isalpha() else 0].split("_")[0] in message and most in message
+
+
+@pytest.mark.parametrize("phrase", ["{0.__class__}", "{:>99999999}", "{} {}", "{x}", "{", "}} {}", "{!r}"])
+def test_a_phrase_that_does_more_than_take_a_word_is_refused(phrase: str, copy: Path) -> None:
+    _set(copy, "text.phrases.streaks", phrase)
+    assert "text.phrases.streaks" in _refusal(copy, "bundle-manifest", copy / "manifest.json")
+
+
+@pytest.mark.parametrize(
+    ("place", "value"),
+    [("metrics", {"mAP": float("nan")}), ("parity", [float("-inf")]), ("model", "\ud800")],
+    ids=["nan", "infinity", "a lone surrogate"],
+)
+def test_what_is_no_json_in_utf8_is_refused(place: str, value: Any, copy: Path) -> None:
+    _set(copy, place, value)
+    _refusal(copy, "bundle-manifest", copy / "manifest.json")
+
+
+def test_a_name_that_stands_twice_is_refused(copy: Path) -> None:
+    path = copy / "manifest.json"
+    for part, more in (("{", '{"files": {}, '), ('"files": {', '"files": {"composer.onnx": "0", ')):
+        text = path.read_text("utf-8")
+        path.write_text(text.replace(part, more, 1), "utf-8")
+        assert "twice" in _refusal(copy, "bundle-manifest", path)
+        path.write_text(text, "utf-8")
+
+
+def test_files_of_absurd_size_are_refused_before_they_are_read(copy: Path) -> None:
+    for name, size in (
+        ("manifest.json", 4_000_001),
+        ("tokenizer.json", 64_000_001),
+        ("composer.onnx", 2**31),
+    ):
+        whole = (copy / name).read_bytes()
+        with (copy / name).open("r+b") as file:
+            file.truncate(size)  # of holes
+        _refusal(copy, "bundle-too-large", copy / name)
+        (copy / name).write_bytes(whole)
+    Bundle.load(copy)
+
+
+@pytest.mark.parametrize(
+    "name", ["../composer.onnx", "/etc/passwd", "deep/composer.onnx", "composer.onnx.data"]
+)
+def test_a_file_that_no_bundle_has_is_refused(name: str, copy: Path) -> None:
+    _rewrite(copy, lambda manifest: manifest["files"].update({name: "0" * 64}))
+    assert repr(name) in _refusal(copy, "bundle-manifest", copy / "manifest.json")
+
+
 _JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=5), inner, max_size=4),
@@ -370,7 +442,7 @@ def test_a_graph_that_is_no_onnx_is_named(
     name = f"{graph}.onnx"
     whole = (copy / name).read_bytes()
     _replace(copy, name, whole[: len(whole) // 2] if content is None else content)
-    Bundle.load(copy)
+    _refusal(copy, "bundle-graph", copy / name)
     with pytest.raises(BundleError) as caught:
         Searcher(copy, tmp_path / "cases.skinret")
     assert caught.value.code == "bundle-graph" and str(copy / name) in str(caught.value)
@@ -438,6 +510,22 @@ def test_a_tokenizer_that_is_nonsense_is_refused(
     with pytest.raises(BundleError) as caught:
         _use(copy, tmp_path / "cases.skinret", cases)
     assert caught.value.code == "bundle-tokenizer" and "tokenizer.json" in str(caught.value)
+
+
+@pytest.mark.parametrize("key", ["padding", "truncation"])
+def test_lengths_that_a_tokenizer_asks_for_are_not_heeded(
+    key: str, copy: Path, tmp_path: Path, cases: list[Case]
+) -> None:
+    tokenizer = json.loads((copy / "tokenizer.json").read_text("utf-8"))
+    tokenizer[key] = {
+        "padding": {
+            "strategy": {"Fixed": 2**60}, "direction": "Right", "pad_to_multiple_of": None, "pad_id": 0,
+            "pad_type_id": 0, "pad_token": "[PAD]",
+        },
+        "truncation": {"max_length": 1, "strategy": "LongestFirst", "stride": 0, "direction": "Right"},
+    }[key]  # fmt: skip
+    _replace(copy, "tokenizer.json", json.dumps(tokenizer).encode())
+    _use(copy, tmp_path / "cases.skinret", cases)
 
 
 def test_a_bundle_that_is_refused_leaves_no_archive(copy: Path, tmp_path: Path) -> None:

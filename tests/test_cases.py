@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from skinret_infer import Case, SkinretError
-from skinret_infer.cases import CaseTable, derm7pt_group, read_cases, read_ids
+from skinret_infer.cases import CaseTable, below, derm7pt_group, read_cases, read_ids
 from skinret_infer.errors import InputError
 from skinret_infer.text import DERM7PT_PHRASES
 
@@ -190,6 +190,84 @@ def test_a_folder_of_images_that_does_not_exist_is_named(table: Callable[..., Pa
 def test_a_cell_too_long_for_a_file_name_is_a_missing_image(table: Callable[..., Path]) -> None:
     path = table(HEADER + f"1,{'a remark in the wrong column ' * 20},x\n")
     assert "line 2" in _refusal(path, "table-image")
+
+
+OUTSIDE = [
+    "../a.jpg", "..", "Deep/../../a.jpg", "./../x/../a.jpg", "/etc/passwd", "//host/share/a.jpg",
+    "C:\\a.jpg", "C:/a.jpg", "c:a.jpg", "\\a.jpg", "\\\\host\\share\\a.jpg", "..\\a.jpg",
+    "Deep\\..\\..\\a.jpg",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", OUTSIDE)
+def test_an_image_outside_the_folder_is_refused_though_it_is_there(
+    name: str, table: Callable[..., Path], tmp_path: Path
+) -> None:
+    path = table(HEADER + f"1,a.jpg,x\n2,{name},y\n3,no.jpg,y\n")
+    (tmp_path / "inner").mkdir()
+    for images in (None, tmp_path / "inner"):
+        if images:
+            (images / "a.jpg").write_bytes(b"read later")
+        message = _refusal(path, "table-image-outside", images=images)
+        assert f"line 3: {name}" in message and "1 image files" in message and "--images" in message
+    with pytest.raises(InputError) as caught:
+        below(tmp_path, name)
+    assert caught.value.code == "image-outside" and repr(name) in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["a.jpg", "Deep/C.JPG", "./a.jpg", "Deep/../a.jpg", "..a/b..jpg", "é\n.jpg"])
+def test_a_name_below_a_folder_is_a_path_in_it(name: str, tmp_path: Path) -> None:
+    path = below(tmp_path, name)
+    assert ".." not in path.parts and path.is_relative_to(tmp_path)
+    assert below(str(tmp_path), name) == path
+
+
+def test_links_in_the_folder_are_followed_and_their_parent_is_the_folder(
+    table: Callable[..., Path], tmp_path: Path
+) -> None:
+    store = tmp_path / "store" / "scans"
+    store.mkdir(parents=True)
+    for path in (store / "d.jpg", store.parent / "a.jpg"):
+        path.write_bytes(b"read later")
+    (tmp_path / "linked").symlink_to(store)
+    one, two = read_cases(table(HEADER + "1,linked/d.jpg,x\n2,linked/../a.jpg,x\n")).cases
+    assert Path(one.image).samefile(store / "d.jpg")  # type: ignore[arg-type]
+    assert two.image == tmp_path / "a.jpg"
+
+
+def test_a_formula_is_text(table: Callable[..., Path]) -> None:
+    [case] = read_cases(table("case_id,image,diagnosis,note\n=1+1,a.jpg,@x,=cmd|' /C calc'!A0\n")).cases
+    assert (case.case_id, case.diagnosis) == ("=1+1", "@x")
+    assert case.attributes == {"note": "=cmd|' /C calc'!A0"}
+
+
+def test_a_table_or_list_of_too_many_bytes_is_refused_before_it_is_read(
+    table: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = table(HEADER + "1,a.jpg,x\n" + "2,a.jpg,x\n" * 100)
+    monkeypatch.setattr("skinret_infer.cases.MAX_BYTES", 500)
+    assert str(path) in _refusal(path, "table-too-large")
+    with pytest.raises(InputError) as caught:
+        read_ids(path)
+    assert caught.value.code == "table-too-large"
+
+
+def test_cells_and_columns_beyond_the_limit_are_refused_with_their_line(table: Callable[..., Path]) -> None:
+    message = _refusal(table(HEADER + f"1,a.jpg,x\n2,b.jpg,{'y' * 100_001}\n"), "table-value")
+    assert "line 3" in message and "'diagnosis'" in message and len(message) < 500
+    assert len(_refusal(table(HEADER + f"1,a.jpg,{'y' * 1_000_000}\n"))) < 500
+    header = HEADER.strip() + "".join(f",c{n}" for n in range(1000)) + "\n"
+    assert "1,003" in _refusal(table(header), "table-columns")
+    assert len(_refusal(table(",".join(f"c{n}" for n in range(500)) + "\n"), "table-columns")) < 500
+
+
+def test_a_nul_is_refused_with_its_line(table: Callable[..., Path], tmp_path: Path) -> None:
+    assert "line 2: 'diagnosis'" in _refusal(table(HEADER + "1,a.jpg,a\0b\n"), "table-value")
+    for content in (b"1\n2\0\n", b"1" * 100_001):
+        (tmp_path / "ids.txt").write_bytes(content)
+        with pytest.raises(InputError) as caught:
+            read_ids(tmp_path / "ids.txt")
+        assert caught.value.code == "table-unreadable"
 
 
 def test_an_image_name_with_a_nul_is_refused(table: Callable[..., Path]) -> None:

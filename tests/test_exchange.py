@@ -164,7 +164,8 @@ def test_other_programs_can_read_the_folder(folder: Path) -> None:
     sha256 = {name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in account["sha256"]}
     assert account == {
         "format": "skinret archive",
-        "version": 1,
+        "version": 2,
+        "escape": "'",
         "model": "m 1",
         "fingerprint": "f" * 64,
         "layout": {"local": [4, 6, 8], "global_": [4, 6, 8], "traits": [3, 2]},
@@ -172,6 +173,45 @@ def test_other_programs_can_read_the_folder(folder: Path) -> None:
         "sha256": sha256,
     }
     assert sha256.keys() == {"cases.csv", "descriptors.npy"}
+
+
+FORMULAS = ["=1+1", "+1", "-1", "@SUM(A1)", "\t=1", "\r=1", "\n=1", "＝1", "'=1", "'", "''x"]
+
+
+def test_no_cell_begins_like_a_formula_and_each_comes_back(tmp_path: Path) -> None:
+    plain = ["a=1", "", "1-2", "é", " =1"]
+    texts = [*FORMULAS, *plain]
+    records = [Record(f"{t}{n}", t, t, t, {"note": t}, t, t) for n, t in enumerate(texts)]
+    _round_trip(records, tmp_path)
+    _, *rows = _rows(tmp_path / "out")
+    for row, text in zip(rows, texts, strict=True):
+        assert row[1:4] == ["'" + text if text in FORMULAS else text] * 3
+        assert not [cell for cell in row if cell.startswith(("=", "+", "-", "@", "\t", "\r", "\n", "＝"))]
+
+
+def test_an_export_of_version_1_is_read_as_it_was_written(folder: Path, path: Path) -> None:
+    _rewrite(folder, _cell(2, 1, "'=1")(_cell(1, 1, "=1")(_rows(folder))))
+    account = json.loads((_signed(folder, version=1) / "archive.json").read_text("utf-8"))
+    del account["escape"]
+    (folder / "archive.json").write_text(json.dumps(account), "utf-8")
+    with contextlib.closing(archive_for(folder, path)) as archive:
+        import_archive(archive, folder)
+        found = archive.find(["c00", "c01"])
+    assert [found[name].diagnosis for name in ("c00", "c01")] == ["=1", "'=1"]
+
+
+def test_an_account_of_absurd_size_is_refused_before_it_is_read(folder: Path, path: Path) -> None:
+    (folder / "archive.json").write_text("[" + " " * 5_000_000 + "]")
+    _refused_whole(folder, path, "exchange-damaged", folder / "archive.json", "4,000,000 bytes")
+
+
+@pytest.mark.parametrize(
+    "header", [b"{[]: 1}", b'"""', b"(" * 400, b"{'descr': '<f4', 'shape': 9**9**9}", b"\0"]
+)
+def test_an_array_with_a_header_that_is_no_python_is_refused(header: bytes, folder: Path, path: Path) -> None:
+    array = b"\x93NUMPY\1\0" + len(header).to_bytes(2, "little") + header + bytes(400)
+    (folder / "descriptors.npy").write_bytes(array)
+    _refused_whole(_signed(folder), path, "exchange-damaged", folder / "descriptors.npy")
 
 
 def test_the_copy_answers_as_the_archive_does(folder: Path, path: Path) -> None:
@@ -427,7 +467,10 @@ def test_what_is_no_exported_folder_is_refused(tmp_path: Path, path: Path) -> No
 @pytest.mark.parametrize(
     ("fields", "code"),
     [
-        ({"version": 2}, "exchange-newer"),
+        ({"version": 3}, "exchange-newer"),
+        ({"escape": "#"}, "exchange-damaged"),
+        ({"escape": None}, "exchange-damaged"),
+        ({"escape": ["'"]}, "exchange-damaged"),
         ({"version": 10**9}, "exchange-newer"),
         ({"version": 0}, "exchange-damaged"),
         ({"version": "1"}, "exchange-damaged"),

@@ -8,15 +8,18 @@ import sys
 import warnings
 import zlib
 from collections.abc import Callable
+from itertools import count
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from PIL import Image, ImageCms
+from PIL import Image, ImageCms, JpegImagePlugin
 
+from skinret_infer import image as image_module
 from skinret_infer.errors import InputError
 from skinret_infer.image import ImageRecipe, decode, digest, prepare
 
@@ -272,6 +275,86 @@ def test_damaged_bytes_give_an_input_error_or_a_picture(
             assert pixels.dtype == np.uint8 and pixels.ndim == 3 and pixels.shape[2] == 3
 
 
+# -- what takes all the time there is --
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_a_file_that_takes_too_long_is_refused(format: str, tmp_path: Path) -> None:
+    path = tmp_path / "slow"
+    path.write_bytes(SAVED[format])
+    for source in (path, SAVED[format], io.BytesIO(SAVED[format])):
+        with pytest.raises(InputError, match="too long") as caught:
+            decode(source, max_seconds=0)
+        assert caught.value.code == "image-too-slow"
+    assert decode(path, max_seconds=1000).shape == PICTURE.shape
+
+
+def test_the_time_may_run_out_within_the_decoder(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = count(0, 0.1)  # each look at it takes a tenth of a second
+    monkeypatch.setattr(image_module, "time", SimpleNamespace(monotonic=lambda: next(clock)))
+    rows = (b"\1\7" * 64 + b"\0\0") * 64  # of runs of one pixel, each of them read by itself
+    header = struct.pack("<IiiHHIIiiII", 40, 64, 64, 1, 8, 1, len(rows), 0, 0, 256, 0)
+    bmp = b"BM" + struct.pack("<IHHI", 1078 + len(rows), 0, 0, 1078) + header + bytes(1024) + rows
+    _refusal(bmp, "image-too-slow")
+    assert 30 < next(clock) < 40
+    assert decode(bmp, max_seconds=10_000).shape == (64, 64, 3)
+
+
+def _scans(number: int, *, size: tuple[int, int] | None = None) -> bytes:
+    """A progressive JPEG of so many scans: its last one again and again."""
+    jpeg = _saved(Image.fromarray(PICTURE), "JPEG", progressive=True)
+    if size:
+        frame = jpeg.index(b"\xff\xc2")
+        jpeg = jpeg[: frame + 5] + struct.pack(">HH", *size) + jpeg[frame + 9 :]
+    last = jpeg[jpeg.rindex(b"\xff\xda") : -2]
+    return jpeg[:-2] + last * (number - jpeg.count(b"\xff\xda")) + b"\xff\xd9"
+
+
+def test_a_jpeg_of_very_many_scans_is_refused_before_it_is_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert decode(_scans(100)).shape == PICTURE.shape
+
+    def decoded(*_: Any) -> None:
+        raise AssertionError
+
+    monkeypatch.setattr(JpegImagePlugin.JpegImageFile, "load", decoded)
+    for many in (101, 5000):
+        assert "100 scans" in _refusal(_scans(many, size=(7000, 9000)), "image-scans")
+
+
+def test_a_tiff_of_jpeg_is_looked_through_for_scans_too() -> None:
+    jpeg = _scans(101)
+    values = {256: 72, 257: 48, 258: 8, 259: 7, 262: 6, 273: 8, 277: 3, 278: 48, 279: len(jpeg)}
+    entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in values.items())
+    tiff = struct.pack("<2sHI", b"II", 42, 8 + len(jpeg)) + jpeg + struct.pack("<H", 9) + entries + bytes(4)
+    _refusal(tiff, "image-scans")
+
+
+def test_a_jpeg_in_arithmetic_coding_is_refused() -> None:
+    jpeg = _saved(Image.fromarray(PICTURE), "JPEG").replace(b"\xff\xc0", b"\xff\xc9", 1)
+    assert "arithmetic" in _refusal(jpeg, "image-scans")
+
+
+def test_a_jpeg_of_very_many_segments_is_refused() -> None:
+    jpeg = SAVED["JPEG"]
+    _refusal(jpeg[:2] + b"\xff\xe5\0\2" * 200_000 + jpeg[2:], "image-scans")
+    assert decode(jpeg[:2] + b"\xff\xe5\0\2" * 2000 + jpeg[2:]).shape == PICTURE.shape
+
+
+def test_what_only_looks_like_a_scan_is_none() -> None:
+    looks = b"\xff\xda" * 500
+    jpeg = _saved(Image.fromarray(PICTURE), "JPEG", comment=looks, exif=b"Exif\0\0" + looks)
+    np.testing.assert_array_equal(decode(jpeg + looks), decode(_saved(Image.fromarray(PICTURE), "JPEG")))
+
+
+def test_too_little_memory_is_an_error_of_the_input(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: Any) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(image_module, "_to_rgb", full)
+    for source in (SAVED["JPEG"], Image.fromarray(PICTURE)):
+        _refusal(source, "image-memory")
+
+
 # -- what is read, and as which pixels --
 
 
@@ -284,10 +367,45 @@ def test_a_jpeg_gives_nearly_its_pixels() -> None:
     assert np.abs(decode(SAVED["JPEG"]).astype(int) - PICTURE).mean() < 3
 
 
-def test_an_mpo_file_gives_its_first_picture() -> None:
+def _said(data: bytes) -> list[tuple[str, str]]:
+    """Decode a file of several pictures, of which the first is PICTURE, and return what is said of it."""
+    found: list[Any] = []
+    assert np.abs(decode(data, warnings=found).astype(int) - PICTURE).mean() < 3
+    return [(remark, remark.code) for remark in found]
+
+
+@pytest.mark.parametrize("format", ["TIFF", "PNG", "WEBP"])
+def test_of_several_pictures_the_first_is_taken_and_their_number_said(format: str) -> None:
+    first, *others = (Image.fromarray(x) for x in (PICTURE, PICTURE[::-1], PICTURE[:, ::-1]))
+    assert _said(SAVED[format]) == []
+    several = _saved(first, format, save_all=True, append_images=others)
+    assert _said(several) == [("the file holds 3 pictures: the first is taken", "image-several")]
+
+
+def test_smaller_copies_and_damaged_pages_behind_the_first_are_no_matter() -> None:
+    first, other = Image.fromarray(PICTURE), Image.fromarray(PICTURE[::-1])
+    other.encoderinfo = {"tiffinfo": {254: 1}}
+    assert _said(_saved(first, "TIFF", save_all=True, append_images=[other])) == []
+    tiff = bytearray(SAVED["TIFF"])
+    start = int.from_bytes(tiff[4:8], "little")
+    place = start + 2 + 12 * int.from_bytes(tiff[start : start + 2], "little")
+    tiff[place : place + 4] = (10**8).to_bytes(4, "little")
+    assert _said(bytes(tiff)) == []
+
+
+def test_a_tiff_of_very_many_pages_is_not_read_to_its_end() -> None:
+    first, other = Image.fromarray(PICTURE), Image.fromarray(PICTURE[::-1])
+    assert "100 or more" in _said(_saved(first, "TIFF", save_all=True, append_images=[other] * 150))[0][0]
+
+
+def test_an_mpo_file_gives_its_first_picture_and_its_previews_are_not_counted() -> None:
     image = Image.fromarray(PICTURE)
     mpo = _saved(image, "MPO", save_all=True, append_images=[image.rotate(180)], quality=92)
     np.testing.assert_array_equal(decode(mpo), decode(SAVED["JPEG"]))
+    assert _said(mpo) == []
+    entry = mpo.index(struct.pack("<LL", 0x030000, mpo.rindex(b"\xff\xd8\xff"))) + 16
+    panorama = mpo[:entry] + struct.pack("<L", 0x020001) + mpo[entry + 4 :]
+    assert "2 pictures" in _said(panorama)[0][0]
 
 
 @pytest.mark.parametrize("format", FORMATS)
@@ -590,6 +708,13 @@ def test_a_profile_that_cannot_be_used_is_a_warning(profile: bytes) -> None:
         said: list[str] = []
         np.testing.assert_array_equal(decode(source, warnings=said), PICTURE)
         assert len(said) == 1 and "ICC" in said[0]
+
+
+def test_a_profile_that_is_too_large_is_a_warning() -> None:
+    large = _profile(b"RGB ") + bytes(5_000_000)
+    said: list[str] = []
+    decode(_saved(Image.fromarray(PICTURE), "TIFF", icc_profile=large), warnings=said)
+    assert len(said) == 1 and "ICC" in said[0]
 
 
 def test_damaged_profiles_give_a_picture() -> None:
