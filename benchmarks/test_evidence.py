@@ -42,9 +42,7 @@ def test_the_evidence_of_every_hit_adds_up_to_its_score(product: Product, asked:
                     whole = sum(float(m.sum()) for m in side.maps.values()) + sum(side.base.values())
                     off.append(abs(whole - hit.score))
         runtime, precision = searcher.runtime, searcher.precision
-    print(
-        f"\n{len(rounding)} hits, {runtime} {precision}: a sum was off its score by {max(off):.1e} at most;"
-    )
+    print(f"\n{len(rounding)} hits, {runtime} {precision}: a sum was off by {max(off):.1e} at most;")
     print(f"before what the positions missed was spread, a product was off by {max(rounding):.1e} at most")
     assert max(off) <= 1e-5
     assert max(rounding) <= (1e-5 if precision == "fp32" else 0.05)
