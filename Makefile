@@ -15,7 +15,7 @@ demo: $(READY)
 	$(BIN)/skinret demo --out demo $(if $(DATA),--data "$(DATA)") $(if $(VISION),--vision "$(VISION)") $(if $(TEXT),--text "$(TEXT)")
 
 test: lint
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n logical --maxprocesses 4
 
 lint: $(READY)
 	$(BIN)/ruff check .

@@ -1,15 +1,22 @@
 """What the tests stand on: drawn cases, and a tiny model that really went through checkpoint and export."""
 
+import gc
 import os
+from collections.abc import Callable
 from pathlib import Path
+
+# Before torch and numpy are loaded, and for every process that a test starts: on tensors this small a second
+# thread costs more than it does, and each core has a worker of its own (`make test`).
+os.environ["OMP_NUM_THREADS"] = os.environ["OPENBLAS_NUM_THREADS"] = "1"
 
 import pytest
 import torch
+from filelock import FileLock
 
+from skinret_export import bundle_writer
 from skinret_export.bundle_writer import export_bundle
 from skinret_export.demo import write_small_tokenizer
 from skinret_infer import Case, Searcher
-from skinret_infer.bundle import Bundle
 from skinret_infer.cases import read_cases
 from skinret_infer.image import ImageRecipe
 from skinret_infer.text import TextRecipe
@@ -36,8 +43,54 @@ BERT = {
     "max_position_embeddings": 64,
 }
 
-
 TRAITS = {"group": ["bkl", "mel", "nevus"], "streaks": ["absent", "irregular", "regular"]}
+
+
+LONGEST = ("full_size", "test_export", "test_crossval", "test_cli", "test_soup", "test_train")  # groups
+
+gc.freeze()  # torch, transformers and sympy stay; looking through them again is a fifth of an export
+gc.set_threshold(50_000, 20, 20)
+
+
+def group(nodeid: str) -> str:
+    """Return with which tests a test shares what is costly to make: its file's, or the full-size bundle's."""
+    return "full_size" if "full_size" in nodeid else Path(nodeid.partition("::")[0]).stem
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> object:
+    """Give each group to one worker. (--dist loadgroup of pytest-xdist 3.8 has no effect with pytest 9.2.)"""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class Groups(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return group(nodeid)
+
+    config.option.loadscopereorder = False
+    return Groups(config, log)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put the longest groups first where workers share the tests, so that none begins one at the end."""
+    for item in items:
+        if "full_bundle" in item.fixturenames and group(item.nodeid) != "full_size":
+            raise pytest.UsageError(f"{item.nodeid} takes full_bundle: call it ..._full_size_...")
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        place = {name: n for n, name in enumerate(LONGEST)}
+        items.sort(key=lambda item: place.get(group(item.nodeid), len(place)))
+
+
+def made_once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], object]) -> Path:
+    """Return a file or folder that the first worker to need it makes for all of them."""
+    base = factory.getbasetemp()
+    path = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "shared" / name
+    path.parent.mkdir(exist_ok=True)
+    with FileLock(path.with_name(f"{name}.lock")):
+        if not path.exists():
+            begun = path.with_name(f"{name}.begun-{os.getpid()}")
+            make(begun)
+            begun.rename(path)
+    return path
 
 
 def tiny_config(**options: object) -> ModelConfig:
@@ -79,30 +132,29 @@ def cases(data: Path) -> list[Case]:
 @pytest.fixture(scope="session")
 def tokenizer(cases: list[Case], tmp_path_factory: pytest.TempPathFactory) -> str:
     """The text of a tokenizer.json with the words of the drawn cases."""
-    folder = tmp_path_factory.mktemp("tokenizer")
-    write_small_tokenizer(folder, cases)
+    folder = made_once(tmp_path_factory, "tokenizer", lambda to: write_small_tokenizer(to, cases))
     return (folder / "tokenizer.json").read_text("utf-8")
 
 
 @pytest.fixture(scope="session")
 def checkpoint(tokenizer: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("checkpoint") / "ckpt.pt"
-    tiny_checkpoint(tokenizer).save(path)
-    return path
+    return made_once(tmp_path_factory, "ckpt.pt", tiny_checkpoint(tokenizer).save)
 
 
 @pytest.fixture(scope="session")
 def bundle(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A bundle of the tiny model, exported and proven, in fp32. Shared: copy it before you damage it."""
-    out = tmp_path_factory.mktemp("export") / "bundle"
-    loaded: Bundle = export_bundle(checkpoint, out, gates=False)  # what runs shall not hang on the CPU
-    assert loaded.path == out
-    return out
+    # Without gates: what runs shall not hang on the CPU.
+    return made_once(tmp_path_factory, "bundle", lambda to: export_bundle(checkpoint, to, gates=False))
 
 
 @pytest.fixture(scope="session")
 def full_bundle(tokenizer: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A bundle of Swin-T 224 and BERT-base with random weights, in fp32 and fp16. It takes a minute."""
+    """A bundle of Swin-T 224 and BERT-base with random weights, in fp32 and fp16. It takes a minute.
+
+    It is proven on 16 images, where an export takes 64: on the tiny bundle those are, and what is left to ask
+    of this size is the same of the first as of the last.
+    """
     folder = tmp_path_factory.mktemp("full")
     torch.manual_seed(0)
     swin = {"model_type": "swin", "out_features": ["stage2", "stage3", "stage4"]}  # Swin-T is Swin's default
@@ -111,7 +163,10 @@ def full_bundle(tokenizer: str, tmp_path_factory: pytest.TempPathFactory) -> Pat
         config=model.config, image=ImageRecipe(), text=TextRecipe(), tokenizer=tokenizer,
         state=model.state_dict(), name="full", version="1",
     ).save(folder / "full.pt")  # fmt: skip
-    return export_bundle(folder / "full.pt", folder / "bundle", fp16=True, gates=False).path
+    probe = bundle_writer.make_probe
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(bundle_writer, "make_probe", lambda loaded, images: probe(loaded, images, count=16))
+        return export_bundle(folder / "full.pt", folder / "bundle", fp16=True, gates=False).path
 
 
 @pytest.fixture(scope="session")

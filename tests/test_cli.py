@@ -9,6 +9,7 @@ import sqlite3
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -505,6 +506,7 @@ def test_the_demo_writes_over_nothing_but_a_demo(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_the_demo_takes_the_whole_road(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(demo, "CASES", 60)
+    monkeypatch.setattr(demo, "export_bundle", partial(demo.export_bundle, gates=False))
     result = run("demo", "--out", tmp_path / "demo", "--epochs", 1)
     assert result.exit_code == 0, result.stderr
     assert "image words" in result.stdout and "rank" in result.stdout

@@ -24,7 +24,7 @@ from skinret_infer import Case, SkinretError
 from skinret_infer.cases import CaseTable, read_cases
 from skinret_infer.image import ImageRecipe
 from skinret_infer.text import TextRecipe
-from skinret_training import crossval
+from skinret_training import baselines, crossval
 from skinret_training.baselines import Features, judge, late_fusion, linear_probe, one_hot, resnet50_cossim
 from skinret_training.cli import main
 from skinret_training.data import load_dataset, split
@@ -84,6 +84,12 @@ def measured(quick: None, cross: Callable[..., list[str]], tmp_path_factory: pyt
     call(cross(out, "--seeds", "0"))
     call(cross(out, "--system", "linear-probe"))
     return out
+
+
+@pytest.fixture
+def few_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Train a baseline for a tenth of its steps, which is enough to tell these cases apart."""
+    monkeypatch.setattr(baselines, "_STEPS", 100)
 
 
 def call(arguments: Sequence[str], code: int = 0) -> Result:
@@ -345,7 +351,7 @@ def test_a_missing_package_of_the_export_is_named_before_anything_is_trained(
 
 @pytest.mark.parametrize("system", ["resnet50-cossim", "late-fusion"])
 def test_a_learned_baseline_runs_as_a_row(
-    system: str, cross: Callable[..., list[str]], tmp_path: Path
+    system: str, cross: Callable[..., list[str]], few_steps: None, tmp_path: Path
 ) -> None:
     out = tmp_path / "results"
     printed = call(cross(out, "--system", system, "--seeds", "3", "--row", "of mine", "--json")).stdout
@@ -356,7 +362,7 @@ def test_a_learned_baseline_runs_as_a_row(
     assert "of mine" in (out / "README.md").read_text("utf-8")
 
 
-def test_baselines_find_what_is_in_the_pictures_and_in_the_words(data: Path) -> None:
+def test_baselines_find_what_is_in_the_pictures_and_in_the_words(data: Path, few_steps: None) -> None:
     table = read_cases(data)
     dataset = load_dataset(table, ImageRecipe(size=64), TextRecipe(), quiet=True)
     parts = split(dataset, folds=2, fold=0, validation=0.2, seed=0)
