@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -82,8 +83,8 @@ class Hit:
         """Return plain values only, ready for json.dumps."""
         return {f.name: _plain(getattr(self, f.name)) for f in fields(self) if f.name != "_asked"}
 
-    def __getstate__(self) -> list[Any]:
-        return _state(self)
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _reduced(self)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -123,8 +124,8 @@ class Results:
         plain = {f.name: _plain(getattr(self, f.name)) for f in fields(self) if f.name != "_asked"}
         return plain | {"hits": [hit.to_dict() for hit in self.hits]}
 
-    def __getstate__(self) -> list[Any]:
-        return _state(self)
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _reduced(self)
 
     def save(
         self, path: str | Path, *, image: ImageSource | None = None, images: str | Path | None = None
@@ -168,6 +169,8 @@ def _plain(value: Any) -> Any:
     return [_plain(item) for item in value] if isinstance(value, list | tuple) else value
 
 
-def _state(result: Any) -> list[Any]:
+def _reduced(result: Any) -> tuple[Any, ...]:
     """Return what is pickled of a result: all but the question, which holds an open Searcher."""
-    return [None if f.name == "_asked" else getattr(result, f.name) for f in fields(result)]
+    kept = {f.name: getattr(result, f.name) for f in fields(result) if f.name != "_asked"}
+    made: Any = type(result)
+    return partial(made, **kept), ()

@@ -34,6 +34,7 @@ from typing import Any
 import durability
 import numpy as np
 import psutil
+import pytest
 from PIL import Image, ImageCms
 
 from skinret_infer import SkinretError, gate
@@ -56,14 +57,15 @@ _CASES = 150
 
 def write_seeds(folder: Path) -> None:
     """Write whole files of every format, the same every time, to a folder for each."""
-    _small()
     made = {"image": _pictures(), "dicom": _objects()}
     for format, files in made.items():
         (folder / format).mkdir(parents=True)
         for name, content in files.items():
             (folder / format / name).write_bytes(content)
     _write_bundle(folder / "bundle")
-    _write_archives(folder)
+    with pytest.MonkeyPatch.context() as patch:  # what runs after this in the process shall not be small
+        _small(patch.setattr)
+        _write_archives(folder)
     tables = folder / "table"
     (tables / "deep").mkdir(parents=True)
     for name in ("a.jpg", "deep/b.JPG"):
@@ -78,9 +80,9 @@ def write_seeds(folder: Path) -> None:
         log.append([{"query": n, "words": "é streaks", "hits": [f"c{n}"]}])
 
 
-def _small() -> None:
-    durability.small_segments()
-    archive_module.SAMPLE = 100  # so that there is a basis
+def _small(change: Callable[[Any, str, Any], None] = setattr) -> None:
+    durability.small_segments(change)
+    change(archive_module, "SAMPLE", 100)  # so that there is a basis
 
 
 def _saved(image: Image.Image, format: str, **options: Any) -> bytes:
