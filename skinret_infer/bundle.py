@@ -126,6 +126,7 @@ class Bundle:
 
     path: Path
     manifest: Manifest
+    sha256: str = ""  # of the manifest as it was read, and so of every file
 
     @classmethod
     def load(cls, path: str | Path, key: str | Path | None = None) -> "Bundle":
@@ -196,7 +197,7 @@ class Bundle:
                 )
             if file.suffix == ".onnx":
                 check_graph(file)
-        return cls(path, manifest)
+        return cls(path, manifest, hashlib.sha256(content).hexdigest())
 
     def graph(self, name: str, precision: str = "fp32") -> Path:
         """Return the path of one of the four graphs; one of lower precision has a file of its own."""

@@ -81,7 +81,7 @@ class Hit:
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values only, ready for json.dumps."""
-        return {f.name: _plain(getattr(self, f.name)) for f in fields(self) if f.name != "_asked"}
+        return {name: _plain(value) for name, value in _kept(self).items()}
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _reduced(self)
@@ -121,8 +121,7 @@ class Results:
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values only, ready for json.dumps."""
-        plain = {f.name: _plain(getattr(self, f.name)) for f in fields(self) if f.name != "_asked"}
-        return plain | {"hits": [hit.to_dict() for hit in self.hits]}
+        return {name: _plain(value) for name, value in _kept(self).items()}
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _reduced(self)
@@ -164,13 +163,18 @@ class Results:
 
 
 def _plain(value: Any) -> Any:
+    if isinstance(value, Hit):
+        return value.to_dict()
     if isinstance(value, Mapping):
         return {str(name): _plain(item) for name, item in value.items()}
     return [_plain(item) for item in value] if isinstance(value, list | tuple) else value
 
 
+def _kept(result: Any) -> dict[str, Any]:
+    """Return the fields of a result that outlive its Searcher: all but the question, which holds it."""
+    return {f.name: getattr(result, f.name) for f in fields(result) if f.name != "_asked"}
+
+
 def _reduced(result: Any) -> tuple[Any, ...]:
-    """Return what is pickled of a result: all but the question, which holds an open Searcher."""
-    kept = {f.name: getattr(result, f.name) for f in fields(result) if f.name != "_asked"}
     made: Any = type(result)
-    return partial(made, **kept), ()
+    return partial(made, **_kept(result)), ()

@@ -21,7 +21,7 @@ import numpy.typing as npt
 from . import __version__, gate
 from .archive import Archive
 from .audit import AuditLog
-from .bundle import Bundle, file_sha256
+from .bundle import Bundle
 from .cases import AttributeValue, Case, below, can_be_stored
 from .descriptor import (
     COMPOSED,
@@ -106,7 +106,6 @@ class Searcher:
         audit: str | Path | AuditLog | None = None,
     ) -> None:
         self._bundle = Bundle.load(bundle, key)
-        self._bundle_sha256 = file_sha256(self._bundle.path / "manifest.json")
         self.manifest = manifest = self._bundle.manifest
         self._tokenize = TextEncoderInput(self._bundle.tokenizer(), manifest.text)
         self._model = f"{manifest.model} {manifest.version}"
@@ -303,7 +302,7 @@ class Searcher:
                 model=self._model,
                 request_id=each.request_id,
                 time=each.time,
-                hashes=each.hashes() | {"bundle": self._bundle_sha256, "archive": found.state},
+                hashes=each.hashes() | {"bundle": self._bundle.sha256, "archive": found.state},
                 warnings=tuple(each.warnings),
                 timings_ms=spent,
                 _asked=each,
@@ -331,7 +330,7 @@ class Searcher:
         self, asked: "_Asked", context: dict[str, Any], answer: Results | None, error: str | None = None
     ) -> dict[str, Any]:
         """Return what the audit log keeps of a query: hashes of what was asked, never the words."""
-        hashes = {"image": None, "words": None, **asked.hashes(), "bundle": self._bundle_sha256}
+        hashes = {"image": None, "words": None, **asked.hashes(), "bundle": self._bundle.sha256}
         return {
             "time": asked.time,
             "request_id": asked.request_id,
