@@ -430,7 +430,7 @@ class Archive:
             fitted = db.execute("SELECT count(*) FROM basis").fetchone()[0]
             sample = None if fitted or self._count(db) < SAMPLE else self._sample(db)
         if sample is not None:
-            self._take_basis(Basis.fit(sample))
+            self._take_basis(Basis.fit(sample, self.layout))
         with self._reading() as db:
             assert db is not None
             self._current(db)
@@ -546,7 +546,7 @@ class Archive:
         with self._reading() as db:
             if not db:
                 raise self._missing()
-            basis = Basis.fit(self._sample(db)) if self._count(db) >= SAMPLE else None
+            basis = Basis.fit(self._sample(db), self.layout) if self._count(db) >= SAMPLE else None
             whole = range(self._next_id(db) // SEGMENT) if basis else range(0)
         for number in whole:  # before they are asked for
             with self._reading() as db, contextlib.suppress(OSError):

@@ -65,12 +65,15 @@ class Basis:
         return layout.length if self.vectors is None else self.vectors.shape[1]
 
     @classmethod
-    def fit(cls, sample: Vector) -> "Basis":
+    def fit(cls, descriptors: Vector, layout: Layout) -> "Basis":
         """Take the basis from a sample of the descriptors.
 
-        Each rank's cost is counted on the sample: the numbers scanned, and the descriptors that its bounds
-        could not spare. Where no rank is worth it (descriptors without structure), there are no vectors.
+        The traits are few numbers that weigh much, and are kept as they are; the looks are projected. Each
+        rank's cost is counted on the sample: the numbers scanned, and the descriptors that its bounds could
+        not spare. Where no rank is worth it (descriptors without structure), there are no vectors.
         """
+        looks = sum(layout.local + layout.global_)
+        sample = descriptors[:, :looks]
         rng = np.random.default_rng(0)
         ranks = [r for r in _RANKS if r < min(sample.shape) // 2]
         if not ranks:
@@ -88,14 +91,19 @@ class Basis:
         exact = x[asked] @ x.T
         exact[np.arange(len(asked)), asked] = -np.inf
         kth = exact.max(1, keepdims=True)  # of the sample: lower than the k-th of many more cases
-        costs = {x.shape[1]: float(x.shape[1])}
+        costs = {looks: float(looks)}
         for r in ranks:
             rho = np.sqrt(np.maximum(squared - (z[:, :r] ** 2).sum(1), 0))
             bound = z[asked, :r] @ z[:, :r].T + rho[asked, None] * rho
             spared = (bound < kth).mean()
             costs[r] = r + (1 - spared) * _FETCH
         best = min(costs, key=lambda r: costs[r])
-        return cls.of(None if best == x.shape[1] else vectors[:, :best])
+        if best == looks:
+            return cls.of(None)
+        both = np.zeros((layout.length, best + layout.length - looks))
+        both[:looks, :best] = vectors[:, :best]
+        both[looks:, best:] = np.eye(layout.length - looks)
+        return cls.of(both)
 
     def cases(self, descriptors: Vector) -> tuple[Vector, Vector]:
         """Return z_t float32 [N, r] of descriptors [N, D], and rho_t float32 [N], never below what it is."""

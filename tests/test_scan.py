@@ -94,14 +94,29 @@ def test_the_bounds_hold_for_any_basis_and_any_weights(
 def test_a_basis_is_taken_where_descriptors_have_structure_and_none_where_they_have_not() -> None:
     layout = Layout(local=(64, 64, 64), global_=(64, 64, 64))
     chance = _descriptors(1000, 1, layout)
-    assert Basis.fit(chance).vectors is None
+    assert Basis.fit(chance, layout).vectors is None
     rng = np.random.default_rng(0)
     structured = rng.standard_normal((1000, 20)) @ rng.standard_normal((20, 384))
     structured += 0.01 * rng.standard_normal(structured.shape)
-    vectors = Basis.fit(structured.astype(np.float32)).vectors
+    vectors = Basis.fit(structured.astype(np.float32), layout).vectors
     assert vectors is not None and vectors.shape == (384, 32)
     assert np.abs(vectors.T @ vectors - np.eye(32)).max() < 1e-12
-    assert Basis.fit(chance[:3]).vectors is None
+    assert Basis.fit(chance[:3], layout).vectors is None
+
+
+def test_a_basis_keeps_the_traits_so_that_what_they_weigh_is_bounded_exactly() -> None:
+    layout = Layout(local=(64, 64, 64), global_=(64, 64, 64), traits=(3, 5))
+    rng = np.random.default_rng(0)
+    looks = rng.standard_normal((1000, 20)) @ rng.standard_normal((20, 384))
+    looks += 0.01 * rng.standard_normal(looks.shape)
+    cases = np.hstack([looks, rng.dirichlet(np.ones(3), 1000), rng.dirichlet(np.ones(5), 1000)])
+    basis = Basis.fit(cases.astype(np.float32), layout)
+    assert basis.vectors is not None and basis.rank(layout) == 32 + 8
+    assert np.abs(basis.vectors.T @ basis.vectors - np.eye(40)).max() < 1e-12
+    traits_alone = np.hstack([np.zeros(384), rng.random(8)])
+    z, rho, _ = basis.query(traits_alone)
+    assert rho < 1e-4
+    assert np.abs(basis.cases(cases.astype(np.float32))[0] @ z - cases @ traits_alone).max() < 1e-5
 
 
 @QUICK
