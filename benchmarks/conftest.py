@@ -84,9 +84,10 @@ def material(request: pytest.FixtureRequest, report: Report) -> Iterator[Materia
     usual = [text for text, n in zip(full, lengths, strict=True) if 48 < n < 64]
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
-        np.save(root / "matrix.npy", write_archive(root / "cases.skinret", bundle))
+        images = draw(root / "images")
+        np.save(root / "matrix.npy", write_archive(root / "cases.skinret", bundle, images))
         yield Material(
-            bundle=bundle, checkpoint=checkpoint, random=random, images=draw(root / "images"),
+            bundle=bundle, checkpoint=checkpoint, random=random, images=images,
             full=usual if len(usual) >= 60 else full, short=findings(table), archive=root / "cases.skinret",
             matrix=root / "matrix.npy", cache=root / "engines", threads=report.threads,
         )  # fmt: skip

@@ -15,13 +15,15 @@ from skinret_infer.archive import Archive
 from skinret_infer.bundle import Bundle
 from skinret_infer.cases import Case
 from skinret_infer.descriptor import Layout, Vector
-from skinret_infer.image import ImageRecipe
+from skinret_infer.engines import open_engine
+from skinret_infer.image import ImageRecipe, decode, prepare
 from skinret_infer.store import Record
 from skinret_infer.text import TextRecipe, describe, phrases_of
 from skinret_training.synthetic import random_lesions
 
 CASES = 10_000
 RANK, CLUSTERS, NOISE = 256, 500, 0.003  # of descriptors that are like learned ones
+ALIKE = (0.3, 1.5)  # of another's descriptor in a case that is like an image: their cosines are 0.96 to 0.55
 SIZE = (768, 512)
 DRAWINGS = 4  # each is turned eight ways
 SWIN_T = {"model_type": "swin", "out_features": ["stage2", "stage3", "stage4"]}
@@ -150,10 +152,20 @@ def learned_like(count: int, layout: Layout, seed: int, noise: float = NOISE) ->
         yield (x / np.repeat(sums, layout.lengths, axis=1)).astype(np.float32)
 
 
-def write_archive(path: Path, bundle: Bundle) -> np.ndarray:
-    """Write an archive of CASES descriptors; return them, float32 [N, D]."""
+def write_archive(path: Path, bundle: Bundle, images: Sequence[Path]) -> np.ndarray:
+    """Write an archive of CASES descriptors, a tenth of them like those of the images; return them [N, D]."""
     layout, manifest = bundle.manifest.layout, bundle.manifest
     matrix = np.concatenate([*learned_like(CASES, layout, seed=5)])
+    engine = open_engine(bundle, "onnxruntime-cpu", precision="fp32")
+    pixels = np.stack([prepare(decode(image), manifest.image) for image in images])
+    own = np.concatenate([engine.describe(pixels[n : n + 8], None) for n in range(0, len(pixels), 8)])
+    six = sum(layout.local + layout.global_)
+    rng = np.random.default_rng(7)
+    for n in range(0, CASES, 10):  # a query finds its like
+        x = own[n // 10 % len(own)] + rng.uniform(*ALIKE) * matrix[n]
+        sums = np.add.reduceat(np.concatenate([x[:six] ** 2, x[six:]]), layout.starts)
+        sums[:6] = np.sqrt(sums[:6])
+        matrix[n] = x / np.repeat(sums, layout.lengths)
     archive = Archive(path, manifest.fingerprint, layout, f"{manifest.model} {manifest.version}")
     records = [Record(f"{n:05}", "nevus", "nevus", "", {}, f"{n:05}.jpg", "") for n in range(CASES)]
     for start in range(0, CASES, 1000):

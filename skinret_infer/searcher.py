@@ -34,7 +34,7 @@ from .descriptor import (
     part_weights,
     products,
 )
-from .engines import Array, Engine, cache_folder, open_engine
+from .engines import Array, Engine, cache_folder, open_engine, usable_cpus
 from .engines.base import Words
 from .errors import ArchiveError, InputError, SkinretError
 from .evidence import Evidence, Maps, split_score
@@ -47,6 +47,7 @@ BATCH = 8  # images encoded at once, and cases written in one transaction
 _STEP = 16  # tokens: texts are padded to a multiple of it
 _TEXTS_KEPT = 128  # of the last texts, encoded: 25 MB at 64 tokens of 768 numbers
 _ROUNDING = 0.05  # of a cosine: what bf16 may miss, and another picture or model exceeds
+_READERS = 4  # pictures decoded at a time, of cases that are added
 _WORKERS = 4  # texts encoded at a time, of queries from several threads
 
 Progress = Callable[[int, int], None]
@@ -122,6 +123,7 @@ class Searcher:
         self._pool = ThreadPoolExecutor(_WORKERS, "skinret-words")
         self._seen: OrderedDict[bytes, Array] = OrderedDict()  # token ids -> tokens [n, d_T]
         self._lock = threading.Lock()
+        self._theirs = threading.Lock()  # an open file or image of the caller's may be that of two cases
 
     @property
     def runtime(self) -> str:
@@ -176,16 +178,23 @@ class Searcher:
         check_on_duplicate(on_duplicate)
         cases = _checked(cases)
         report = Indexed()
-        for start in range(0, len(cases), BATCH):
-            batch = cases[start : start + BATCH]
-            try:
-                self._add_batch(batch, on_duplicate, report)
-            except SkinretError as error:
-                if done := len(report.added) + len(report.replaced):
-                    error.add_note(f"{done} cases before it were added and stay; the call can be made again.")
-                raise
-            if progress:
-                progress(start + len(batch), len(cases))
+        batches = [cases[start : start + BATCH] for start in range(0, len(cases), BATCH)]
+        done = 0
+        readers = ThreadPoolExecutor(min(_READERS, usable_cpus()), "skinret-read")
+        try:
+            coming = self._reading(readers, batches[0], on_duplicate) if batches else []
+            for n, batch in enumerate(batches, 1):  # the next is read while this one is encoded
+                read, coming = coming, self._reading(readers, batches[n], on_duplicate) if batches[n:] else []
+                self._add_batch(read, report)
+                done += len(batch)
+                if progress:
+                    progress(done, len(cases))
+        except SkinretError as error:
+            if kept := len(report.added) + len(report.replaced):
+                error.add_note(f"{kept} cases before it were added and stay; the call can be made again.")
+            raise
+        finally:
+            readers.shutdown(cancel_futures=True)
         return report
 
     def remove(self, case_ids: Collection[str]) -> int:
@@ -375,33 +384,42 @@ class Searcher:
         self._describe([asked], {})
         return asked.descriptor
 
-    def _add_batch(self, batch: Sequence[Case], on_duplicate: str, report: Indexed) -> None:
+    def _reading(
+        self, readers: ThreadPoolExecutor, batch: Sequence[Case], on_duplicate: str
+    ) -> list[Future["_Read"]]:
+        """Have the pictures of a batch read, each in a thread of its own."""
         there = self._archive.find([case.case_id for case in batch])
-        records: list[Record] = []
-        pixels: list[Pixels] = []
-        for case in batch:
-            warnings: list[str] = []
+        return [readers.submit(self._read, case, there.get(case.case_id), on_duplicate) for case in batch]
+
+    def _read(self, case: Case, old: Record | None, on_duplicate: str) -> "_Read":
+        """Read the picture of a case; its pixels are not needed where the case is there and stays."""
+        warnings: list[str] = []
+        ours = isinstance(case.image, str | Path | bytes | np.ndarray)
+        with contextlib.nullcontext() if ours else self._theirs:
             try:
                 picture = decode(case.image, warnings=warnings)
             except InputError as error:
                 error.add_note(f"This is the image of case {case.case_id!r}.")
                 raise
-            if warnings:
-                report.warnings[case.case_id] = warnings
-            record = Record.of(case, digest(picture))
-            old = there.get(case.case_id)
-            differs = old.differs(record) if old else []
-            if old and (not differs or on_duplicate == "skip"):
-                report.unchanged.append(case.case_id)
-                continue
-            if old and on_duplicate == "error":
-                raise duplicate(case.case_id, differs)
-            records.append(record)
-            pixels.append(prepare(picture, self.manifest.image))
-        if records:
-            self._archive.write(records, self._writer().describe(np.stack(pixels), None))
-            for record in records:
-                (report.replaced if record.case_id in there else report.added).append(record.case_id)
+        record = Record.of(case, digest(picture))
+        differs = old.differs(record) if old else []
+        if old and differs and on_duplicate == "error":
+            raise duplicate(case.case_id, differs)
+        stays = old is not None and (not differs or on_duplicate == "skip")
+        return _Read(record, None if stays else prepare(picture, self.manifest.image), old, warnings)
+
+    def _add_batch(self, batch: Iterable[Future["_Read"]], report: Indexed) -> None:
+        read = [each.result() for each in batch]
+        report.warnings |= {each.record.case_id: each.warnings for each in read if each.warnings}
+        report.unchanged += [each.record.case_id for each in read if each.pixels is None]
+        pixels = [each.pixels for each in read if each.pixels is not None]
+        if pixels:
+            new = [each for each in read if each.pixels is not None]
+            self._archive.write(
+                [each.record for each in new], self._writer().describe(np.stack(pixels), None)
+            )
+            for each in new:
+                (report.replaced if each.old else report.added).append(each.record.case_id)
 
     def _writer(self) -> Engine:
         """Return the engine that describes cases: the queries' own if it may write an archive, or fp32."""
@@ -481,6 +499,16 @@ class Searcher:
             row[: len(known[key])] = known[key]
         timings["text"] = (time.perf_counter() - began) * 1e3
         return tokens, mask[:, :n], warnings
+
+
+@dataclass(frozen=True, slots=True)
+class _Read:
+    """A case whose picture was read; `old` is what the archive has by its id."""
+
+    record: Record
+    pixels: Pixels | None  # [S, S, 3], or None where the case is there and stays
+    old: Record | None
+    warnings: list[str]
 
 
 @dataclass(eq=False)
