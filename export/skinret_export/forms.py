@@ -1,77 +1,191 @@
 """The form in which a graph is exported: the same weights and numbers in fewer steps."""
 
 import copy
-from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from transformers.models.swin.modeling_swin import SwinEncoder, SwinLayer, SwinStage
+from torch.nn import functional as F
+from transformers.modeling_outputs import BackboneOutput
+from transformers.models.swin.modeling_swin import SwinBackbone, SwinEmbeddings, SwinLayer, SwinPatchMerging
 
 from skinret_training.model import VisualEncoder
 
+_OFFSET = 128.0  # taken from pixels, which leaves them small, and exact in bfloat16
 
+
+@torch.no_grad()
 def export_form(visual_encoder: VisualEncoder, image_size: int) -> nn.Module:
     """Return what to export in a visual encoder's place; itself if its backbone has no better form.
 
     Swin moves its tokens into windows and back around every attention, by rolls, reshapes and transposes.
-    What is done to a token between two attentions does not depend on where it lies, so in a stage one
-    permutation from window to window is enough.
+    What is done to a token between two attentions does not depend on where it lies, so one permutation from
+    window to window is enough, and only the maps that are given out must lie as the image does. What is the
+    same for every image is computed here: normalising pixels, scaling queries, and the bias of each attention
+    with the mask of its shifted windows.
     """
-    encoder = getattr(getattr(visual_encoder.backbone, "swin", None), "encoder", None)
-    if not isinstance(encoder, SwinEncoder):
+    if not _fits(visual_encoder.backbone, image_size):
         return visual_encoder
-    side, window = image_size // encoder.config.patch_size, encoder.config.window_size
-    sides = [side >> stage for stage in range(len(encoder.layers))]
-    if any(s % window for s in sides) or side % (1 << (len(sides) - 1)):
-        return visual_encoder  # maps that windows do not tile are padded on the way
     form = copy.deepcopy(visual_encoder).eval()
-    layers = cast(Any, form.backbone).swin.encoder.layers
-    for index, side in enumerate(sides):
-        layers[index] = _WindowOrder(layers[index], side)
+    form.backbone = _WindowedSwin(form.backbone, image_size, form.mean, form.std)
+    form.mean, form.std = torch.tensor(_OFFSET), torch.tensor(1.0)
     return form
 
 
-class _WindowOrder(nn.Module):
-    """A Swin stage whose tokens stay in the order of the windows."""
+def _fits(backbone: nn.Module, image_size: int) -> bool:
+    """Whether a backbone is a Swin whose windows tile the maps of every stage, with nothing unusual to it."""
+    if not isinstance(backbone, SwinBackbone):
+        return False
+    embeddings, config = backbone.swin.embeddings, backbone.config
+    height, width = embeddings.patch_embeddings.projection.kernel_size
+    window = height * config.window_size << (len(config.depths) - 1)  # of the last stage, in pixels
+    unusual = embeddings.position_embeddings is not None or "stem" in backbone.out_features
+    return height == width and image_size % window == 0 and not unusual
 
-    def __init__(self, stage: SwinStage, side: int) -> None:
+
+class _WindowedSwin(nn.Module):
+    """A Swin backbone whose tokens stay in the order of the windows; it takes over the parts of another."""
+
+    def __init__(self, backbone: SwinBackbone, image_size: int, mean: Tensor, std: Tensor) -> None:
         super().__init__()
-        self.blocks, self.downsample = stage.blocks, stage.downsample
-        here = torch.arange(side * side)
-        for index, block in enumerate(stage.blocks):
-            there = _windows(block, side)
-            self._keep(f"order_{index}", here.argsort()[there])
-            mask = block.get_attn_mask(side, side, torch.float32, here.device)
-            self.register_buffer(f"mask_{index}", mask, persistent=False)
-            here = there
-        self._keep("order_last", here.argsort())
+        self.stages, self.maps = nn.ModuleDict(), nn.ModuleDict()
+        patches, window = backbone.swin.embeddings, backbone.config.window_size
+        side = image_size // patches.patch_embeddings.projection.kernel_size[0]
+        here = _windows(side, window)  # which position of the map each token comes from
+        steps: list[nn.Module] = [_Patches(patches, side, window, mean, std)]
+        for name, stage in zip(backbone.stage_names[1:], backbone.swin.encoder.layers, strict=True):
+            for block in stage.blocks:
+                there = _windows(side, window, block.shift_size)
+                steps.append(_Block(block, side, here.argsort()[there]))
+                here = there
+            self.stages[name] = nn.Sequential(*steps)
+            if name in backbone.out_features:
+                self.maps[name] = _Map(backbone.hidden_states_norms[name], side, here.argsort())
+            if stage.downsample is not None:
+                side //= 2
+                there = _windows(side, window)
+                steps = [_Merge(stage.downsample, here.argsort()[_fours(side)[there].flatten()])]
+                here = there
 
-    def forward(self, hidden_states: Tensor, input_dimensions: tuple[int, int], **_: Any) -> tuple[Any, ...]:
-        """(B, h w, d) -> the next stage's input and this one's map, as SwinStage gives them."""
-        height, width = input_dimensions
-        x = hidden_states
-        tokens, d = x.shape[1:]
-        for index, block in enumerate(self.blocks):
-            x = self._reorder(x, f"order_{index}")
-            windows = block.layernorm_before(x).reshape(-1, block.window_size**2, d)
-            attended, _weights = block.attention(windows, getattr(self, f"mask_{index}"))
-            x = x + attended.reshape(-1, tokens, d)
-            x = x + block.mlp(block.layernorm_after(x))
-        x = self._reorder(x, "order_last")
-        below = x if self.downsample is None else self.downsample(x, input_dimensions)
-        return below, x.reshape(-1, height, width, d).permute(0, 3, 1, 2), None
+    def forward(self, pixels: Tensor) -> BackboneOutput:
+        """(B, 3, S, S), less the offset -> maps (B, d, h, w) of the stages that are given out."""
+        x, maps = pixels, []
+        for name, stage in self.stages.items():
+            x = stage(x)
+            if name in self.maps:
+                maps.append(self.maps[name](x))
+        return BackboneOutput(feature_maps=tuple(maps))
 
-    def _keep(self, name: str, order: Tensor) -> None:
+
+class _Patches(nn.Module):
+    """Pixels to Swin's first tokens by one product, in the order of the windows."""
+
+    weight: Tensor
+    bias: Tensor
+
+    def __init__(self, embeddings: SwinEmbeddings, side: int, window: int, mean: Tensor, std: Tensor) -> None:
+        super().__init__()
+        projection, self.norm = embeddings.patch_embeddings.projection, embeddings.norm
+        patch = projection.kernel_size[0]
+        self.grid = (side // window, window, patch, side // window, window, 3 * patch)
+        weight = projection.weight.permute(0, 2, 3, 1) / std  # (d, patch, patch, 3)
+        bias = projection.bias - (weight * (mean - _OFFSET)).sum((1, 2, 3))
+        self.register_buffer("weight", weight.flatten(1), persistent=False)
+        self.register_buffer("bias", bias, persistent=False)
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """(B, 3, S, S) -> (B, h w, d)."""
+        x = pixels.permute(0, 2, 3, 1).reshape(-1, *self.grid).permute(0, 1, 4, 2, 5, 3, 6)
+        tokens: Tensor = self.norm(F.linear(x.flatten(5).flatten(1, 4), self.weight, self.bias))
+        return tokens
+
+
+class _Block(nn.Module):
+    """A Swin layer whose tokens come in the order of the windows before it and go in that of its own."""
+
+    bias: Tensor
+
+    def __init__(self, block: SwinLayer, side: int, order: Tensor) -> None:
+        super().__init__()
+        self.block, self.order = block, _Order(order)
+        for parameter in block.attention.q_proj.parameters():
+            parameter.mul_(block.attention.scaling)
+        bias = block.attention.relative_position_bias()  # (1, heads, n, n), of the n tokens of a window
+        mask = block.get_attn_mask(side, side, bias.dtype, bias.device)  # (windows, n, n) of shifted ones
+        self.register_buffer("bias", bias if mask is None else bias + mask[:, None], persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, h w, d) -> (B, h w, d)."""
+        x = self.order(x)
+        x = x + self._attend(self.block.layernorm_before(x))
+        x = x + self.block.mlp(self.block.layernorm_after(x))
+        return x
+
+    def _attend(self, x: Tensor) -> Tensor:
+        attention, (_, heads, n, _) = self.block.attention, self.bias.shape
+        windows = x.reshape(-1, n, x.shape[-1])
+        q, k, v = (
+            project(windows).reshape(-1, n, heads, attention.head_dim).transpose(1, 2)
+            for project in (attention.q_proj, attention.k_proj, attention.v_proj)
+        )
+        scores = q @ k.transpose(-1, -2)  # (B windows, heads, n, n)
+        if len(self.bias) == 1:
+            scores = scores + self.bias
+        else:
+            scores = (scores.reshape(-1, *self.bias.shape) + self.bias).flatten(0, 1)
+        attended = (scores.softmax(-1) @ v).transpose(1, 2)
+        out: Tensor = attention.o_proj(attended.reshape(x.shape))
+        return out
+
+
+class _Merge(nn.Module):
+    """Swin's patch merging: four tokens to one, taken from where they are to where it is wanted."""
+
+    def __init__(self, downsample: SwinPatchMerging, order: Tensor) -> None:
+        super().__init__()
+        self.downsample, self.order = downsample, _Order(order)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, h w, d) -> (B, h w / 4, 2 d)."""
+        x = self.order(x)
+        fours = x.reshape(-1, x.shape[1] // 4, 4 * x.shape[2])
+        merged: Tensor = self.downsample.reduction(self.downsample.norm(fours))
+        return merged
+
+
+class _Map(nn.Module):
+    """Tokens to a map, normed."""
+
+    def __init__(self, norm: nn.Module, side: int, order: Tensor) -> None:
+        super().__init__()
+        self.norm, self.side, self.order = norm, side, _Order(order)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, h w, d) -> (B, d, h, w)."""
+        x = self.norm(self.order(x))
+        return x.reshape(-1, self.side, self.side, x.shape[-1]).permute(0, 3, 1, 2)
+
+
+class _Order(nn.Module):
+    """Take tokens (B, n, d) in an order (n,), if it is another than their own."""
+
+    order: Tensor | None
+
+    def __init__(self, order: Tensor) -> None:
+        super().__init__()
         moves = not torch.equal(order, torch.arange(len(order)))
-        self.register_buffer(name, order if moves else None, persistent=False)
+        self.register_buffer("order", order if moves else None, persistent=False)
 
-    def _reorder(self, x: Tensor, name: str) -> Tensor:
-        order = getattr(self, name)
-        return x if order is None else x.index_select(1, order)
+    def forward(self, x: Tensor) -> Tensor:
+        return x if self.order is None else x.index_select(1, self.order)
 
 
-def _windows(block: SwinLayer, side: int) -> Tensor:
-    """Return which position of the map each token of a block's shifted windows comes from."""
-    window, shift = block.window_size, block.shift_size
+def _windows(side: int, window: int, shift: int = 0) -> Tensor:
+    """Return which position of the map each token of its shifted windows comes from: (h w,)."""
     position = torch.arange(side * side).reshape(side, side).roll((-shift, -shift), (0, 1))
     return position.reshape(side // window, window, side // window, window).transpose(1, 2).flatten()
+
+
+def _fours(side: int) -> Tensor:
+    """Return which four positions of the map before each position of the merged one is made of: (h w, 4)."""
+    position = torch.arange(4 * side * side).reshape(side, 2, side, 2)
+    return position.permute(0, 2, 3, 1).reshape(-1, 4)  # down, then across, as Swin takes them
