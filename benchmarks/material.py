@@ -145,11 +145,16 @@ def learned_like(count: int, layout: Layout, seed: int, noise: float = NOISE) ->
         latent = np.sqrt(0.5) * (centres[cluster] + rng.standard_normal((n, RANK), np.float32)) * spectrum
         x = latent @ mixing / np.linalg.norm(spectrum)
         x += np.sqrt(noise) * rng.standard_normal(x.shape, np.float32)
-        six = sum(layout.local + layout.global_)
-        x[:, six:] = np.exp(3 * x[:, six:])  # what is read: distributions
-        sums = np.add.reduceat(np.hstack([x[:, :six] ** 2, x[:, six:]]), layout.starts, axis=1)
-        sums[:, :6] = np.sqrt(sums[:, :6])
-        yield (x / np.repeat(sums, layout.lengths, axis=1)).astype(np.float32)
+        yield formed(x, layout)
+
+
+def formed(x: np.ndarray, layout: Layout) -> Vector:
+    """Return any numbers [n, D] as descriptors: six vectors of length 1, and distributions."""
+    six = sum(layout.local + layout.global_)
+    x = np.hstack([x[:, :six], np.exp(3 * x[:, six:])])
+    sums = np.add.reduceat(np.hstack([x[:, :six] ** 2, x[:, six:]]), layout.starts, axis=1)
+    sums[:, :6] = np.sqrt(sums[:, :6])
+    return (x / np.repeat(sums, layout.lengths, axis=1)).astype(np.float32)
 
 
 def write_archive(path: Path, bundle: Bundle, images: Sequence[Path]) -> np.ndarray:
@@ -159,13 +164,9 @@ def write_archive(path: Path, bundle: Bundle, images: Sequence[Path]) -> np.ndar
     engine = open_engine(bundle, "onnxruntime-cpu", precision="fp32")
     pixels = np.stack([prepare(decode(image), manifest.image) for image in images])
     own = np.concatenate([engine.describe(pixels[n : n + 8], None) for n in range(0, len(pixels), 8)])
-    six = sum(layout.local + layout.global_)
-    rng = np.random.default_rng(7)
-    for n in range(0, CASES, 10):  # a query finds its like
-        x = own[n // 10 % len(own)] + rng.uniform(*ALIKE) * matrix[n]
-        sums = np.add.reduceat(np.concatenate([x[:six] ** 2, x[six:]]), layout.starts)
-        sums[:6] = np.sqrt(sums[:6])
-        matrix[n] = x / np.repeat(sums, layout.lengths)
+    share = np.random.default_rng(7).uniform(*ALIKE, (len(matrix[::10]), 1)).astype(np.float32)
+    alike = own[np.arange(len(share)) % len(own)] + share * matrix[::10]
+    matrix[::10] = formed(alike, layout)  # a query finds its like
     archive = Archive(path, manifest.fingerprint, layout, f"{manifest.model} {manifest.version}")
     records = [Record(f"{n:05}", "nevus", "nevus", "", {}, f"{n:05}.jpg", "") for n in range(CASES)]
     for start in range(0, CASES, 1000):

@@ -25,7 +25,7 @@ from typing import Any, Self
 import numpy as np
 import psutil
 import pytest
-from material import learned_like
+from material import formed, learned_like
 from search_contestant import FLAT, IVF, KINDS, LAYOUT, MODEL, NUMPY, OURS, PROBES, SQ8, STEP, Lists
 from search_report import MANY, ONE, UNSTRUCTURED, SearchReport, section_of
 
@@ -416,9 +416,7 @@ def test_descriptors_without_structure(search_report: SearchReport) -> None:
     def isotropic(count: int, seed: int) -> Iterator[Vector]:
         rng = np.random.default_rng(seed)
         for start in range(0, count, STEP):
-            x = rng.standard_normal((min(STEP, count - start), LAYOUT.length), np.float32)
-            norms = np.sqrt(np.add.reduceat(x**2, LAYOUT.starts, axis=1))
-            yield x / np.repeat(norms, LAYOUT.lengths, axis=1)
+            yield formed(rng.standard_normal((min(STEP, count - start), LAYOUT.length), np.float32), LAYOUT)
 
     with laid_out(20_000, isotropic(20_000, 5), np.concatenate([*isotropic(ASKED, 77)])) as ground:
         done = run(ground, ("all",), 200)
