@@ -377,6 +377,7 @@ def test_openvino_compiles_once_and_again_where_the_file_is_not_its_own(
 
     first = again()
     assert [graph for graph, _, _ in built] == list(GRAPHS) and said == []
+    open_still = open_engine(loaded, "openvino", precision="fp32", cache=tmp_path, say=said.append)
     places = {graph: (path, key) for graph, path, key in built}
     assert np.array_equal(again(), first)
     assert built == [] and said == []
@@ -389,11 +390,18 @@ def test_openvino_compiles_once_and_again_where_the_file_is_not_its_own(
         "another kind": places["composer"][0].read_bytes(),
     }
     for word, content in damages.items():
+        head.unlink()
         head.write_bytes(content)
         assert np.array_equal(again(), first)
         assert [graph for graph, _, _ in built] == ["similarity_head"]
         assert len(said) == 1 and word in said[0] and "built again" in said[0]
         assert np.array_equal(again(), first) and built == []
+
+    for path, _ in places.values():  # an engine that reads them goes on
+        path.unlink()
+    assert np.array_equal(open_still.describe(pixels[:1], None), first)
+    assert np.array_equal(open_still.describe(pixels[:1], None), first)
+    assert np.array_equal(again(), first)
 
     head.unlink()
     cache.cached(head, key, lambda: b"whole, of the right key, and no model", say=said.append)

@@ -25,7 +25,7 @@ from skinret_export.precision import write_fp16
 from skinret_infer.bundle import GRAPHS, Bundle, file_sha256, graph_file
 from skinret_infer.descriptor import COMPOSED, LEVELS
 from skinret_infer.engines import open_engine, tensorrt
-from skinret_infer.engines.cache import cache_folder, cached, engine_path
+from skinret_infer.engines.cache import cache_folder, cached, drop, engine_path
 from skinret_infer.engines.tensorrt import Target, TensorRT
 from skinret_infer.errors import BundleError, InputError, ParityError, RuntimeUnavailable
 
@@ -46,6 +46,20 @@ def test_an_engine_is_built_once(tmp_path: Path) -> None:
     assert cached(path, KEY, lambda: b"engine", say=said.append) == b"engine"
     assert cached(path, KEY, pytest.fail, say=said.append) == b"engine"
     assert said == []
+
+
+def test_a_kept_engine_is_mapped_where_a_runtime_may_use_it_as_it_lies(tmp_path: Path) -> None:
+    path, engine = engine_path(tmp_path, KEY), bytes(range(256)) * 100
+    for build in (lambda: engine, pytest.fail):
+        found = cached(path, KEY, build, say=pytest.fail)
+        assert isinstance(found, memoryview) and found.readonly
+        assert np.frombuffer(found, np.uint8).ctypes.data % 64 == 0
+        drop(found)
+        assert found == engine
+    path.unlink()  # while it is in use
+    drop(found)
+    assert found == engine
+    drop(engine)  # that could not be kept
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 import contextlib
 import hashlib
 import json
+import mmap
 import os
 import sys
 import threading
@@ -15,7 +16,8 @@ from ..files import whole_file
 from .base import Say
 
 Key = Mapping[str, str]  # everything an engine depends on, by name
-_MAGIC = b"skinret engine 1\n"
+_MAGIC = b"skinret engine 2\n"
+_ALIGNED = 64  # bytes: where an engine begins in its file, so that a runtime may use it as it lies there
 # What sets apart engines that are used side by side. In the rest of a key the newer takes the older's place.
 _PLACE = ("graph", "onnx", "runtime", "precision", "capability", "device", "platform")
 _building = threading.Lock()
@@ -56,8 +58,9 @@ def cached(
 ) -> bytes | memoryview:
     """Return the engine at `path` if it is whole and its key is `key`, else build it and keep it there.
 
-    Who finds another building the same one waits for it. Where nothing can be written the engine serves
-    this process alone and `say` tells: an answer is worth more than a file; with `required` it is an error.
+    It is mapped, so that its pages are the system's to share and to drop. Who finds another building the
+    same one waits for it. Where nothing can be written the engine serves this process alone and `say` tells:
+    an answer is worth more than a file; with `required` it is an error.
 
     refused : why the runtime would not take the engine that is there; it is then built again.
     """
@@ -80,24 +83,36 @@ def cached(
         built = build()
         try:
             with whole_file(path) as temporary, temporary.open("wb") as file:
-                header = {"key": dict(key), "sha256": hashlib.sha256(built).hexdigest()}
-                file.write(_MAGIC + json.dumps(header).encode() + b"\n")
+                header = json.dumps({"key": dict(key), "sha256": hashlib.sha256(built).hexdigest()}).encode()
+                padding = b" " * (-(len(_MAGIC) + len(header) + 1) % _ALIGNED)
+                file.write(_MAGIC + header + padding + b"\n")
                 file.write(built)
         except OSError as error:
             _not_kept(path, error, say, required)
-        return built
+            return built
+        return _read(path, key)[0] or built
+
+
+def drop(engine: bytes | memoryview) -> None:
+    """Let the system have the pages of an engine that was read; what is read again comes from its file."""
+    mapped = engine.obj if isinstance(engine, memoryview) else None
+    if isinstance(mapped, mmap.mmap) and hasattr(mmap, "MADV_DONTNEED"):
+        mapped.madvise(mmap.MADV_DONTNEED)
 
 
 def _read(path: Path, key: Key) -> tuple[memoryview | None, str]:
     """Return the payload, or None and what is wrong with the file; nothing, if there is none."""
     try:
-        data = path.read_bytes()
+        with path.open("rb") as file:
+            data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
     except FileNotFoundError:
         return None, ""
+    except ValueError:  # nothing in it
+        return None, "is not an engine of skinret"
     except OSError as error:
         return None, f"cannot be read ({error})"
     end = data.find(b"\n", len(_MAGIC))
-    if not data.startswith(_MAGIC) or end < 0:
+    if data[: len(_MAGIC)] != _MAGIC or end < 0:
         return None, "is not an engine of skinret"
     try:
         header: dict[str, Any] = json.loads(data[len(_MAGIC) : end])

@@ -1,5 +1,6 @@
 """OpenVINO on the CPU: the fastest there, most of all where it computes in bf16 (AMX, AVX512-BF16)."""
 
+import ctypes
 import importlib.util
 import platform
 import sys
@@ -8,9 +9,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from ..bundle import GRAPHS, Bundle, check_contract
 from .base import Array, HostEngine, Say, graph_error, version
-from .cache import cached, engine_path
+from .cache import cached, drop, engine_path
 
 _HINTS = {"fp32": "f32", "bf16": "bf16"}
 
@@ -65,6 +68,8 @@ class OpenVino(HostEngine):
         self._compiled: dict[str, Any] = {}
         # A request serves one thread at a time and is kept for the next: its memory is made once.
         self._idle: dict[str, list[Any]] = {graph: [] for graph in GRAPHS}
+        self._blobs: dict[str, bytes | memoryview] = {}  # what these read weights from: to go after them
+        self._unread = set(GRAPHS)  # that have not run, and so not packed their weights
         for graph in GRAPHS:
             onnx = bundle.graph(graph)
             key = everywhere | {"graph": graph, "onnx": bundle.manifest.files[onnx.name]}
@@ -79,17 +84,26 @@ class OpenVino(HostEngine):
 
             path = engine_path(cache, key)
             try:
-                blob = bytes(cached(path, key, build, say=say))
                 try:
-                    compiled = core.import_model(blob, "CPU", properties)
+                    compiled = self._load(graph, cached(path, key, build, say=say), core, properties)
                 except RuntimeError as error:
                     refused = f"is refused by OpenVINO ({str(error).strip().splitlines()[-1]})"
-                    blob = bytes(cached(path, key, build, say=say, refused=refused))
-                    compiled = core.import_model(blob, "CPU", properties)
+                    blob = cached(path, key, build, say=say, refused=refused)
+                    compiled = self._load(graph, blob, core, properties)
             except RuntimeError as error:  # OpenVINO raises bare RuntimeErrors
                 raise graph_error(bundle, graph, "fp32", "openvino", error) from None
             check_contract(bundle, graph, _shapes(compiled.inputs), _shapes(compiled.outputs))
             self._compiled[graph] = compiled
+
+    def _load(self, graph: str, blob: bytes | memoryview, core: Any, properties: Mapping[str, Any]) -> Any:
+        """Load what was compiled, as it lies in its file: it reads its weights there as long as it runs."""
+        self._blobs[graph] = blob
+        found = np.frombuffer(blob, np.uint8)
+        address = found.ctypes.data_as(
+            ctypes.POINTER(ctypes.c_uint8)
+        )  # OpenVINO takes none that is read-only
+        tensor = _openvino().Tensor(np.ctypeslib.as_array(address, found.shape), shared_memory=True)
+        return core.import_model(tensor, "CPU", properties)
 
     def run(self, graph: str, feeds: Mapping[str, Array], outputs: Sequence[str]) -> list[Array]:
         """Run one graph on arrays by name and return the outputs asked for."""
@@ -101,6 +115,9 @@ class OpenVino(HostEngine):
         request.infer(dict(feeds), share_inputs=True)
         found = [request.get_tensor(name).data.copy() for name in outputs]
         idle.append(request)
+        if graph in self._unread:
+            self._unread.discard(graph)
+            drop(self._blobs[graph])
         return found
 
     def close(self) -> None:
