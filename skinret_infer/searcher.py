@@ -44,7 +44,7 @@ from .store import Added, Match, Record, Store, check_on_duplicate, duplicate
 from .text import TextEncoderInput, check_text, compare
 
 BATCH = 8  # images encoded at once, and cases written in one transaction
-_STEP = 8  # tokens: texts are padded to a multiple of it
+_STEP = 4  # tokens: texts are padded to a multiple of it
 _TEXTS_KEPT = 128  # of the last texts, encoded: 25 MB at 64 tokens of 768 numbers
 _ROUNDING = 0.05  # of a cosine: what bf16 may miss, and another picture or model exceeds
 _READERS = 4  # pictures decoded at a time, of cases that are added

@@ -69,7 +69,7 @@ class OpenVino(HostEngine):
         # A request serves one thread at a time and is kept for the next: its memory is made once.
         self._idle: dict[str, list[Any]] = {graph: [] for graph in GRAPHS}
         self._blobs: dict[str, bytes | memoryview] = {}  # what these read weights from: to go after them
-        self._unread = set(GRAPHS)  # that have not run, and so not packed their weights
+        self._met: set[tuple[Any, ...]] = set()  # graphs with shapes that they ran on, and packed weights for
         for graph in GRAPHS:
             onnx = bundle.graph(graph)
             key = everywhere | {"graph": graph, "onnx": bundle.manifest.files[onnx.name]}
@@ -115,8 +115,8 @@ class OpenVino(HostEngine):
         request.infer(dict(feeds), share_inputs=True)
         found = [request.get_tensor(name).data.copy() for name in outputs]
         idle.append(request)
-        if graph in self._unread:
-            self._unread.discard(graph)
+        if (shapes := (graph, *(array.shape for array in feeds.values()))) not in self._met:
+            self._met.add(shapes)
             drop(self._blobs[graph])
         return found
 
