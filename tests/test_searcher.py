@@ -16,6 +16,7 @@ from skinret_export.bundle_writer import export_bundle
 from skinret_infer import Case, InputError, RuntimeUnavailable, Searcher
 from skinret_infer import searcher as searcher_module
 from skinret_infer.engines import RUNTIMES
+from skinret_infer.image import decode
 
 WORDS = "atypical pigment network, irregular streaks"
 
@@ -241,6 +242,39 @@ def test_the_answer_does_not_depend_on_the_order_of_adding(
             answers.append({h.case_id: h.score for h in searcher.query(cases[50].image, WORDS, k=12)})
     assert answers[0].keys() == answers[1].keys()
     assert list(answers[0].values()) == pytest.approx(list(answers[1].values()), abs=1e-6)
+
+
+def test_cases_are_read_while_others_are_encoded(
+    bundle: Path, cases: list[Case], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ninth, together = threading.Event(), []
+
+    def reading(source: object, **options: object) -> np.ndarray:
+        if source == cases[8].image:
+            ninth.set()
+        return decode(source, **options)
+
+    monkeypatch.setattr("skinret_infer.searcher.decode", reading)
+    with Searcher(bundle, tmp_path / "new") as searcher:
+        engine = searcher._writer()
+        describe = engine.describe
+
+        def encoding(*given: object) -> np.ndarray:
+            together.append(ninth.wait(30))
+            return describe(*given)
+
+        monkeypatch.setattr(engine, "describe", encoding)
+        assert searcher.add(cases[:20]).added == [case.case_id for case in cases[:20]]
+    assert together == [True, True, True]
+
+
+def test_an_image_that_is_open_may_be_that_of_many_cases(
+    bundle: Path, cases: list[Case], tmp_path: Path
+) -> None:
+    with Image.open(cases[0].image) as opened, Searcher(bundle, tmp_path / "new") as searcher:
+        searcher.add([Case(f"{n:02}", opened) for n in range(12)] + [Case("by path", cases[0].image)])
+        stored = searcher._archive.stored([f"{n:02}" for n in range(12)] + ["by path"])
+    assert len({record.image_sha256 for record, _ in stored.values()}) == 1
 
 
 # -- words: encoded beside the image, once --
