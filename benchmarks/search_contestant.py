@@ -20,13 +20,13 @@ from cold_start import memory
 from skinret_infer.archive import Archive
 from skinret_infer.descriptor import Layout, part_weights
 
-PAPER = os.environ.get("SKINRET_SEARCH") == "paper"
+DEFAULT = os.environ.get("SKINRET_SEARCH") == "default"
 LAYOUT = (
-    Layout(local=(192, 384, 768), global_=(192, 384, 768))  # of Swin-T: 2,688 numbers
-    if PAPER
-    else Layout(local=(64, 64, 64), global_=(64, 64, 64), traits=(3, 3, 3, 5, 4, 3, 2, 7))  # 414
+    Layout(local=(64, 64, 64), global_=(64, 64, 64), traits=(3, 3, 3, 5, 4, 3, 2, 7))  # 414 numbers
+    if DEFAULT
+    else Layout(local=(192, 384, 768), global_=(192, 384, 768))  # of Swin-T: 2,688 numbers
 )
-WEIGHTS = part_weights(LAYOUT, beta=0.6, gamma=0.0 if PAPER else 0.7)
+WEIGHTS = part_weights(LAYOUT, beta=0.6, gamma=0.7 if DEFAULT else 0.0)
 WIDE = np.repeat(WEIGHTS, LAYOUT.lengths)
 OURS, NUMPY, FLAT, SQ8, IVF = KINDS = ("skinret", "numpy fp32", "faiss Flat", "faiss SQ8", "faiss IVF")
 MODEL = {"fingerprint": "0" * 64, "model": "learned-like 0"}

@@ -2,7 +2,7 @@
 
     python -m pytest benchmarks/test_search.py --cases 10000,200000,1000000
 
-The descriptors are those of the default recipe; SKINRET_SEARCH=paper takes the paper's, six times as long.
+The descriptors are of the paper's size; SKINRET_SEARCH=default takes the default recipe's, a sixth as long.
 Nothing here asks for speed; what is asserted is that every list is the exact one. A million cases need 17 GB
 of disk where temporary files lie (TMPDIR) and 16 GB of memory for the peers, and take about half an hour.
 """
