@@ -409,17 +409,21 @@ class Searcher:
         return _Read(record, None if stays else prepare(picture, self.manifest.image), old, warnings)
 
     def _add_batch(self, batch: Iterable[Future["_Read"]], report: Indexed) -> None:
-        read = [each.result() for each in batch]
-        report.warnings |= {each.record.case_id: each.warnings for each in read if each.warnings}
-        report.unchanged += [each.record.case_id for each in read if each.pixels is None]
-        pixels = [each.pixels for each in read if each.pixels is not None]
-        if pixels:
-            new = [each for each in read if each.pixels is not None]
-            self._archive.write(
-                [each.record for each in new], self._writer().describe(np.stack(pixels), None)
-            )
-            for each in new:
-                (report.replaced if each.old else report.added).append(each.record.case_id)
+        new: list[_Read] = []
+        pixels: list[Pixels] = []
+        for read in [each.result() for each in batch]:
+            if read.warnings:
+                report.warnings[read.record.case_id] = read.warnings
+            if read.pixels is None:
+                report.unchanged.append(read.record.case_id)
+            else:
+                new.append(read)
+                pixels.append(read.pixels)
+        if new:
+            descriptors = self._writer().describe(np.stack(pixels), None)
+            self._archive.write([read.record for read in new], descriptors)
+            for read in new:
+                (report.replaced if read.old else report.added).append(read.record.case_id)
 
     def _writer(self) -> Engine:
         """Return the engine that describes cases: the queries' own if it may write an archive, or fp32."""

@@ -99,9 +99,8 @@ class OpenVino(HostEngine):
         """Load what was compiled, as it lies in its file: it reads its weights there as long as it runs."""
         self._blobs[graph] = blob
         found = np.frombuffer(blob, np.uint8)
-        address = found.ctypes.data_as(
-            ctypes.POINTER(ctypes.c_uint8)
-        )  # OpenVINO takes none that is read-only
+        # By its address, for OpenVINO takes no array that is read-only, though it writes nothing.
+        address = found.ctypes.data_as(ctypes.POINTER(ctypes.c_uint8))
         tensor = _openvino().Tensor(np.ctypeslib.as_array(address, found.shape), shared_memory=True)
         return core.import_model(tensor, "CPU", properties)
 
