@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import secrets
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,7 +13,7 @@ def whole_file(path: str | Path) -> Iterator[Path]:
     """Give a temporary path beside `path`; a clean exit gives it the name `path`, any other removes it."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    temporary = _beside(path, "partial")
     try:
         yield temporary
         _sync(temporary)
@@ -27,14 +28,13 @@ def whole_folder(path: str | Path) -> Iterator[Path]:
     """Give a temporary folder beside `path`; a clean exit gives it the name `path`, for the old one."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    shutil.rmtree(temporary, ignore_errors=True)
+    temporary = _beside(path, "partial")
     temporary.mkdir()
     try:
         yield temporary
         for file in (*temporary.rglob("*"), temporary):
             _sync(file)
-        old = path.with_name(f".{path.name}.{os.getpid()}.old")
+        old = _beside(path, "old")
         if path.exists():
             path.rename(old)
         temporary.rename(path)
@@ -42,6 +42,11 @@ def whole_folder(path: str | Path) -> Iterator[Path]:
         shutil.rmtree(old, ignore_errors=True)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _beside(path: Path, what: str) -> Path:
+    """Return a name that no other thread, process or container that writes the same file has."""
+    return path.with_name(f".{path.name}.{secrets.token_hex(8)}.{what}")
 
 
 def _sync(path: Path) -> None:

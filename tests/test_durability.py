@@ -5,6 +5,7 @@ The long forms, of 200 kills and of a minute of readers and a writer, are in ben
 
 import contextlib
 import dataclasses
+import mmap
 import os
 import random
 import shutil
@@ -24,6 +25,7 @@ from skinret_infer import ArchiveError, InputError
 from skinret_infer import archive as archive_module
 from skinret_infer.archive import Archive
 from skinret_infer.descriptor import part_weights
+from skinret_infer.files import whole_file
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="signals, limits and permissions of POSIX")
 WEIGHTS = part_weights(LAYOUT, 0.6, 0.5)
@@ -429,6 +431,18 @@ def test_an_archive_made_anew_with_other_facts_is_filtered_by_those(path: Path) 
         archive.write(changed, descriptors([*state.items()]))
         query = descriptors([("query", 1)])
         assert archive.search(query, WEIGHTS, 5, {"diagnosis": "another"})[1] == len(state)
+
+
+def test_two_that_write_one_file_at_once_do_not_write_into_each_others(tmp_path: Path) -> None:
+    """What is mapped would change, or end, under its reader: that is a crash."""
+    with whole_file(tmp_path / "file") as mine:
+        mine.write_bytes(b"mine")
+        with whole_file(tmp_path / "file") as yours:
+            yours.write_bytes(b"yours")
+        with (tmp_path / "file").open("rb") as reader:
+            kept = mmap.mmap(reader.fileno(), 0, access=mmap.ACCESS_READ)
+        assert kept[:] == b"yours" and mine.read_bytes() == b"mine"
+    assert (tmp_path / "file").read_bytes() == b"mine" and kept[:] == b"yours"
 
 
 _DERIVING = """
