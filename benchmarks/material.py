@@ -150,7 +150,7 @@ def learned_like(count: int, layout: Layout, seed: int, noise: float = NOISE) ->
 
 def formed(x: np.ndarray, layout: Layout) -> Vector:
     """Return any numbers [n, D] as descriptors: six vectors of length 1, and distributions."""
-    six = sum(layout.local + layout.global_)
+    six = layout.looks
     x = np.hstack([x[:, :six], np.exp(3 * x[:, six:])])
     sums = np.add.reduceat(np.hstack([x[:, :six] ** 2, x[:, six:]]), layout.starts, axis=1)
     sums[:, :6] = np.sqrt(sums[:, :6])

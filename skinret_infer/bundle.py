@@ -215,7 +215,7 @@ class Bundle:
         if TRAITS not in self.manifest.files:
             return None
         layout = self.manifest.layout
-        shape = (sum(layout.traits), sum(layout.local + layout.global_) + 1)
+        shape = (sum(layout.traits), layout.looks + 1)
         try:
             read = read_array(self.path / TRAITS)
             found = f"{read.shape} of {read.dtype}"

@@ -50,6 +50,11 @@ class Layout:
         return sum(self.lengths)
 
     @property
+    def looks(self) -> int:
+        """How many of these numbers are the six unit vectors', which come first."""
+        return sum(self.local + self.global_)
+
+    @property
     def starts(self) -> npt.NDArray[np.int64]:
         """The index at which each part begins."""
         return np.concatenate([[0], np.cumsum(self.lengths)[:-1]]).astype(np.int64)
@@ -115,14 +120,15 @@ def weigh(descriptor: Vector, layout: Layout, beta: float, gamma: float) -> Vect
 def well_formed(descriptors: Vector, layout: Layout) -> npt.NDArray[np.bool_]:
     """Say for each descriptor [N, D] whether it is finite, six unit vectors and C distributions; bool [N]."""
     right = np.empty(len(descriptors), bool)
-    squared = sum(layout.local + layout.global_)
     for start in range(0, len(descriptors), 4096):
         part = descriptors[start : start + 4096]
         with np.errstate(over="ignore", invalid="ignore"):  # what overflows is not of length one
             sums = np.add.reduceat(
-                np.concatenate([part[:, :squared] ** 2, part[:, squared:]], axis=1), layout.starts, axis=1
+                np.concatenate([part[:, : layout.looks] ** 2, part[:, layout.looks :]], axis=1),
+                layout.starts,
+                axis=1,
             )
-            positive = (part[:, squared:] >= 0).all(axis=1)
+            positive = (part[:, layout.looks :] >= 0).all(axis=1)
         right[start : start + 4096] = (np.abs(sums - 1) < 1e-3).all(axis=1) & positive
     return right
 

@@ -98,7 +98,7 @@ def split_score(
     layout = manifest.layout
     whole = products(own, other[None], layout)[0]
     split, base = _split(maps, other, manifest), dict.fromkeys(manifest.traits, 0.0)
-    six, ends = sum(layout.local + layout.global_), np.cumsum(layout.traits)
+    six, ends = layout.looks, np.cumsum(layout.traits)
     for name, product, end, length in zip(base, whole[6:], ends, layout.traits, strict=True):
         base[name] = float(product)
         if reading is not None:

@@ -72,7 +72,7 @@ class Basis:
         rank's cost is counted on the sample: the numbers scanned, and the descriptors that its bounds could
         not spare. Where no rank is worth it (descriptors without structure), there are no vectors.
         """
-        looks = sum(layout.local + layout.global_)
+        looks = layout.looks
         sample = descriptors[:, :looks]
         rng = np.random.default_rng(0)
         ranks = [r for r in _RANKS if r < min(sample.shape) // 2]

@@ -178,14 +178,11 @@ class Searcher:
         check_on_duplicate(on_duplicate)
         cases = _checked(cases)
         report = Indexed()
-        batches = [cases[start : start + BATCH] for start in range(0, len(cases), BATCH)]
         done = 0
         readers = ThreadPoolExecutor(min(_READERS, usable_cpus()), "skinret-read")
         try:
-            coming = self._reading(readers, batches[0], on_duplicate) if batches else []
-            for n, batch in enumerate(batches, 1):  # the next is read while this one is encoded
-                read, coming = coming, self._reading(readers, batches[n], on_duplicate) if batches[n:] else []
-                self._add_batch(read, report)
+            for batch in self._reading(cases, on_duplicate, readers):
+                self._add_batch(batch, report)
                 done += len(batch)
                 if progress:
                     progress(done, len(cases))
@@ -385,11 +382,21 @@ class Searcher:
         return asked.descriptor
 
     def _reading(
-        self, readers: ThreadPoolExecutor, batch: Sequence[Case], on_duplicate: str
-    ) -> list[Future["_Read"]]:
-        """Have the pictures of a batch read, each in a thread of its own."""
-        there = self._archive.find([case.case_id for case in batch])
-        return [readers.submit(self._read, case, there.get(case.case_id), on_duplicate) for case in batch]
+        self, cases: Sequence[Case], on_duplicate: str, readers: ThreadPoolExecutor
+    ) -> Iterator[list[Future["_Read"]]]:
+        """Give batches whose pictures are being read, those of the next one too."""
+        begun: list[Future[_Read]] = []
+        for start in range(0, len(cases), BATCH):
+            batch = cases[start : start + BATCH]
+            there = self._archive.find([case.case_id for case in batch])
+            ahead = [
+                readers.submit(self._read, case, there.get(case.case_id), on_duplicate) for case in batch
+            ]
+            if begun:
+                yield begun
+            begun = ahead
+        if begun:
+            yield begun
 
     def _read(self, case: Case, old: Record | None, on_duplicate: str) -> "_Read":
         """Read the picture of a case; its pixels are not needed where the case is there and stays."""
@@ -406,7 +413,8 @@ class Searcher:
         if old and differs and on_duplicate == "error":
             raise duplicate(case.case_id, differs)
         stays = old is not None and (not differs or on_duplicate == "skip")
-        return _Read(record, None if stays else prepare(picture, self.manifest.image), old, warnings)
+        pixels = None if stays else prepare(picture, self.manifest.image)
+        return _Read(record, pixels, old is not None, warnings)
 
     def _add_batch(self, batch: Iterable[Future["_Read"]], report: Indexed) -> None:
         new: list[_Read] = []
@@ -423,7 +431,7 @@ class Searcher:
             descriptors = self._writer().describe(np.stack(pixels), None)
             self._archive.write([read.record for read in new], descriptors)
             for read in new:
-                (report.replaced if read.old else report.added).append(read.record.case_id)
+                (report.replaced if read.there else report.added).append(read.record.case_id)
 
     def _writer(self) -> Engine:
         """Return the engine that describes cases: the queries' own if it may write an archive, or fp32."""
@@ -507,11 +515,11 @@ class Searcher:
 
 @dataclass(frozen=True, slots=True)
 class _Read:
-    """A case whose picture was read; `old` is what the archive has by its id."""
+    """A case whose picture was read; `there` says that the archive has one by its id."""
 
     record: Record
     pixels: Pixels | None  # [S, S, 3], or None where the case is there and stays
-    old: Record | None
+    there: bool
     warnings: list[str]
 
 

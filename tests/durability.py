@@ -80,7 +80,7 @@ def descriptors(cases: Sequence[tuple[str, int]]) -> Vector:
     """Return descriptors that lie near twelve dimensions, as those of a trained model lie near few."""
     wild = np.array([_wild(*case) for case in cases]).reshape(len(cases), -1)
     x = wild[:, :12] @ _MIXING + 0.01 * wild[:, 12:]
-    six = sum(LAYOUT.local + LAYOUT.global_)
+    six = LAYOUT.looks
     x[:, six:] = np.exp(x[:, six:])
     sums = np.add.reduceat(np.hstack([x[:, :six] ** 2, x[:, six:]]), LAYOUT.starts, axis=1)
     sums[:, :6] = np.sqrt(sums[:, :6])

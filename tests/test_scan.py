@@ -34,7 +34,7 @@ def _low_rank(count: int, seed: int, noise: float = 0.01) -> Vector:
     mixing = law.standard_normal((12, LAYOUT.length))
     x = rng.standard_normal((count, 12)) * np.arange(1, 13) ** -0.9 @ mixing
     x += noise * rng.standard_normal(x.shape)
-    six = sum(LAYOUT.local + LAYOUT.global_)
+    six = LAYOUT.looks
     x[:, six:] = np.exp(x[:, six:])
     sums = np.add.reduceat(np.hstack([x[:, :six] ** 2, x[:, six:]]), LAYOUT.starts, axis=1)
     sums[:, :6] = np.sqrt(sums[:, :6])
