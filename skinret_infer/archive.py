@@ -6,20 +6,24 @@ its own view of it, and brings that up to date when the archive's revision has m
 """
 
 import contextlib
+import functools
 import hashlib
 import json
+import os
 import re
 import sqlite3
 import threading
+import urllib.parse
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from . import forks
 from .bundle import build
 from .descriptor import Layout, Vector, well_formed
 from .errors import ArchiveError, InputError
@@ -28,7 +32,8 @@ from .filters import read_filter
 from .scan import SAMPLE, SEGMENT, Basis, Ids, Part, Stale, candidates, part_name, part_of, refine, sweep
 from .store import Found, Match, Record
 
-SCHEMA = 2
+SCHEMA = 3
+OLDEST_SQLITE = (3, 26, 0)  # of RHEL 8; what is older was not tried
 _APPLICATION_ID = 0x534B4E52  # "SKNR"
 _CASES = """
 CREATE TABLE cases (
@@ -46,9 +51,14 @@ CREATE TABLE meta (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
 """
 # A row id is given once. Segment n has those of id / SEGMENT = n. Its generation is drawn by lot when it
 # loses a case or becomes whole, and so names what a whole one holds: here, in a copy and in any other file.
+# The history has the last states by revision: by it a reader knows whether what it remembers is of the past
+# of this file, or of another file that was copied over it.
 _SCANNED = f"""
-CREATE TABLE segments (number INTEGER PRIMARY KEY, generation INTEGER NOT NULL, cases INTEGER NOT NULL);
-CREATE TABLE basis (key TEXT NOT NULL, vectors BLOB NOT NULL);
+CREATE TABLE IF NOT EXISTS segments (
+    number INTEGER PRIMARY KEY, generation INTEGER NOT NULL, cases INTEGER NOT NULL
+);
+CREATE TABLE IF NOT EXISTS basis (key TEXT NOT NULL, vectors BLOB NOT NULL);
+CREATE TABLE history (revision INTEGER PRIMARY KEY, state TEXT NOT NULL);
 PRAGMA application_id = {_APPLICATION_ID};
 PRAGMA user_version = {SCHEMA};
 """
@@ -64,6 +74,7 @@ _BLANK = """
 UPDATE cases SET case_id = CAST(id AS BLOB), diagnosis = '', "group" = '', confirmed_by = '', attributes = '',
 image_ref = '', image_sha256 = '', descriptor = x'' WHERE id """
 _BUSY_SECONDS = 30.0
+_REMEMBERED = 4096  # revisions in the history
 _STEP = 2048  # rows read at once
 
 Progress = Callable[[int, int], None]
@@ -75,9 +86,10 @@ class _Malformed(Exception):
 
 @dataclass(frozen=True, slots=True)
 class _View:
-    """The scan of the archive at a revision: its parts by segment, with their generations."""
+    """The scan of the archive at a revision and state: its parts by segment, with their generations."""
 
     revision: int
+    state: str
     basis: Basis
     parts: Mapping[int, tuple[int, Part]]
 
@@ -93,15 +105,25 @@ class Archive:
     def __init__(self, path: str | Path, fingerprint: str, layout: Layout, model: str) -> None:
         self.path = Path(path)
         self.fingerprint, self.layout, self.model = fingerprint, layout, model
-        self._lock = threading.Lock()  # of the two below
         self._idle: list[sqlite3.Connection] = []
         self._closed = False
-        self._viewing = threading.Lock()  # of the one below
         self._view: _View | None = None
         self._file: tuple[int, int] | None = None  # which it is on its disk
         self._ours = False  # it was looked at and is
-        self._pool = ThreadPoolExecutor(1, "skinret-scan")  # projects what is written meanwhile
+        self._renew()
+        forks.renew(self)
         self._open()
+
+    def _renew(self) -> None:
+        self._lock = threading.Lock()  # of the idle connections, and of closing
+        self._viewing = threading.Lock()  # of the view
+        self._pool = ThreadPoolExecutor(1, "skinret-scan")  # projects what is written meanwhile
+
+    def after_fork(self) -> None:
+        """Take new connections, locks and threads, in a forked child."""
+        forks.abandon(self._idle, *self._idle)
+        self._idle = []
+        self._renew()
 
     @classmethod
     def existing(cls, path: str | Path) -> "Archive":
@@ -198,7 +220,7 @@ class Archive:
         before = self._view
         scanned = self._pool.submit(_scanned, records, kept, before.basis) if before else None
         with self._writing(create=True) as db:
-            revision = self._said(db, "revision")
+            point = self._said(db, "revision"), self._state(db)
             replaced = self._remove(db, [record.case_id for record in records])
             first = self._next_id(db)
             db.executemany(
@@ -213,14 +235,14 @@ class Archive:
             self._chain(db, json.dumps([record.row() for record in records]).encode(), kept.data)
             for number in range(first // SEGMENT, -(-end // SEGMENT)):
                 added = min(end, (number + 1) * SEGMENT) - max(first, number * SEGMENT)
-                db.execute(
-                    f"INSERT INTO segments VALUES (?, {_DRAWN}, ?) ON CONFLICT DO UPDATE SET "
-                    "generation = iif(?, excluded.generation, generation), cases = cases + excluded.cases",
-                    (number, added, end >= (number + 1) * SEGMENT),
-                )
+                db.execute(f"INSERT OR IGNORE INTO segments VALUES (?, {_DRAWN}, 0)", (number,))
+                db.execute("UPDATE segments SET cases = cases + ? WHERE number = ?", (added, number))
+                if end >= (number + 1) * SEGMENT:
+                    db.execute(f"UPDATE segments SET generation = {_DRAWN} WHERE number = ?", (number,))
+            written = self._state(db)
         with contextlib.suppress(ArchiveError):  # the cases are written; a search makes what is missing
-            if before and scanned and before.revision == revision and not replaced:
-                self._extend(before, scanned.result(), first)
+            if before and scanned and (before.revision, before.state) == point and not replaced:
+                self._extend(before, scanned.result(), first, written)
             if first // SEGMENT != end // SEGMENT or first < SAMPLE <= end:
                 self._derive()
         if replaced:
@@ -323,18 +345,24 @@ class Archive:
     def _current(self, db: sqlite3.Connection) -> _View:
         """Return the view of the archive as this transaction sees it."""
         with self._viewing:
-            revision = self._said(db, "revision")
+            revision, state = self._said(db, "revision"), self._state(db)
             old = self._view
-            if old is None or old.revision != revision:
+            if old is None or (old.revision, old.state) != (revision, state):
                 basis = self._basis(db, old.basis if old else None)
-                known = old.parts if old and old.basis.key == basis.key else {}
+                known = old.parts if old and old.basis.key == basis.key and self._past(db, old) else {}
                 parts = {}
                 for number, generation, count in self._segments(db):
                     part = self._part(db, basis, number, generation, count, known.get(number))
                     parts[number] = generation, part
-                self._view = _View(revision, basis, parts)
+                self._view = _View(revision, state, basis, parts)
             assert self._view is not None
             return self._view
+
+    @staticmethod
+    def _past(db: sqlite3.Connection, view: _View) -> bool:
+        """Say whether this file was once as a view has it."""
+        row = db.execute("SELECT state FROM history WHERE revision = ?", (view.revision,)).fetchone()
+        return row is not None and row[0] == view.state
 
     def _part(
         self,
@@ -363,12 +391,13 @@ class Archive:
                 part = self._kept(part, path.name, rank)
         return part
 
-    def _extend(self, before: _View, more: Part, first: int) -> None:
+    def _extend(self, before: _View, more: Part, first: int, state: str) -> None:
         """Bring the view from before a write up to date with the scan of what was written."""
         more = replace(more, ids=more.ids + first)
         with self._reading() as db, self._viewing:
             assert db is not None
-            if self._view is not before or self._said(db, "revision") != before.revision + 1:
+            now = self._said(db, "revision"), self._state(db)
+            if self._view is not before or now != (before.revision + 1, state):
                 return  # somebody else wrote too
             parts, rank = dict(before.parts), before.basis.rank(self.layout)
             for number, generation, count in self._segments(db):
@@ -379,7 +408,7 @@ class Archive:
                     if self._next_id(db) >= (number + 1) * SEGMENT:
                         part = self._kept(part, part_name(before.basis, number, generation), rank)
                     parts[number] = generation, part
-            self._view = _View(before.revision + 1, before.basis, parts)
+            self._view = _View(*now, before.basis, parts)
 
     def _kept(self, part: Part, name: str, rank: int) -> Part:
         """Write a whole segment's part and map it; where that cannot be, keep it in memory."""
@@ -617,22 +646,17 @@ class Archive:
                     while self._idle:
                         self._idle.pop().close()
                 self._file, self._view, self._ours = file, None, False
-            if self._ours or state is None or not state.st_size or not self.path.is_file():
+            if state is None or not state.st_size or not self.path.is_file():
+                self._ours = False
+                return
+            if self._ours:
                 return
             with contextlib.closing(self._connect()) as db:
                 pages = db.execute("PRAGMA page_count").fetchone()[0]
                 if not pages and not self.path.stat().st_size:  # a first commit that a kill undid
                     return
-                meta = self._meta(db)
-                if meta.get("fingerprint") != self.fingerprint:
-                    raise ArchiveError(
-                        f"archive {self.path} was written by another model",
-                        code="archive-model",
-                        expected=f"{self.model} (fingerprint {self.fingerprint[:12]})",
-                        found=f"{meta.get('model')} (fingerprint {str(meta.get('fingerprint'))[:12]})",
-                        cure="open it with the bundle that wrote it, or index the images into a new archive",
-                    )
-                if db.execute("PRAGMA user_version").fetchone()[0] < SCHEMA:
+                self._check_model(db)
+                if self._schema(db) < SCHEMA:
                     try:
                         self._migrate(db)
                     except sqlite3.OperationalError as error:
@@ -642,10 +666,26 @@ class Archive:
                             f"archive {self.path} is of an older schema and may not be brought to this one",
                             code="archive-older",
                             expected=f"schema {SCHEMA}, or a file and a folder that may be written",
-                            found=f"schema 1, and {error}",
+                            found=f"schema {self._schema(db)}, and {error}",
                             cure="open it once where it may be written, or search a copy of it",
                         ) from None
             self._ours = True
+
+    def _check_model(self, db: sqlite3.Connection) -> None:
+        meta = self._meta(db)
+        if meta.get("fingerprint") != self.fingerprint:
+            raise ArchiveError(
+                f"archive {self.path} was written by another model",
+                code="archive-model",
+                expected=f"{self.model} (fingerprint {self.fingerprint[:12]})",
+                found=f"{meta.get('model')} (fingerprint {str(meta.get('fingerprint'))[:12]})",
+                cure="open it with the bundle that wrote it, or index the images into a new archive",
+            )
+
+    @staticmethod
+    def _schema(db: sqlite3.Connection) -> int:
+        schema: int = db.execute("PRAGMA user_version").fetchone()[0]
+        return schema
 
     def _meta(self, db: sqlite3.Connection) -> dict[str, str]:
         """Return what the archive says of itself, having checked that it is one."""
@@ -657,7 +697,7 @@ class Archive:
                 found="another SQLite database",
                 cure="check the path",
             )
-        if (schema := db.execute("PRAGMA user_version").fetchone()[0]) > SCHEMA:
+        if (schema := self._schema(db)) > SCHEMA:
             raise ArchiveError(
                 f"archive {self.path} is newer than this package",
                 code="archive-newer",
@@ -715,6 +755,12 @@ class Archive:
             )
         return len(ids)
 
+    def _remember(self, db: sqlite3.Connection) -> None:
+        """Take the state into the history."""
+        revision = self._said(db, "revision")
+        db.execute("INSERT OR REPLACE INTO history VALUES (?, ?)", (revision, self._state(db)))
+        db.execute("DELETE FROM history WHERE revision <= ?", (revision - _REMEMBERED,))
+
     def _account(self, db: sqlite3.Connection) -> None:
         """Count the cases of each segment anew, and give all another generation."""
         db.execute("DELETE FROM segments")
@@ -726,8 +772,17 @@ class Archive:
 
     def _connect(self, mode: str = "rw") -> sqlite3.Connection:
         _check_name(self.path)
+        check_sqlite()
+        if forks.torn():
+            raise ArchiveError(
+                f"archive {self.path} cannot be used in this process",
+                code="archive-forked",
+                expected="a fork while no other thread uses an archive",
+                found="a fork in the middle of a transaction",
+                cure='start processes with "spawn", or fork before the threads that use an archive',
+            )
         db = sqlite3.connect(
-            f"{self.path.absolute().as_uri()}?mode={mode}",
+            f"{sqlite_uri(self.path.absolute())}?mode={mode}",
             uri=True,
             timeout=_BUSY_SECONDS,
             isolation_level=None,
@@ -739,8 +794,12 @@ class Archive:
 
     @contextlib.contextmanager
     def _connection(self) -> Iterator[sqlite3.Connection]:
-        """Lend a connection to the file, which is there."""
-        with self._translated():
+        """Lend a connection to the file, which is there.
+
+        It comes without pages of the file: SQLite believes those that it holds while a counter in the file
+        is the same, which it may be in a backup that was copied over the file.
+        """
+        with self._translated(), forks.no_fork():
             with self._lock:
                 self.check_open()
                 file, db = self._file, self._idle.pop() if self._idle else None
@@ -748,6 +807,8 @@ class Archive:
             try:
                 yield db
             finally:
+                with contextlib.suppress(sqlite3.Error):
+                    db.execute("PRAGMA shrink_memory")
                 with self._lock:
                     if not self._closed and file == self._file and not db.in_transaction:
                         self._idle.append(db)
@@ -766,6 +827,7 @@ class Archive:
         with self._connection() as db:
             db.execute("BEGIN")
             try:
+                self._check_model(db)  # another file may have been copied over the one that was opened
                 yield db
             finally:
                 db.execute("ROLLBACK")
@@ -782,8 +844,10 @@ class Archive:
         with self._connection() as db:
             db.execute("BEGIN IMMEDIATE")
             try:
+                self._check_model(db)
                 yield db
                 db.execute("UPDATE meta SET value = value + 1 WHERE name = 'revision'")
+                self._remember(db)
                 db.execute("COMMIT")
             except BaseException:
                 if db.in_transaction:
@@ -807,11 +871,13 @@ class Archive:
                 db.execute("COMMIT")
 
     def _migrate(self, db: sqlite3.Connection) -> None:
-        """Bring schema 1 to this one, in one transaction."""
+        """Bring schema 1 or 2 to this one, in one transaction."""
         db.execute("BEGIN IMMEDIATE")
-        if db.execute("PRAGMA user_version").fetchone()[0] < SCHEMA:  # no other process was faster
-            [last] = db.execute("SELECT coalesce(max(id), -1) FROM cases").fetchone()
+        schema = self._schema(db)
+        if schema < SCHEMA:  # no other process was faster
             _run(db, _SCANNED)
+        if schema < 2:
+            [last] = db.execute("SELECT coalesce(max(id), -1) FROM cases").fetchone()
             meta = {"next_id": str(last + 1), "layout": json.dumps(asdict(self.layout))}
             db.executemany("INSERT INTO meta VALUES (?, ?)", meta.items())
             self._account(db)
@@ -898,6 +964,34 @@ def _scanned(records: Sequence[Record], descriptors: Vector, basis: Basis) -> Pa
         for r in records
     ]
     return part_of(range(len(records)), descriptors, facts, basis)
+
+
+def check_sqlite() -> None:
+    """Raise ArchiveError where Python's SQLite cannot hold an archive."""
+    if sqlite3.sqlite_version_info < OLDEST_SQLITE or not _has_json():
+        raise ArchiveError(
+            "the SQLite of this Python cannot hold an archive",
+            code="archive-sqlite",
+            expected=f"SQLite {'.'.join(map(str, OLDEST_SQLITE))} or newer, with JSON",
+            found=f"SQLite {sqlite3.sqlite_version}{'' if _has_json() else ' without JSON'}",
+            cure="take a Python with a newer SQLite, such as one from conda, uv or python.org",
+        )
+
+
+@functools.cache
+def _has_json() -> bool:
+    with contextlib.closing(sqlite3.connect(":memory:")) as db:
+        try:
+            db.execute("SELECT value FROM json_each('[]')")
+        except sqlite3.OperationalError:
+            return False
+    return True
+
+
+def sqlite_uri(path: PurePath) -> str:
+    """Return the URI of an absolute path, as SQLite reads one: without an authority, also for a share."""
+    posix = path.as_posix()
+    return f"file://{'' if posix.startswith('/') else '/'}{urllib.parse.quote(os.fsencode(posix), safe='/:')}"
 
 
 def _check_name(path: Path) -> None:

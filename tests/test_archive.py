@@ -198,8 +198,8 @@ def test_another_sqlite_database_is_refused_by_name_and_left_as_it_is(tables: st
 def test_a_newer_schema_asks_for_a_newer_package(path: Path) -> None:
     _made(path)
     with contextlib.closing(sqlite3.connect(path)) as db:
-        db.execute("PRAGMA user_version = 3")
-    with _refused("archive-newer", path, "schema 3", "upgrade"):
+        db.execute("PRAGMA user_version = 4")
+    with _refused("archive-newer", path, "schema 4", "upgrade"):
         _open(path)
 
 

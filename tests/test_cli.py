@@ -419,7 +419,7 @@ def test_doctor_examines_an_archive_alone_and_beside_its_bundle(
     report = json.loads(run("doctor", archive, "--json").stdout)
     found = report["archive"]
     assert report["healthy"] is True and "bundle" not in report
-    assert (found["path"], found["model"], found["schema"]) == (str(archive), "tiny 1", 2)
+    assert (found["path"], found["model"], found["schema"]) == (str(archive), "tiny 1", 3)
     assert (found["cases"], found["faults"], found["belongs"]) == (40, [], None)
     assert [found[f"parts_{state}"] for state in ("right", "stale", "missing")] == [0, 0, 0]
     assert found["bytes"] == archive.stat().st_size and found["derived_bytes"] == 0
