@@ -18,7 +18,7 @@ from typing import Any, Self
 import numpy as np
 import numpy.typing as npt
 
-from . import __version__, gate
+from . import __version__, forks, gate
 from .archive import Archive
 from .audit import AuditLog
 from .bundle import Bundle
@@ -34,9 +34,9 @@ from .descriptor import (
     part_weights,
     products,
 )
-from .engines import Array, Engine, cache_folder, open_engine, usable_cpus
+from .engines import CARDS, Array, Engine, cache_folder, open_engine, usable_cpus
 from .engines.base import Words
-from .errors import ArchiveError, InputError, SkinretError
+from .errors import ArchiveError, InputError, RuntimeUnavailable, SkinretError
 from .evidence import Evidence, Maps, split_score
 from .image import ImageSource, Pixels, decode, digest, prepare, seen_box
 from .results import Hit, Results
@@ -90,7 +90,9 @@ class Searcher:
     audit : a file to which every query is recorded before its answer is returned, failed ones too: hashes of
         picture and words, never these themselves; who asked is what `context` says (audit.py).
 
-    Safe to call from several threads. Raises BundleError, ArchiveError, AuditError, RuntimeUnavailable, and
+    Safe to call from several threads. A process that is forked from this one may go on with it: it opens its
+    own runtime and connections at the first use. A pickled Searcher, for a process that is spawned, is
+    opened there from the same files. Raises BundleError, ArchiveError, AuditError, RuntimeUnavailable, and
     InputError for a key that cannot be read.
     """
 
@@ -116,14 +118,56 @@ class Searcher:
             else archive
         )
         self._opening: Mapping[str, Any] = {"threads": threads, "cache": cache}
-        self._engine = open_engine(self._bundle, runtime, precision=precision, **self._opening)
+        self._runtime = runtime, precision
+        self._arguments = partial(
+            Searcher,
+            bundle,
+            archive,
+            runtime=runtime,
+            precision=precision,
+            key=key,
+            audit=audit,
+            **self._opening,
+        )
+        self._opened: Engine | None = open_engine(self._bundle, runtime, precision=precision, **self._opening)
         self._traits = self._bundle.traits()
         self._writing: Engine | None = None
         self._audit = AuditLog(audit) if isinstance(audit, str | Path) else audit
-        self._pool = ThreadPoolExecutor(_WORKERS, "skinret-words")
         self._seen: OrderedDict[bytes, Array] = OrderedDict()  # token ids -> tokens [n, d_T]
-        self._lock = threading.Lock()
+        self._renew()
+        forks.renew(self)
+
+    def _renew(self) -> None:
+        self._pool = ThreadPoolExecutor(_WORKERS, "skinret-words")
+        self._lock = threading.RLock()
         self._theirs = threading.Lock()  # an open file or image of the caller's may be that of two cases
+
+    def after_fork(self) -> None:
+        """Let go of the runtime of the parent, in a forked child; the first use opens another."""
+        if self._opened and self._opened.name in CARDS:
+            self._runtime = self._opened.name, self._opened.precision
+        forks.abandon(self._opened, self._writing)
+        self._opened = self._writing = None
+        self._renew()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        self._archive.check_open()
+        return self._arguments, ()
+
+    @property
+    def _engine(self) -> Engine:
+        with self._lock:
+            if self._opened is None:
+                runtime, precision = self._runtime
+                if runtime in CARDS:
+                    raise RuntimeUnavailable(
+                        f"runtime {runtime} cannot be used in a process that was forked after it had begun",
+                        code="runtime-forked",
+                        expected="a process that opens the card itself",
+                        cure='open the Searcher in the child, or start processes with "spawn"',
+                    )
+                self._opened = open_engine(self._bundle, runtime, precision=precision, **self._opening)
+            return self._opened
 
     @property
     def runtime(self) -> str:
@@ -153,14 +197,15 @@ class Searcher:
         """Close the archive and give back what the runtime holds."""
         self._pool.shutdown()
         self._archive.close()
-        self._engine.close()
-        if self._writing not in (None, self._engine):
-            self._writing.close()
+        for engine in {self._opened, self._writing}:
+            if engine:
+                engine.close()
 
     def warmup(self) -> None:
         """Run every graph once, so that the first query is as fast as the next."""
         size = self.manifest.image.size
-        self._describe([_Asked(self, np.zeros((size, size, 3), np.uint8), None, "lesion")], {})
+        with forks.no_fork():
+            self._describe([_Asked(self, np.zeros((size, size, 3), np.uint8), None, "lesion")], {})
 
     def add(
         self, cases: Iterable[Case], *, on_duplicate: str = "error", progress: Progress | None = None
@@ -273,7 +318,8 @@ class Searcher:
             for each in asked:
                 each.how = how
             for start in range(0, len(asked), BATCH):
-                answers += self._answer(asked[start : start + BATCH], where)
+                with forks.no_fork():
+                    answers += self._answer(asked[start : start + BATCH], where)
         return answers
 
     def _answer(self, asked: Sequence["_Asked"], where: Where | None) -> Iterator[Results]:
@@ -378,7 +424,8 @@ class Searcher:
         """Return the descriptor of a query, or without text of a case: float32 [D], as its Layout says."""
         asked = _Asked(self, image, text)
         asked.text = check_text(text, self.manifest.text)
-        self._describe([asked], {})
+        with forks.no_fork():
+            self._describe([asked], {})
         return asked.descriptor
 
     def _reading(
@@ -428,8 +475,9 @@ class Searcher:
                 new.append(read)
                 pixels.append(read.pixels)
         if new:
-            descriptors = self._writer().describe(np.stack(pixels), None)
-            self._archive.write([read.record for read in new], descriptors)
+            with forks.no_fork():
+                descriptors = self._writer().describe(np.stack(pixels), None)
+                self._archive.write([read.record for read in new], descriptors)
             for read in new:
                 (report.replaced if read.there else report.added).append(read.record.case_id)
 
@@ -477,12 +525,13 @@ class Searcher:
 
     def _maps(self, engine: Engine, pixels: Pixels, text: str) -> Maps:
         """Return what the descriptor of a query or, without text, of a case is pooled from."""
-        maps = engine.run("visual_encoder", {"pixels": pixels[None]}, LEVELS)
-        if text:
-            tokens, mask, _ = self._words([text], {})
-            feeds = dict(zip(LEVELS, maps, strict=True)) | {"tokens": tokens, "attention_mask": mask}
-            maps = engine.run("composer", feeds, COMPOSED)
-        masks = engine.run("similarity_head", dict(zip(LEVELS, maps, strict=True)), MASKS)
+        with forks.no_fork():
+            maps = engine.run("visual_encoder", {"pixels": pixels[None]}, LEVELS)
+            if text:
+                tokens, mask, _ = self._words([text], {})
+                feeds = dict(zip(LEVELS, maps, strict=True)) | {"tokens": tokens, "attention_mask": mask}
+                maps = engine.run("composer", feeds, COMPOSED)
+            masks = engine.run("similarity_head", dict(zip(LEVELS, maps, strict=True)), MASKS)
         return Maps([m[0].astype(np.float64) for m in maps], [m[0].astype(np.float64) for m in masks])
 
     def _words(self, texts: Sequence[str], timings: dict[str, float]) -> tuple[Array, Array, list[list[str]]]:
@@ -593,7 +642,9 @@ class _Asked:
         split = partial(
             split_score, manifest=searcher.manifest, reading=searcher._traits, weights=self.weights
         )
-        query, missed = split(self.maps, self.descriptor, descriptor, box=self.box)
+        with forks.no_fork():  # a child would wait for the lock of the property, had another thread held it
+            own = self.maps
+        query, missed = split(own, self.descriptor, descriptor, box=self.box)
         side, picture = None, None
         if case:
             picture = _case_picture(hit, record, image, images)

@@ -423,6 +423,63 @@ def test_a_backup_that_is_put_back_is_searched_by_what_it_holds(path: Path) -> N
     _right(path, durability.after(state | other, ("remove", [*state][5:10])))
 
 
+@pytest.mark.parametrize("further", [0, 1, 2, 60])
+def test_a_backup_copied_over_the_open_file_is_what_the_next_search_sees(further: int, path: Path) -> None:
+    """The backup may have gone on elsewhere: to the revision that is known here, or beyond it."""
+    state, copy = _state(100), path.with_name("copy.skinret")
+    with contextlib.closing(opened(path)) as service, contextlib.closing(opened(path)) as reader:
+        _write(service, state)
+        shutil.copyfile(path, copy)
+        _write(service, _state(1, 1))
+        for archive in (service, reader):
+            check_answers(archive, state | _state(1, 1), random.Random(0))
+        with contextlib.closing(opened(copy)) as other:
+            for n in range(further):
+                _write(other, more := _state(1, 2 + n))
+                state |= more
+            expected = other.state
+        shutil.copyfile(copy, path)  # into the file that is open
+        for archive in (reader, service):
+            check_answers(archive, state, random.Random(0))
+            assert archive.state == expected
+            assert set(archive.find([*_state(1, 1), *state])) == set(state)
+        _write(service, more := _state(40, 99))
+        for archive in (service, reader):
+            check_answers(archive, state | more, random.Random(0))
+    _right(path, state | more)
+
+
+def test_an_archive_of_another_model_copied_over_the_open_file_is_refused(path: Path) -> None:
+    _made(path, 20)
+    other = path.with_name("other.skinret")
+    with contextlib.closing(Archive(other, "e" * 64, LAYOUT, "other 1")) as archive:
+        _write(archive, _state(20, 3))
+    with contextlib.closing(opened(path)) as service:
+        check_answers(service, _state(20), random.Random(0))
+        shutil.copyfile(other, path)
+        for use in (service.search, service.write, service.remove, service.find, service.check):
+            with pytest.raises(ArchiveError) as caught:
+                use(
+                    *{
+                        service.search: (descriptors([("query", 1)]), WEIGHTS, 5),
+                        service.write: ([record("new", 1)], descriptors([("new", 1)])),
+                        service.check: (),
+                    }.get(use, (["new"],))
+                )
+            assert caught.value.code == "archive-model"
+
+
+def test_an_open_file_that_was_emptied_counts_as_none(path: Path) -> None:
+    _made(path, 20)
+    with contextlib.closing(opened(path)) as service:
+        check_answers(service, _state(20), random.Random(0))
+        path.write_bytes(b"")
+        assert len(service) == 0
+        _write(service, more := _state(20, 1))
+        check_answers(service, more, random.Random(0))
+    _right(path, more)
+
+
 def test_an_archive_made_anew_with_other_facts_is_filtered_by_those(path: Path) -> None:
     state = _made(path)
     path.unlink()

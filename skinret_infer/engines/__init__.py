@@ -16,12 +16,13 @@ from .base import Array, Engine, Say, version
 from .cache import cache_folder
 
 __all__ = [
-    "PRECISIONS", "RUNTIMES", "Array", "Engine", "available", "cache_folder", "choose", "cure", "open_engine",
-    "precisions", "usable_cpus", "why_not",
+    "CARDS", "PRECISIONS", "RUNTIMES", "Array", "Engine", "available", "cache_folder", "choose", "cure",
+    "open_engine", "precisions", "usable_cpus", "why_not",
 ]  # fmt: skip
 
 # The order of "auto": cards before CPUs; of two for the same, the one that was the faster when measured.
 RUNTIMES = ("tensorrt", "tensorrt-rtx", "onnxruntime-cuda", "openvino", "onnxruntime-cpu")
+CARDS = frozenset(RUNTIMES[:3])  # what runs on an NVIDIA card: a fork does not carry it over
 PRECISIONS = ("fp32", "bf16", "fp16")
 _EXTRAS = {"onnxruntime-cpu": "cpu", "onnxruntime-cuda": "gpu"}
 _QUOTA = Path("/sys/fs/cgroup/cpu.max")
