@@ -25,6 +25,7 @@ import numpy.typing as npt
 
 from . import forks
 from .bundle import build
+from .cases import can_be_stored
 from .descriptor import Layout, Vector, well_formed
 from .errors import ArchiveError, InputError
 from .files import whole_file
@@ -181,7 +182,7 @@ class Archive:
             if not db:
                 return {}
             query = f"SELECT {_SELECT} FROM cases WHERE case_id {_IN}"
-            return {row[0]: _record(row) for row in db.execute(query, (json.dumps(list(case_ids)),))}
+            return {row[0]: _record(row) for row in db.execute(query, (_json_of(case_ids),))}
 
     def stored(self, case_ids: Collection[str]) -> dict[str, tuple[Record, Vector]]:
         """Return the records, with their descriptors, of those of the case ids that are in the archive."""
@@ -189,7 +190,7 @@ class Archive:
             if not db:
                 return {}
             query = f"SELECT id, {_SELECT} FROM cases WHERE case_id {_IN}"
-            rows = db.execute(query, (json.dumps(list(case_ids)),)).fetchall()
+            rows = db.execute(query, (_json_of(case_ids),)).fetchall()
             descriptors = self._vectors(db, np.array([row[0] for row in rows], np.int64))
             return {row[1]: (_record(row[1:]), d) for row, d in zip(rows, descriptors, strict=True)}
 
@@ -288,7 +289,7 @@ class Archive:
             view = self._current(db)
             parts = [part for _, part in view.parts.values()]
             asked = read_filter(where, [part.columns for part in parts])
-            ids = db.execute(f"SELECT id FROM cases WHERE case_id {_IN}", (json.dumps(list(exclude)),))
+            ids = db.execute(f"SELECT id FROM cases WHERE case_id {_IN}", (_json_of(exclude),))
             excluded = np.array([row[0] for row in ids], np.int64)
             keeps = [part.kept(asked, excluded) for part in parts]
             searched = sum(
@@ -742,7 +743,7 @@ class Archive:
 
     def _remove(self, db: sqlite3.Connection, case_ids: Collection[str]) -> int:
         """Remove cases within a transaction, and give their segments another generation."""
-        found = db.execute(f"SELECT id FROM cases WHERE case_id {_IN}", (json.dumps(list(case_ids)),))
+        found = db.execute(f"SELECT id FROM cases WHERE case_id {_IN}", (_json_of(case_ids),))
         ids = [row[0] for row in found]
         db.execute(_BLANK + _IN, (json.dumps(ids),))
         if ids:
@@ -964,6 +965,14 @@ def _scanned(records: Sequence[Record], descriptors: Vector, basis: Basis) -> Pa
         for r in records
     ]
     return part_of(range(len(records)), descriptors, facts, basis)
+
+
+def _json_of(case_ids: Collection[str]) -> str:
+    """Return case ids as JSON for SQLite, whose older releases misread an escaped character beyond U+FFFF.
+
+    An id that no case can have is left out: SQLite could not read a lone surrogate.
+    """
+    return json.dumps([case_id for case_id in case_ids if can_be_stored(case_id)], ensure_ascii=False)
 
 
 def check_sqlite() -> None:

@@ -13,7 +13,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from pathlib import Path
+from pathlib import Path, PurePath, PurePosixPath, PureWindowsPath
 from typing import Any
 
 import numpy as np
@@ -23,7 +23,7 @@ from hypothesis import strategies as st
 
 from skinret_infer import ArchiveError, Case, InputError, Searcher, SkinretError
 from skinret_infer import archive as archive_module
-from skinret_infer.archive import Archive
+from skinret_infer.archive import Archive, sqlite_uri
 from skinret_infer.descriptor import Layout, Vector, part_weights
 from skinret_infer.store import Match, Record
 
@@ -193,6 +193,41 @@ def test_another_sqlite_database_is_refused_by_name_and_left_as_it_is(tables: st
     with _refused("archive-foreign", path):
         _open(path)
     assert path.read_bytes() == before
+
+
+@pytest.mark.parametrize("version", [(3, 25, 3), (3, 7, 17)])
+def test_a_sqlite_that_is_too_old_is_named(
+    version: tuple[int, int, int], path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = ".".join(map(str, version))
+    monkeypatch.setattr(sqlite3, "sqlite_version_info", version)
+    monkeypatch.setattr(sqlite3, "sqlite_version", name)
+    with _refused("archive-sqlite", f"SQLite {name}", "3.26.0"), contextlib.closing(_open(path)) as archive:
+        archive.write([_record("1")], _descriptors(1))
+    assert not path.exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "uri"),
+    [
+        (PureWindowsPath(r"\\server\share\cases.skinret"), "file:////server/share/cases.skinret"),
+        (PureWindowsPath(r"C:\data\50 % ä?#.skinret"), "file:///C:/data/50%20%25%20%C3%A4%3F%23.skinret"),
+        (PurePosixPath("/data/a b.skinret"), "file:///data/a%20b.skinret"),
+        (PurePosixPath("//data/a.skinret"), "file:////data/a.skinret"),
+    ],
+)
+def test_sqlite_is_given_a_share_of_windows_without_an_authority(name: PurePath, uri: str) -> None:
+    """SQLite refuses file://server/share: "invalid uri authority"."""
+    assert sqlite_uri(name) == uri
+    with pytest.raises(sqlite3.OperationalError, match="unable to open"):
+        sqlite3.connect(f"{uri}?mode=ro", uri=True).execute("SELECT 1 FROM sqlite_master")
+
+
+def test_a_name_with_every_odd_character_is_opened(tmp_path: Path) -> None:
+    path = Path(f"/{tmp_path}") / "50 % ä?#&=;'\"\\.skinret"  # and with two slashes before it, as of a share
+    with contextlib.closing(_open(path)) as archive:
+        archive.write([_record("1")], _descriptors(1))
+    assert [file.name for file in tmp_path.iterdir()] == [path.name]
 
 
 def test_a_newer_schema_asks_for_a_newer_package(path: Path) -> None:
@@ -573,9 +608,9 @@ def test_a_second_searcher_sees_what_the_first_adds_and_removes(
 
 _READER = """
 import sys
-from pathlib import Path
+from pathlib import Path, PurePath, PurePosixPath, PureWindowsPath
 import numpy as np
-from skinret_infer.archive import Archive
+from skinret_infer.archive import Archive, sqlite_uri
 from skinret_infer.descriptor import Layout, part_weights
 layout = Layout(local=(4, 6, 8), global_=(4, 6, 8), traits=(3, 2))
 archive = Archive(Path(sys.argv[1]), "f" * 64, layout, "m 1")
@@ -860,7 +895,7 @@ def test_a_damaged_descriptor_is_found_before_it_is_scored(filling: bytes, path:
         "DELETE FROM meta WHERE name = 'revision'",
         "DROP TABLE cases",
         "DROP TABLE meta",
-        "ALTER TABLE cases DROP COLUMN image_ref",
+        "ALTER TABLE cases RENAME COLUMN image_ref TO image_place",
     ],
 )
 def test_an_archive_that_another_hand_changed_is_refused_as_damaged(change: str, path: Path) -> None:
