@@ -25,7 +25,7 @@ from typing import Any
 
 import pytest
 
-from skinret_infer import ArchiveError, Case, Searcher, forks
+from skinret_infer import ArchiveError, Case, Searcher, SkinretError, forks
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")
 LIMIT = 60  # seconds; what works takes two
@@ -203,6 +203,26 @@ def test_a_fork_in_the_middle_of_a_transaction_is_told_in_the_child(
         thread.join(LIMIT)
         with child(work) as found:
             assert found() == "answered"
+
+
+@pytest.mark.parametrize("name", ["tensorrt", "tensorrt-rtx", "onnxruntime-cuda"])
+def test_a_card_that_the_parent_opened_is_refused_in_the_child_and_kept_in_the_parent(
+    name: str, bundle: Path, own: Path, cases: list[Case]
+) -> None:
+    """CUDA does not cross a fork. Here the CPU's engine stands for a card's: it has the name alone."""
+    with Searcher(bundle, own, runtime="onnxruntime-cpu") as searcher:
+        searcher._engine.name = name
+
+        def work() -> str:
+            try:
+                searcher.query(cases[0].image)
+            except SkinretError as error:
+                return error.code
+            return "answered"
+
+        with child(work) as found:
+            assert found() == "runtime-forked"
+        assert searcher.query(cases[0].image).runtime == name
 
 
 # -- processes that are given a Searcher --
