@@ -8,7 +8,17 @@ import numpy as np
 from .cases import Case
 from .errors import InputError
 from .gate import KINDS
-from .metrics import ACC_AT, NDCG, SHARED, Labels, Ranking, retrieval_metrics
+from .metrics import (
+    ACC_AT,
+    NDCG,
+    SHARED,
+    Indices,
+    Labels,
+    Ranking,
+    retrieval_metrics,
+    same_picture,
+    without_own,
+)
 from .results import Hit
 from .searcher import BATCH, Searcher
 from .text import describe
@@ -24,9 +34,10 @@ def evaluate(
 ) -> dict[str, Any]:
     """Query with each case, with its words and by its image alone; return how good the hits are.
 
-    The whole archive is ranked, the query's own case id left out; a hit is right if its group is the query's.
-    The words are the case's attributes, said by the bundle's text recipe. For the figures of each kind of
-    query see `retrieval_metrics`.
+    The whole archive is ranked without the query's own case, which is its id, or its very picture under
+    another id ("same_picture" counts those). A hit is right if its group is the query's. The words are the
+    case's attributes, said by the bundle's text recipe. For the figures of each kind of query, and for equal
+    scores, see `retrieval_metrics`.
     """
     return evaluate_parts(searcher, cases, {"": None}, beta=beta, gamma=gamma, progress=progress)[""]
 
@@ -51,6 +62,7 @@ def evaluate_parts(
             "there is nothing to evaluate", code="table-empty", expected="cases to query with", found="none"
         )
     rankings: dict[str, list[Ranking]] = {kind: [] for kind in KINDS}
+    pictures: list[str] = []  # of the queries, a hash of each
     archive: list[Hit] = []  # each case once, as a hit shows it
     numbers: dict[str, int] = {}  # case id -> index in it
 
@@ -69,39 +81,54 @@ def evaluate_parts(
                 (c.image, describe(c.attributes, searcher.manifest.text.phrases) if worded else None)
                 for c in chunk
             ]
-            for case, results in zip(
-                chunk, searcher.query_batch(queries, k=max(size, 1), beta=beta, gamma=gamma), strict=True
-            ):
-                others = [number(hit) for hit in results if hit.case_id != case.case_id]
-                rankings[kind].append(np.array(others, np.int64))
+            for results in searcher.query_batch(queries, k=max(size, 1), beta=beta, gamma=gamma):
+                found = np.array([number(hit) for hit in results], np.int64)
+                rankings[kind].append(Ranking(found, np.array([hit.score for hit in results])))
+                if kind == KINDS[0]:
+                    pictures.append(results.hashes["image"])
         if progress:
             progress(start + len(chunk), len(cases))
 
-    asked = Labels.of(cases)
+    asked = Labels.of(cases, pictures)
+    shown = {i: record.image_sha256 for i, record in searcher._archive.find(numbers).items()}
     reports = {}
     for name, ids in parts.items():
         there = [hit for hit in archive if ids is None or hit.case_id in ids]
         index = np.full(len(archive), -1)
         index[[numbers[hit.case_id] for hit in there]] = np.arange(len(there))
-        labels = Labels.of(there)
-        within = {kind: [(r := index[ranking])[r >= 0] for ranking in rankings[kind]] for kind in KINDS}
+        labels = Labels.of(there, [shown.get(hit.case_id, "") for hit in there])
+        measured = {
+            kind: retrieval_metrics(
+                without_own(_of_part(rankings[kind], index), asked, labels), asked, labels
+            )
+            for kind in KINDS
+        }
         reports[name] = {
             "queries": len(cases),
             "archive": size if ids is None else len(there),
+            "same_picture": same_picture(asked, labels),
             "beta": searcher.manifest.beta if beta is None else beta,
             "gamma": searcher.manifest.gamma if gamma is None else gamma,
             "runtime": searcher.runtime,
             "precision": searcher.precision,
             "model": f"{searcher.manifest.model} {searcher.manifest.version}",
-            **{kind: retrieval_metrics(within[kind], asked, labels) for kind in KINDS},
+            **measured,
         }
     return reports
+
+
+def _of_part(rankings: Sequence[Ranking], index: Indices) -> list[Ranking]:
+    """Give the cases of rankings the number in a part that `index` says, and leave out those of none, -1."""
+    numbered = [(index[ranking.cases], ranking.scores) for ranking in rankings]
+    return [Ranking(cases[cases >= 0], scores[cases >= 0]) for cases, scores in numbered]
 
 
 def table(report: dict[str, Any]) -> str:
     """Return the report as lines for a person."""
     shown = [n for n in ("mAP", *(f"Acc@{k}" for k in ACC_AT), NDCG, SHARED) if n in report[KINDS[0]]]
-    rows = {kind: _rows(kind, report[kind]) for kind in KINDS}
+    # A random order heeds no query: it is the same for every kind.
+    measured = {kind: report[kind] for kind in KINDS} | {"random_order": report[KINDS[0]]["random_order"]}
+    rows = {kind: _rows(kind, figures) for kind, figures in measured.items()}
     width = max(len(label) for labelled in rows.values() for label, _ in labelled) + 2
     lines = [
         f"{report['queries']} queries, archive of {report['archive']} cases, "
@@ -111,8 +138,12 @@ def table(report: dict[str, Any]) -> str:
     for kind, labelled in rows.items():
         for label, figures in labelled:
             lines.append(f"{label:<{width}}" + "".join(f"{_said(name, figures):>9}" for name in shown))
-        if SHARED in (beyond := report[kind].get("beyond_group", {})):
+        if SHARED in (beyond := measured[kind].get("beyond_group", {})):
             lines.append("  " + _beyond(beyond[SHARED]))
+        if tied := measured[kind].get("tied"):
+            lines.append(f"  equal scores of right and wrong hits in {tied} queries: means over their orders")
+    if twins := report.get("same_picture"):
+        lines.append(f"left out: {twins} hits that are the query's own picture under another case id")
     return "\n".join(lines)
 
 

@@ -22,7 +22,7 @@ from .engines.base import Array, Engine
 from .errors import InputError, RuntimeUnavailable
 from .files import whole_file
 from .image import Pixels, decode, prepare
-from .metrics import average_precision
+from .metrics import average_precision, found_by
 from .text import TextEncoderInput, Tokens
 from .text import describe as words_of
 
@@ -268,7 +268,7 @@ def _compare(
         "largest_change": float(np.abs(true - found)[~np.eye(len(true), dtype=bool)].max()),
     }
     if groups:
-        figures = [_quality(_ranked(scores), groups) for scores in (true, found)]
+        figures = [_quality(scores, groups) for scores in (true, found)]
         for name, before, after in zip(("mAP", "Acc@1"), *figures, strict=True):
             row |= {name: after, f"{name}_moved": after - before}
     return row
@@ -288,7 +288,13 @@ def _ranked(scores: npt.NDArray[np.float64]) -> npt.NDArray[np.int64]:
     return np.argsort(-scores, axis=1, kind="stable")[:, :-1]
 
 
-def _quality(ranked: npt.NDArray[np.int64], groups: Sequence[str]) -> tuple[float, float]:
-    label = np.array(groups)
-    relevant = label[ranked] == label[:, None]
-    return 100 * float(np.mean([average_precision(r) for r in relevant])), 100 * float(relevant[:, 0].mean())
+def _quality(scores: npt.NDArray[np.float64], groups: Sequence[str]) -> tuple[float, float]:
+    """Return mAP and Acc@1, the means over all orders of equal scores: a table may be sorted by group."""
+    label, ranked = np.array(groups), _ranked(scores)
+    best_first = np.take_along_axis(scores, ranked, axis=1)
+    ties = np.cumsum(np.diff(best_first, prepend=best_first[:, :1]) != 0, axis=1)
+    pairs = list(zip(label[ranked] == label[:, None], ties, strict=True))
+    return (
+        100 * float(np.mean([average_precision(right, tied) for right, tied in pairs])),
+        100 * float(np.mean([found_by(right, tied, 1) for right, tied in pairs])),
+    )

@@ -28,7 +28,7 @@ from skinret_training import baselines, crossval
 from skinret_training.baselines import Features, judge, late_fusion, linear_probe, one_hot, resnet50_cossim
 from skinret_training.cli import main
 from skinret_training.data import load_dataset, split
-from skinret_training.report import FIGURES, grid, overview, spread, summarize
+from skinret_training.report import FIGURES, grid, markdown, overview, spread, summarize
 from skinret_training.train import TrainConfig, train
 
 ARCHIVES = ("training_folds", "held_out_fold")
@@ -198,6 +198,31 @@ def test_the_pages_show_the_figures_in_aligned_columns(measured: Path) -> None:
     assert len(tables) == 2 * 3 * 3
     assert all(len({len(line) for line in lines}) == 1 for lines in tables)
     assert "epochs 40" in (measured / "skinret.md").read_text("utf-8")
+
+
+def test_the_pages_say_what_a_random_order_gives(measured: Path) -> None:
+    page = (measured / "linear-probe.md").read_text("utf-8")
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in page.splitlines() if line[:1] == "|"]
+    # 6 bkl, 10 or 11 mel, 13 or 14 nevus in the query's fold and in the other
+    at_random = [row for row in rows if row[0] == "random order"]
+    assert len(at_random) == 6 and {row[2] for row in at_random[:3]} == {"36.4"}
+    bkl = [row for row in rows if row[0] == "bkl, random order"]
+    assert bkl[0][2] == "20.0" and bkl[3][2] == "17.2"  # 6 of 30; 5 of 29, without the query itself
+    readme = (measured / "README.md").read_text("utf-8")
+    (line,) = (line for line in readme.splitlines() if line.startswith("| random order"))
+    assert "36.4" in line
+
+
+def test_rows_of_an_earlier_version_have_no_random_order(measured: Path) -> None:
+    def aged(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {k: aged(v) for k, v in value.items() if k not in ("random_order", "tied", "same_picture")}
+        return [aged(v) for v in value] if isinstance(value, list) else value
+
+    now, then = read(measured / "linear-probe.json"), aged(read(measured / "linear-probe.json"))
+    assert "| random order" not in markdown(then) + overview([then])
+    assert summarize(then["runs"]) == then["summary"]
+    assert overview([then, now]).count("| random order") == 1
 
 
 def test_the_readme_has_a_line_for_every_row_and_no_path_of_this_machine(
@@ -381,6 +406,33 @@ def test_baselines_find_what_is_in_the_pictures_and_in_the_words(data: Path, few
                 assert figures["Acc@1"] > chance and figures["mAP"] > chance, (system, kind)
         again = system(seen, parts, config)
         assert all(np.array_equal(scores[kind], again[kind]) for kind in scores)
+
+
+def test_a_baseline_that_knows_nothing_measures_a_random_order(cases: list[Case]) -> None:
+    by_group = sorted(cases, key=lambda case: case.group)
+    renamed = [Case(f"{n:03}", c.image, "", c.attributes, c.group) for n, c in enumerate(by_group)]
+    everything = np.arange(60)
+    report = judge(
+        {"image_alone": np.zeros((60, 60), np.float32)}, CaseTable(renamed, []), everything, everything
+    )
+    found = report["image_alone"]
+    assert found["tied"] == 60 and found["balanced"]["Acc@1"] == pytest.approx(
+        100 * (11 + 20 + 26) / 59 / 3, abs=1e-3
+    )
+    assert all(found[name] == value for name, value in found["random_order"].items())
+
+
+def test_the_same_picture_in_two_cases_is_reported_and_is_no_hit(
+    cases: list[Case], caplog: pytest.LogCaptureFixture
+) -> None:
+    twin = Case("twin", cases[0].image, "", cases[0].attributes, cases[0].group)
+    table = CaseTable([*cases[:20], twin], [])
+    dataset = load_dataset(table, ImageRecipe(size=64), TextRecipe(), quiet=True)
+    assert "1 cases show the very picture of another case" in caplog.text
+    archive = np.arange(20)
+    for pictures, left_out in ((dataset.pictures, 1), ((), 0)):
+        report = judge({"image_alone": np.ones((1, 21))}, table, np.array([20]), archive, pictures)
+        assert report["same_picture"] == left_out
 
 
 def test_cases_without_words_have_no_words_alone(cases: list[Case]) -> None:

@@ -2,11 +2,12 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from skinret_infer import Case, InputError, Searcher
-from skinret_infer.evaluate import evaluate, evaluate_parts
-from skinret_infer.metrics import Labels, retrieval_metrics
+from skinret_infer.evaluate import evaluate, evaluate_parts, table
+from skinret_infer.metrics import Labels, Ranking, retrieval_metrics
 from skinret_infer.text import describe
 
 
@@ -22,7 +23,8 @@ def test_figures_are_those_of_the_hits_of_single_queries(searcher: Searcher, cas
                 describe(case.attributes, searcher.manifest.text.phrases) if kind == "image_words" else None
             )
             hits = searcher.query(case.image, words, k=40, exclude=[case.case_id])
-            rankings.append([ids.index(hit.case_id) for hit in hits])
+            found = np.array([ids.index(hit.case_id) for hit in hits])
+            rankings.append(Ranking(found, np.array([hit.score for hit in hits])))
         assert {len(ranking) for ranking in rankings} == {39, 40}
         expected = retrieval_metrics(rankings, Labels.of(asked), Labels.of(archive))
         for name in ("mAP", "Acc@1", "nDCG@10", "shared@5"):  # scores of a batch are those of one to rounding
@@ -58,6 +60,40 @@ def test_a_part_of_an_archive_is_measured_as_an_archive_of_its_own(
     for kind in ("image_words", "image_alone"):
         for name in ("mAP", "Acc@1", "nDCG@10", "shared@5"):
             assert reports["first"][kind][name] == pytest.approx(expected[kind][name], abs=0.2)
+
+
+def test_cases_that_score_alike_are_found_as_in_a_random_order(
+    bundle: Path, cases: list[Case], tmp_path: Path
+) -> None:
+    """Ten cases with one picture, their ids sorted by group: only the ids tell them apart."""
+    groups = ["mel"] * 3 + ["nevus"] * 7
+    same = [Case(f"{n}", cases[0].image, "", cases[0].attributes, group) for n, group in enumerate(groups)]
+    asked = [Case(f"q{n}", c.image, "", c.attributes, "nevus") for n, c in enumerate(cases[1:5])]
+    with Searcher(bundle, tmp_path / "cases.skinret") as searcher:
+        searcher.add(same)
+        report = evaluate(searcher, asked)
+    for kind in ("image_words", "image_alone"):
+        found = report[kind]
+        assert (found["tied"], found["Acc@1"], found["Acc@2"]) == (4, 70.0, 93.333)
+        assert all(found[name] == value for name, value in found["random_order"].items())
+    assert "random order" in table(report)
+
+
+def test_a_picture_that_is_there_under_another_id_is_not_found_by_itself(
+    bundle: Path, cases: list[Case], tmp_path: Path
+) -> None:
+    twins = [Case(f"twin of {c.case_id}", c.image, c.diagnosis, c.attributes, c.group) for c in cases[:6]]
+    with Searcher(bundle, tmp_path / "cases.skinret") as searcher:
+        searcher.add(cases[:20])
+        plain = evaluate(searcher, cases[:6])
+        searcher.add(twins[:2])
+        parts = {"with twins": None, "without": {c.case_id for c in cases[:20]}}
+        reports = evaluate_parts(searcher, cases[:2], parts)
+        again = evaluate(searcher, twins)
+    assert plain["same_picture"] == 0
+    assert (reports["with twins"]["same_picture"], reports["without"]["same_picture"]) == (2, 0)
+    assert again["same_picture"] == 6
+    assert again["image_alone"]["queries"] == 6
 
 
 def test_nothing_to_query_with_is_refused(searcher: Searcher) -> None:

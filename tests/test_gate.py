@@ -114,6 +114,17 @@ def test_scores_that_move_without_moving_the_ranks_pass(loaded: Bundle) -> None:
     assert 0 < record["rows"]["image_words, archive in bf16"]["largest_change"] < 1e-5
 
 
+def test_equal_scores_have_the_quality_of_a_random_order() -> None:
+    scores = np.zeros((10, 10))
+    np.fill_diagonal(scores, -9.0)
+    figures = {gate._quality(scores, groups) for groups in (("a",) * 4 + ("b",) * 6, ("b",) * 6 + ("a",) * 4)}
+    ((mean_precision, first),) = {tuple(np.round(pair, 9)) for pair in figures}
+    harmonic = sum(1 / i for i in range(1, 10))
+    by_hand = [s + (1 - s) * harmonic / 9 for s in (2 / 8, 4 / 8)]
+    assert mean_precision == pytest.approx(100 * (0.4 * by_hand[0] + 0.6 * by_hand[1]))
+    assert first == pytest.approx(100 * (0.4 * 3 / 9 + 0.6 * 5 / 9))
+
+
 def test_other_hits_are_refused_even_where_they_are_as_good(loaded: Bundle) -> None:
     alike = unit(descriptors(loaded, 1, 1) + 1e-4 * descriptors(loaded, 2), loaded)
     record = measure(loaded, (alike, alike), (noisy(alike, 1e-5, loaded),) * 2)

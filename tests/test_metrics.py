@@ -3,16 +3,18 @@
 import math
 import time
 from collections.abc import Mapping, Sequence
+from itertools import pairwise, permutations
 from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sklearn.metrics import average_precision_score, ndcg_score
 
-from skinret_infer import Case
+from skinret_infer import Case, InputError
 from skinret_infer.evaluate import table
-from skinret_infer.metrics import Labels, average_precision, rank, retrieval_metrics
+from skinret_infer.metrics import Labels, Ranking, average_precision, rank, retrieval_metrics, same_picture
 from skinret_infer.text import CRITERIA
 
 IMAGE = b""  # never opened here
@@ -35,6 +37,11 @@ def drawn(count: int, prefix: str, seed: int, criteria: Sequence[str] = CRITERIA
 
 def picked(given: Labels, order: Sequence[int]) -> Labels:
     return Labels(*([column[n] for n in order] for column in (given.ids, given.groups, given.criteria)))
+
+
+def ordered(*orders: Sequence[int]) -> list[Ranking]:
+    """Rankings in which no two scores are equal."""
+    return [Ranking(np.array(order, np.int64), -np.arange(len(order))) for order in orders]
 
 
 def likeness(queries: Labels, archive: Labels) -> np.ndarray:
@@ -69,7 +76,7 @@ def test_average_precision_is_the_mean_precision_at_the_relevant_ranks() -> None
 
 
 def test_every_figure_of_one_query_is_as_counted_by_hand() -> None:
-    found = retrieval_metrics([[1, 2, 0, 3]], QUERY, ARCHIVE)  # b, c, a, d
+    found = retrieval_metrics(ordered([1, 2, 0, 3]), QUERY, ARCHIVE)  # b, c, a, d
     # right: no, yes, yes, no; agreeing criteria: 1, 0, 2, 0 of 2; gains: 0.5, 1, 2, 0
     dcg = 0.5 / math.log2(2) + 1 / math.log2(3) + 2 / math.log2(4)
     ideal = 2 / math.log2(2) + 1 / math.log2(3) + 0.5 / math.log2(4)
@@ -85,8 +92,10 @@ def test_every_figure_of_one_query_is_as_counted_by_hand() -> None:
         "nDCG@10": round(100 * dcg / ideal, 3),
         "shared@5": 0.75,
     }
+    assert found.pop("random_order").keys() == figures.keys() | {"queries", "by_group", "balanced"}
     assert found == figures | {
         "queries": 1,
+        "tied": 0,
         "by_group": {"mel": figures | {"queries": 1}},
         "balanced": figures,
         "beyond_group": {
@@ -104,7 +113,7 @@ def test_every_figure_of_one_query_is_as_counted_by_hand() -> None:
 def test_groups_are_told_apart_and_balanced_counts_each_of_them_once() -> None:
     streaks = {"streaks": "irregular"}
     queries = labels(("p", "mel", streaks), ("q", "mel", streaks), ("r", "nevus", streaks))
-    found = retrieval_metrics([[0, 1, 2, 3], [1, 0, 2, 3], [0, 2, 1, 3]], queries, ARCHIVE)
+    found = retrieval_metrics(ordered([0, 1, 2, 3], [1, 0, 2, 3], [0, 2, 1, 3]), queries, ARCHIVE)
     assert found["queries"] == 3
     assert {g: f["queries"] for g, f in found["by_group"].items()} == {"mel": 2, "nevus": 1}
     assert [found["by_group"][g]["Acc@1"] for g in ("mel", "nevus")] == [50.0, 0.0]
@@ -124,7 +133,7 @@ def test_the_differences_to_chance_are_paired() -> None:
     )
     queries = labels(*((i, "mel", {"streaks": "irregular"}) for i in "pqr"))
     first, last = list(range(10)), list(range(9, -1, -1))
-    found = retrieval_metrics([first, first, last], queries, archive)
+    found = retrieval_metrics(ordered(first, first, last), queries, archive)
     # measured 1, 1, 0; by chance one half each: differences 0.5, 0.5, -0.5 with a deviation of 0.577
     error = math.sqrt(1 / 3) / math.sqrt(3)
     assert found["beyond_group"]["shared@5"] == {
@@ -139,16 +148,16 @@ def test_the_query_itself_is_no_part_of_chance() -> None:
     mine = {"streaks": "irregular"}
     archive = labels(("q", "mel", mine), ("a", "mel", {"streaks": "absent"}), ("b", "mel", mine))
     queries = labels(("q", "mel", mine), ("b", "mel", mine))
-    found = retrieval_metrics([[2, 1], [0, 1]], queries, archive)["beyond_group"]["shared@5"]
+    found = retrieval_metrics(ordered([2, 1], [0, 1]), queries, archive)["beyond_group"]["shared@5"]
     assert (found["measured"], found["shuffled"]) == (0.5, 0.5)
 
 
 def test_only_the_first_ten_and_the_first_five_count() -> None:
     archive = labels(*((f"{n:02}", "nevus", {"streaks": "absent"}) for n in range(20)), ("x", "mel", {}))
     query = labels(("q", "mel", {"streaks": "irregular"}))
-    late = retrieval_metrics([[*range(10), 20, *range(10, 20)]], query, archive)
+    late = retrieval_metrics(ordered([*range(10), 20, *range(10, 20)]), query, archive)
     assert (late["nDCG@10"], late["Acc@10"], late["shared@5"]) == (0, 0, 0)
-    tenth = retrieval_metrics([[*range(9), 20, *range(9, 20)]], query, archive)
+    tenth = retrieval_metrics(ordered([*range(9), 20, *range(9, 20)]), query, archive)
     assert tenth["nDCG@10"] == round(100 / math.log2(11), 3)
     assert (tenth["Acc@5"], tenth["Acc@10"]) == (0, 100)
 
@@ -161,7 +170,7 @@ def test_what_either_side_does_not_say_agrees_with_nothing() -> None:
     archive = labels(
         ("a", "mel", {}), ("b", "mel", {"pigmentation": "absent"}), ("c", "mel", {"streaks": "absent"})
     )
-    found = retrieval_metrics([[0, 1, 2]], query, archive)
+    found = retrieval_metrics(ordered([0, 1, 2]), query, archive)
     assert found["shared@5"] == round(1 / 3, 3)
 
 
@@ -170,15 +179,16 @@ def test_without_criteria_there_are_no_figures_of_them(without: str) -> None:
     bare = [Labels(side.ids, side.groups, [{}] * len(side.ids)) for side in (QUERY, ARCHIVE)]
     queries = QUERY if without == "archive" else bare[0]
     archive = ARCHIVE if without == "queries" else bare[1]
-    found = retrieval_metrics([[0, 1, 2, 3]], queries, archive)
-    assert list(found) == ["mAP", *(f"Acc@{k}" for k in (1, 2, 4, 5, 10)), "queries", "by_group", "balanced"]
+    found = retrieval_metrics(ordered([0, 1, 2, 3]), queries, archive)
+    accuracies = [f"Acc@{k}" for k in (1, 2, 4, 5, 10)]
+    assert set(found) == {"mAP", *accuracies, "queries", "tied", "by_group", "balanced", "random_order"}
     assert not {"nDCG@10", "shared@5"} & (found["balanced"].keys() | found["by_group"]["mel"].keys())
 
 
 def test_a_query_without_criteria_is_left_out_of_their_figures_alone() -> None:
     queries = labels(("q", "mel", QUERY.criteria[0]), ("r", "nevus", {}))
-    found = retrieval_metrics([[1, 2, 0, 3], [1, 3, 0, 2]], queries, ARCHIVE)
-    alone = retrieval_metrics([[1, 2, 0, 3]], QUERY, ARCHIVE)
+    found = retrieval_metrics(ordered([1, 2, 0, 3], [1, 3, 0, 2]), queries, ARCHIVE)
+    alone = retrieval_metrics(ordered([1, 2, 0, 3]), QUERY, ARCHIVE)
     for name in ("nDCG@10", "shared@5"):
         assert found[name] == alone[name] == found["balanced"][name]
         assert name not in found["by_group"]["nevus"]
@@ -188,7 +198,7 @@ def test_a_query_without_criteria_is_left_out_of_their_figures_alone() -> None:
 
 def test_an_archive_of_nothing_but_the_query_finds_nothing() -> None:
     archive = labels(("q", "mel", QUERY.criteria[0]))
-    found = retrieval_metrics([[]], QUERY, archive)
+    found = retrieval_metrics(ordered([]), QUERY, archive)
     assert found["mAP"] == found["Acc@10"] == found["nDCG@10"] == found["shared@5"] == 0
 
 
@@ -207,11 +217,164 @@ def test_ties_are_ranked_by_case_id_and_a_query_never_finds_itself() -> None:
     archive = labels(("b", "mel", {}), ("10", "mel", {}), ("a", "mel", {}), ("9", "mel", {}))
     queries = labels(("x", "mel", {}), ("a", "mel", {}))
     scores = np.array([[1, 1, 1, 2], [1, 1, 3, 1]], np.float32)
-    assert [r.tolist() for r in rank(scores, queries, archive)] == [[3, 1, 2, 0], [1, 3, 0]]
+    assert [r.cases.tolist() for r in rank(scores, queries, archive)] == [[3, 1, 2, 0], [1, 3, 0]]
     many = Labels([f"{n * 37 % 100:03}" for n in range(100)], ["mel"] * 100, [{}] * 100)
     tied = np.tile(np.repeat([1, 0], 50).astype(np.float32), (2, 1))
     for order in rank(tied, queries, many):
-        assert order.tolist() == sorted(range(100), key=lambda n: (n >= 50, many.ids[n]))
+        assert order.cases.tolist() == sorted(range(100), key=lambda n: (n >= 50, many.ids[n]))
+
+
+# -- equal scores --
+
+
+def by_diagnosis(**sizes: int) -> Labels:
+    """Cases whose ids are sorted by their group."""
+    groups = [group for group, size in sizes.items() for _ in range(size)]
+    return Labels([f"{n:04}" for n in range(len(groups))], groups, [{}] * len(groups))
+
+
+DERM7PT = {"nevus": 575, "mel": 252, "bkl": 61}
+
+
+def test_a_constant_score_measures_chance_though_ids_are_sorted_by_diagnosis() -> None:
+    archive = by_diagnosis(**DERM7PT)
+    found = retrieval_metrics(rank(np.zeros((888, 888), np.float32), archive, archive), archive, archive)
+    harmonic, expected = sum(1 / i for i in range(1, 888)), dict[str, dict[str, float]]()
+    for group, size in DERM7PT.items():
+        right, n = size - 1, 887  # without the query itself
+        share = (right - 1) / (n - 1)
+        expected[group] = {"mAP": 100 * (share + (1 - share) * harmonic / n)} | {
+            f"Acc@{k}": 100 * (1 - math.comb(n - right, k) / math.comb(n, k)) for k in (1, 2, 4, 5, 10)
+        }
+    for name in expected["mel"]:
+        mean = sum(size * expected[group][name] for group, size in DERM7PT.items()) / 888
+        assert found[name] == pytest.approx(mean, abs=1e-3)
+        for group in DERM7PT:
+            assert found["by_group"][group][name] == pytest.approx(expected[group][name], abs=1e-3)
+    assert [round(found[name], 1) for name in ("mAP", "Acc@1", "Acc@2", "Acc@4")] == [50.8, 50.4, 71.4, 86.3]
+    assert [round(found["balanced"][name], 1) for name in ("mAP", "Acc@1")] == [33.7, 33.3]
+    assert found["tied"] == 888
+    # what the order of the ids measures:
+    by_id = retrieval_metrics(ordered(*(np.delete(np.arange(888), n) for n in range(888))), archive, archive)
+    assert by_id["mAP"] > 65 and by_id["tied"] == 0
+
+
+@settings(deadline=None, max_examples=40)
+@given(
+    scores=st.lists(st.integers(0, 2), min_size=1, max_size=6),
+    groups=st.lists(st.sampled_from(["mel", "nevus"]), min_size=6, max_size=6),
+    streaks=st.lists(st.sampled_from(["absent", "regular", None]), min_size=6, max_size=6),
+)
+def test_with_equal_scores_a_figure_is_its_mean_over_all_their_orders(
+    scores: list[int], groups: list[str], streaks: list[str | None]
+) -> None:
+    archive = labels(
+        *(
+            (str(n), group, {"streaks": value} if value else {})
+            for n, (_, group, value) in enumerate(zip(scores, groups, streaks, strict=False))
+        )
+    )
+    query = labels(("q", "mel", {"streaks": "regular"}))
+    found = retrieval_metrics(rank(np.array([scores]), query, archive), query, archive)
+    orders = [
+        order
+        for order in permutations(range(len(scores)))
+        if all(scores[a] >= scores[b] for a, b in pairwise(order))
+    ]
+    each = [retrieval_metrics(ordered(order), query, archive) for order in orders]
+
+    def figures(of: dict[str, Any]) -> dict[str, float]:
+        beyond = {f"{n} beyond": f["shuffled"] for n, f in of.get("beyond_group", {}).items()}
+        return {name: value for name, value in (of | beyond).items() if isinstance(value, float)}
+
+    for name, value in figures(found).items():
+        assert value == pytest.approx(np.mean([figures(of)[name] for of in each]), abs=2e-3), name
+    rightness = [[archive.groups[n] == "mel" for n in order] for order in orders]
+    assert found["tied"] == int(any(row != rightness[0] for row in rightness))
+
+
+@settings(deadline=None, max_examples=25)
+@given(seed=st.integers(0, 2**32 - 1), count=st.integers(4, 40), scores=st.integers(1, 5))
+def test_no_figure_knows_the_case_ids(seed: int, count: int, scores: int) -> None:
+    rng = np.random.default_rng(seed)
+    archive, queries = drawn(count, "c", seed), drawn(4, "q", seed + 1)
+    values = rng.integers(scores, size=(4, count)).astype(np.float32)
+    by_label = np.argsort(np.array(archive.groups), kind="stable")
+    names = np.empty(count, object)
+    names[by_label] = [f"{n:04}" for n in range(count)]
+    renamed = Labels(names.tolist(), archive.groups, archive.criteria)
+    found, again = (
+        retrieval_metrics(rank(values, queries, there), queries, there) for there in (archive, renamed)
+    )
+    for told, sides in ((found, again), (found["balanced"], again["balanced"])):
+        assert told.keys() == sides.keys()
+        for name, value in told.items():
+            if isinstance(value, float):
+                assert sides[name] == pytest.approx(value, abs=2e-3)
+    assert found["tied"] == again["tied"]
+
+
+def test_the_random_order_is_what_a_constant_score_measures() -> None:
+    queries, archive = drawn(20, "q", 1), drawn(60, "c", 2)
+    constant = retrieval_metrics(rank(np.ones((20, 60)), queries, archive), queries, archive)
+    found = retrieval_metrics(rank(likeness(queries, archive), queries, archive), queries, archive)
+    random = found["random_order"]
+    assert all(constant[name] == value for name, value in random.items())
+    assert random["mAP"] < found["mAP"] and random["shared@5"] < found["shared@5"]
+
+
+def test_figures_of_distinct_scores_are_those_of_scikit_learn() -> None:
+    queries, archive = drawn(12, "q", 1), drawn(80, "c", 2)
+    scores = np.random.default_rng(3).random((12, 80))
+    found = retrieval_metrics(rank(scores, queries, archive), queries, archive)
+    right = np.array(queries.groups)[:, None] == np.array(archive.groups)
+    precision = [average_precision_score(r, s) for r, s in zip(right, scores, strict=True)]
+    assert found["mAP"] == pytest.approx(100 * np.mean(precision), abs=1e-3)
+    assert found["nDCG@10"] == pytest.approx(
+        100 * ndcg_score(likeness(queries, archive), scores, k=10), abs=1e-3
+    )
+
+
+def test_ndcg_of_equal_scores_is_that_of_scikit_learn() -> None:
+    queries, archive = drawn(12, "q", 1), drawn(80, "c", 2)
+    scores = np.random.default_rng(3).integers(6, size=(12, 80))
+    found = retrieval_metrics(rank(scores, queries, archive), queries, archive)
+    expected = ndcg_score(likeness(queries, archive), scores, k=10)  # averages over ties too
+    assert found["nDCG@10"] == pytest.approx(100 * expected, abs=1e-3)
+
+
+@pytest.mark.parametrize("kind", ["uint8", "int64", "bool", "float16", "float64"])
+def test_scores_of_any_type_rank_the_greatest_first(kind: str) -> None:
+    archive = labels(("a", "mel", {}), ("b", "nevus", {}), ("c", "mel", {}))
+    query = labels(("q", "mel", {}))
+    (ranking,) = rank(np.array([[0, 1, 0]]).astype(kind), query, archive)
+    assert ranking.cases.tolist() == [1, 0, 2] and ranking.ties.tolist() == [0, 1, 1]
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_scores_that_are_not_finite_are_refused(bad: float) -> None:
+    scores = np.array([[0.5, bad, 0.1, 0.2]], np.float32)
+    with pytest.raises(InputError, match=f"no ranking; expected finite numbers; found {bad}") as caught:
+        rank(scores, QUERY, ARCHIVE)
+    assert caught.value.code == "scores"
+
+
+def test_scores_of_another_shape_or_order_are_refused() -> None:
+    with pytest.raises(InputError, match=r"expected one of each query with each case, \(1, 4\); found"):
+        rank(np.zeros((1, 3)), QUERY, ARCHIVE)
+    with pytest.raises(InputError, match="the best score first"):
+        Ranking(np.arange(3), np.array([1.0, 0.0, 2.0]))
+    with pytest.raises(InputError, match="a score for each case; found 2 for 3"):
+        Ranking(np.arange(3), np.array([1.0, 0.0]))
+
+
+def test_a_querys_very_picture_under_another_id_is_no_hit() -> None:
+    there = Labels(["q", "twin", "a", "b"], ["mel", "mel", "mel", "nevus"], [{}] * 4, ["p", "p", "r", ""])
+    asked = Labels(["q", "x"], ["mel", "mel"], [{}] * 2, ["p", ""])
+    first, second = rank(np.array([[4, 3, 2, 1], [4, 3, 2, 1]]), asked, there)
+    assert first.cases.tolist() == [2, 3] and second.cases.tolist() == [0, 1, 2, 3]
+    assert same_picture(asked, there) == 1
+    assert same_picture(QUERY, ARCHIVE) == 0  # no pictures are known
 
 
 # -- of any ranking --
@@ -273,7 +436,8 @@ def test_a_ranking_by_group_alone_is_not_alike_beyond_it() -> None:
 def test_chance_is_what_many_shuffles_within_the_groups_come_to() -> None:
     rng = np.random.default_rng(7)
     queries, archive = drawn(20, "q", 1), drawn(60, "c", 2)
-    ranking = rank(likeness(queries, archive), queries, archive)
+    scores = likeness(queries, archive) + 1e-3 * rng.random((20, 60), np.float32)  # no two are equal
+    ranking = rank(scores, queries, archive)
     groups = np.array(archive.groups)
 
     def shuffled(order: Any) -> Any:
@@ -284,7 +448,8 @@ def test_chance_is_what_many_shuffles_within_the_groups_come_to() -> None:
         return mixed
 
     by_chance = [
-        retrieval_metrics([shuffled(order) for order in ranking], queries, archive) for _ in range(200)
+        retrieval_metrics(ordered(*(shuffled(r.cases) for r in ranking)), queries, archive)
+        for _ in range(200)
     ]
     expected = retrieval_metrics(ranking, queries, archive)["beyond_group"]
     for name, tolerance in (("nDCG@10", 0.4), ("shared@5", 0.03)):
@@ -330,8 +495,22 @@ def test_the_table_shows_the_figures_that_there_are() -> None:
     assert lines[7].startswith("  shared criteria of the first five: ")
     assert lines[7].endswith(" standard errors)")
     bare = Labels(archive.ids, archive.groups, [{}] * 90)
-    without = report(retrieval_metrics([np.delete(np.arange(90), n) for n in range(90)], bare, bare))
+    without = report(
+        retrieval_metrics(ordered(*(np.delete(np.arange(90), n) for n in range(90))), bare, bare)
+    )
     assert "shared" not in without and "nDCG" not in without and "balanced" in without
     partly = labels(("q", "mel", QUERY.criteria[0]), ("r", "nevus", {}))
-    shown = report(retrieval_metrics([[1, 2, 0, 3], [1, 3, 0, 2]], partly, ARCHIVE)).splitlines()
+    shown = report(retrieval_metrics(ordered([1, 2, 0, 3], [1, 3, 0, 2]), partly, ARCHIVE)).splitlines()
     assert shown[4].split()[-2:] == ["-", "-"]
+
+
+def test_the_table_says_what_a_random_order_gives_and_where_scores_are_equal() -> None:
+    archive = by_diagnosis(**DERM7PT)
+    found = retrieval_metrics(rank(np.zeros((888, 888)), archive, archive), archive, archive)
+    facts = {"queries": 888, "archive": 888, "runtime": "openvino", "precision": "bf16", "same_picture": 3}
+    lines = table(facts | {"image_words": found, "image_alone": found}).splitlines()
+    (at_random,) = (line.split() for line in lines if line.startswith("random order"))
+    assert at_random == ["random", "order", "50.8", "50.4", "71.4", "86.3", "89.5", "95.6"]
+    assert lines[-2].split()[:3] == ["balanced", "33.7", "33.3"]
+    assert "  equal scores of right and wrong hits in 888 queries: means over their orders" in lines
+    assert lines[-1] == "left out: 3 hits that are the query's own picture under another case id"

@@ -30,10 +30,10 @@ from skinret_infer.image import ImageRecipe
 from skinret_infer.text import TextRecipe
 from skinret_training import cli
 from skinret_training.checkpoint import Checkpoint
-from skinret_training.data import load_dataset, split, text_views
+from skinret_training.data import Dataset, load_dataset, split, text_views
 from skinret_training.loss import UNKNOWN, read_loss
 from skinret_training.model import Skinret, last_depth, load_pretrained, symmetry, turned_back
-from skinret_training.train import PAPER, TrainConfig, train
+from skinret_training.train import PAPER, TrainConfig, _figures, train
 
 QUICK = {
     "image_size": 64, "map_side": 8, "width": 16, "epochs": 3, "batch": 16, "text_views": 3, "symmetries": 2,
@@ -210,6 +210,30 @@ def test_the_held_out_fold_is_never_trained_or_chosen_on(cases: list[Case]) -> N
         assert sorted(parts.archive) == sorted([*parts.train, *parts.validation])
         seen += parts.test.tolist()
     assert sorted(seen) == list(range(len(cases)))
+
+
+def test_a_model_that_tells_nothing_apart_measures_a_random_order() -> None:
+    """The table is sorted by group, and so are the case ids and the columns of the product."""
+    groups = ["bkl"] * 49 + ["mel"] * 202 + ["nevus"] * 460
+    dataset = Dataset(
+        [f"{n:03}" for n in range(711)], groups, {}, np.zeros((711, 1), np.int64), [[]] * 711, [""] * 711,
+        np.zeros((711, 1, 1, 3), np.uint8),
+    )  # fmt: skip
+    torch.manual_seed(0)
+    same, everything = torch.randn(402).expand(711, -1), np.arange(711)
+    found = _figures(dataset, same, same, everything, everything, torch.ones(402))
+    assert found["tied"] == 711
+    assert all(found[name] == value for name, value in found["random_order"].items())
+
+
+def test_a_model_that_diverged_is_not_measured() -> None:
+    dataset = Dataset(
+        ["a", "b"], ["mel", "nevus"], {}, np.zeros((2, 1), np.int64), [[], []], ["", ""],
+        np.zeros((2, 1, 1, 3), np.uint8),
+    )  # fmt: skip
+    rows, both = torch.full((2, 4), float("nan")), np.arange(2)
+    with pytest.raises(InputError, match="whose training diverged"):
+        _figures(dataset, rows, rows, both, both, torch.ones(4))
 
 
 def test_eight_symmetries_are_eight_and_the_first_is_the_picture() -> None:

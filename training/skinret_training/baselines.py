@@ -3,7 +3,7 @@
 Each gives for every kind of query that it can answer the scores of the held-out queries with all cases.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -15,7 +15,7 @@ from sklearn.linear_model import LogisticRegression
 from torch import Tensor, nn
 
 from skinret_infer.cases import CaseTable
-from skinret_infer.metrics import Labels, rank, retrieval_metrics
+from skinret_infer.metrics import Labels, rank, retrieval_metrics, same_picture
 from skinret_infer.text import TextEncoderInput, TextRecipe
 
 from .data import Dataset, FrozenMaps, Indices, Split, Words
@@ -108,7 +108,7 @@ def linear_probe(features: Features, parts: Split, config: TrainConfig) -> Score
     asked = {"image_words": np.hstack([image, words]), "image_alone": image}
     if words.shape[1]:
         asked["words_alone"] = words
-    return {kind: posteriors(x)[parts.test] @ case.T for kind, x in asked.items()}
+    return {kind: _products(posteriors(x)[parts.test], case) for kind, x in asked.items()}
 
 
 def resnet50_cossim(features: Features, parts: Split, config: TrainConfig) -> Scores:
@@ -119,7 +119,7 @@ def resnet50_cossim(features: Features, parts: Split, config: TrainConfig) -> Sc
     images = torch.from_numpy(features.standardised(parts.archive, slice(-features.last, None)))
     model = _fit(images, None, features.labels, parts.archive, config)
     cases = model(images[0])
-    return {"image_alone": (cases[parts.test] @ cases.T).numpy()}
+    return {"image_alone": _products(cases[parts.test].numpy(), cases.numpy())}
 
 
 def late_fusion(features: Features, parts: Split, config: TrainConfig) -> Scores:
@@ -129,7 +129,12 @@ def late_fusion(features: Features, parts: Split, config: TrainConfig) -> Scores
     model = _fit(images, tokens, features.labels, parts.archive, config)
     cases = model(images[0])
     asked = {"image_words": model(images[0], tokens), "image_alone": cases}
-    return {kind: (d[parts.test] @ cases.T).numpy() for kind, d in asked.items()}
+    return {kind: _products(d[parts.test].numpy(), cases.numpy()) for kind, d in asked.items()}
+
+
+def _products(queries: Array, cases: Array) -> Array:
+    """Return the product of each query [Q, d] with each case [N, d]: for equal cases the same bits."""
+    return cast(Array, np.einsum("qd,nd->qn", queries, cases))
 
 
 class _Projection(nn.Module):
@@ -174,10 +179,23 @@ BASELINES: Mapping[str, Callable[[Features, Split, TrainConfig], Scores]] = {
 }
 
 
-def judge(scores: Scores, table: CaseTable, queries: Indices, archive: Indices) -> dict[str, Any]:
-    """Rank the cases of an archive by their scores and measure it, each kind of query."""
-    asked, there = (Labels.of(table.cases[n] for n in indices) for indices in (queries, archive))
+def judge(
+    scores: Scores, table: CaseTable, queries: Indices, archive: Indices, pictures: Sequence[str] = ()
+) -> dict[str, Any]:
+    """Rank the cases of an archive by their scores and measure it, each kind of query.
+
+    pictures : as `Dataset` has them; without, a picture that two cases have is not noticed.
+    """
+    asked, there = (
+        Labels.of([table.cases[n] for n in indices], [pictures[n] for n in indices] if pictures else ())
+        for indices in (queries, archive)
+    )
     figures = {
         kind: retrieval_metrics(rank(s[:, archive], asked, there), asked, there) for kind, s in scores.items()
     }
-    return {"queries": len(queries), "archive": len(archive), **figures}
+    return {
+        "queries": len(queries),
+        "archive": len(archive),
+        "same_picture": same_picture(asked, there),
+        **figures,
+    }

@@ -133,8 +133,10 @@ def _open(
         began = time.perf_counter()
         scores = BASELINES[system](seen, part, run)
         fitted = _minutes(began)
-        reports = {_TRAINING: judge(scores, table, part.test, part.archive)}
-        reports[_HELD_OUT] = judge(scores, table, part.test, part.test)
+        reports = {
+            archive: judge(scores, table, part.test, cases, dataset.pictures)
+            for archive, cases in ((_TRAINING, part.archive), (_HELD_OUT, part.test))
+        }
         minutes = {"training": fitted, "search": round(_minutes(began) - fitted, 3)}
         return {"minutes": minutes, "archives": reports, **_ids(table, part)}
 

@@ -1,6 +1,7 @@
 """A Derm7pt-style folder as arrays, its folds, and the frozen maps and words, computed once and kept."""
 
 import hashlib
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,12 +15,13 @@ from tqdm.auto import tqdm
 from skinret_infer.cases import CaseTable
 from skinret_infer.errors import InputError
 from skinret_infer.files import whole_file
-from skinret_infer.image import ImageRecipe, Pixels, decode, prepare
+from skinret_infer.image import ImageRecipe, Pixels, decode, digest, prepare
 from skinret_infer.text import CRITERIA, TextEncoderInput, TextRecipe, Tokens, phrases_of
 
 from .loss import UNKNOWN
 from .model import Maps, Skinret, symmetry
 
+log = logging.getLogger(__name__)
 Indices = npt.NDArray[np.int64]
 
 
@@ -32,6 +34,7 @@ class Dataset:
     traits: dict[str, list[str]]  # what cases are told by, the group first, and the values
     told: Indices  # [N, C], the index of each trait's value; UNKNOWN where a case has none
     phrases: list[list[str]]  # what may be said of each case
+    pictures: list[str]  # SHA-256 of each picture as it was decoded
     pixels: Pixels  # [N, S, S, 3]
 
     @property
@@ -62,14 +65,22 @@ class Split:
 def load_dataset(table: CaseTable, image: ImageRecipe, text: TextRecipe, *, quiet: bool = False) -> Dataset:
     """Decode and prepare every image. Raises InputError, naming the case, for one that cannot be used."""
     pixels = np.empty((len(table.cases), image.size, image.size, 3), np.uint8)
+    pictures = []
     for n, case in enumerate(
         tqdm(table.cases, "images", unit="image", disable=True if quiet else None, leave=False)
     ):
         try:
-            pixels[n] = prepare(decode(case.image), image)
+            pixels[n] = prepare(picture := decode(case.image), image)
         except InputError as error:
             error.add_note(f"This is the image of case {case.case_id!r}.")
             raise
+        pictures.append(digest(picture))
+    if twins := len(pictures) - len(set(pictures)):
+        log.warning(
+            "%d cases show the very picture of another case. Folds may part the two: what trained on one "
+            "knows the other.",
+            twins,
+        )
     traits, told = _traits(table)
     if "group" not in traits:
         raise InputError(
@@ -84,6 +95,7 @@ def load_dataset(table: CaseTable, image: ImageRecipe, text: TextRecipe, *, quie
         traits,
         told,
         [phrases_of(case.attributes, text.phrases) for case in table.cases],
+        pictures,
         pixels,
     )
 

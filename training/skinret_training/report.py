@@ -115,12 +115,21 @@ def _summary(runs: Sequence[tuple[int, Mapping[str, Any]]]) -> dict[str, Any]:
             g: _spreads([(seed, f["by_group"][g]) for seed, f in runs if g in f["by_group"]]) for g in groups
         },
     }
-    beyond = [(seed, figures["beyond_group"]) for seed, figures in runs if "beyond_group" in figures]
-    if len(beyond) == len(runs):
+    if beyond := _of_all(runs, "beyond_group"):
         summary["beyond_group"] = {
             name: _pooled([(seed, figures[name]) for seed, figures in beyond]) for name in (NDCG, SHARED)
         }
+    if by_chance := _of_all(runs, "random_order"):
+        summary["random_order"] = _summary(by_chance)
+    if tied := _of_all(runs, "tied"):
+        summary["tied"] = sum(n for _, n in tied)
     return summary
+
+
+def _of_all(runs: Sequence[tuple[int, Mapping[str, Any]]], name: str) -> list[tuple[int, Any]]:
+    """Return the seed and what is under a name of each run, or nothing where one run has none."""
+    found = [(seed, figures[name]) for seed, figures in runs if name in figures]
+    return found if len(found) == len(runs) else []
 
 
 def _spreads(runs: Sequence[tuple[int, Mapping[str, Any]]]) -> dict[str, Any]:
@@ -237,12 +246,20 @@ def markdown(result: Mapping[str, Any]) -> str:
             lines += ["", f"### Query: {kind.replace('_', ' ')}", ""]
             lines += _runs_table(result["runs"], archive, kind, summary)
             lines += ["", *_groups_table(summary)]
+            if summary.get("tied"):
+                asked = sum(run["archives"][archive][kind]["queries"] for run in result["runs"])
+                lines += [
+                    "",
+                    f"{summary['tied']} of {asked} queries have equal scores of right and wrong cases.",
+                ]
             if "beyond_group" in summary:
                 lines += ["", *_beyond_table(summary["beyond_group"])]
     lines += [
         "",
         "- mean ± std: the std of one seed's folds, its root mean square over seeds.",
         "- between seeds: the std of the seeds' means.",
+        "- random order: what an archive in random order gives, exactly.",
+        "- Equal scores are in no order: a figure is the mean over all orders of the equals.",
         "- by chance: each hit exchanged for any of its group; of the seeds the one with the smallest z.",
         "- mAP, Acc@K and nDCG@10 in per cent, shared@5 in criteria of seven.",
     ]
@@ -258,11 +275,17 @@ def _runs_table(runs: Sequence[_Run], archive: str, kind: str, summary: Mapping[
     ]
     rows.append(["mean ± std", *(_with_std(name, f) for name, f in figures.items())])
     rows.append(["between seeds", *(_number(name, f["std_seeds"], 1) for name, f in figures.items())])
+    if "random_order" in summary:
+        by_chance = summary["random_order"]["all"]
+        rows.append(["random order", *(_number(name, by_chance[name]["mean"]) for name in figures)])
     return grid(["", *figures], rows)
 
 
 def _groups_table(summary: Mapping[str, Any]) -> list[str]:
     rows = {"balanced": summary["balanced"], **summary["by_group"]}
+    if by_chance := summary.get("random_order"):
+        there = {"balanced": by_chance["balanced"], **by_chance["by_group"]}
+        rows |= {f"{group}, random order": figures for group, figures in there.items()}
     names = list(summary["all"])
     return grid(
         ["group", *names],
@@ -296,31 +319,54 @@ def overview(rows: Iterable[Mapping[str, Any]]) -> str:
     header += ["image alone: mAP", "image alone: Acc@1", "words alone: mAP"]
     header += [f"{NDCG} (by chance)", f"{SHARED} (by chance)", "minutes a fold"]
     lines = []
+    at_random: dict[tuple[str, int], list[str]] = {}  # of each data set and number of folds
     for row in rows:
-        summary, protocol = row["summary"], row["protocol"]
-        training = summary["training_folds"]
-        line = [row["row"], row["system"], f"{protocol['folds']} x {len(protocol['seeds'])}"]
-        line += [
-            _cell(summary[archive], "image_words", name)
-            for archive in ARCHIVES
-            for name in ("mAP", "Acc@1", "Acc@4")
-        ]
-        line += [_cell(training, "image_alone", name) for name in ("mAP", "Acc@1")]
-        line.append(_cell(training, "words_alone", "mAP"))
-        beyond: Mapping[str, Any] = next(
-            (s["beyond_group"] for s in training.values() if "beyond_group" in s), {}
-        )
-        for name in (NDCG, SHARED):
-            pair = [_number(name, beyond[name][side]) for side in ("measured", "shuffled")] if beyond else []
-            line.append("{} ({})".format(*pair) if pair else "–")
-        lines.append([*line, f"{row['minutes']['a_fold']:.1f}"])
+        protocol, by_chance = row["protocol"], _at_random(row["summary"])
+        folds = f"{protocol['folds']} x {len(protocol['seeds'])}"
+        minutes = f"{row['minutes']['a_fold']:.1f}"
+        lines.append([row["row"], row["system"], folds, *_cells(row["summary"]), minutes])
+        if by_chance:
+            line = [f"random order for {row['row']}", "–", folds, *_cells(by_chance), "–"]
+            at_random.setdefault((row["data_sha256"], protocol["folds"]), line)
+    if len(at_random) == 1:
+        next(iter(at_random.values()))[0] = "random order"
+    lines += at_random.values()
     notes = (
         "- Without another word: queries of image and words.",
+        "- random order: what an archive in random order gives, exactly. Of Acc@4 that is much.",
         "- Image alone, words alone, nDCG@10 and shared@5: the archive is the training folds. The last two",
         "  are of the first kind of query that the system has.",
         "- mean ± std over the folds of a seed. Each row has a page, ROW.md, and all figures in ROW.json.",
     )
     return "\n".join([_TITLE, "", *grid(header, lines), "", *notes]) + "\n"
+
+
+def _cells(summary: Mapping[str, Any]) -> list[str]:
+    training = summary["training_folds"]
+    line = [
+        _cell(summary[archive], "image_words", name)
+        for archive in ARCHIVES
+        for name in ("mAP", "Acc@1", "Acc@4")
+    ]
+    line += [_cell(training, "image_alone", name) for name in ("mAP", "Acc@1")]
+    line.append(_cell(training, "words_alone", "mAP"))
+    beyond: Mapping[str, Any] = next(
+        (s["beyond_group"] for s in training.values() if "beyond_group" in s), {}
+    )
+    for name in (NDCG, SHARED):
+        pair = [_number(name, beyond[name][side]) for side in ("measured", "shuffled")] if beyond else []
+        line.append("{} ({})".format(*pair) if pair else "–")
+    return line
+
+
+def _at_random(summary: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the summary of a random order. It heeds no query, so it is the same for every kind."""
+    return {
+        archive: {name: kind["random_order"] for name in KINDS}
+        for archive, kinds in summary.items()
+        for kind in kinds.values()
+        if "random_order" in kind
+    }
 
 
 def grid(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:

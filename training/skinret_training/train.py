@@ -479,9 +479,14 @@ def _figures(
     archive: Indices,
     weights: torch.Tensor,
 ) -> dict[str, Any]:
-    scores = ((d_q * weights) @ d_t.T).cpu().numpy()
+    scores = np.einsum("qd,ad->qa", (d_q * weights).cpu().numpy(), d_t.cpu().numpy())
     asked, cases = (
-        Labels([dataset.case_ids[n] for n in part], [dataset.groups[n] for n in part], [{} for _ in part])
+        Labels(
+            [dataset.case_ids[n] for n in part],
+            [dataset.groups[n] for n in part],
+            [{} for _ in part],
+            [dataset.pictures[n] for n in part],
+        )
         for part in (queries, archive)
     )
     return retrieval_metrics(rank(scores, asked, cases), asked, cases)
