@@ -259,7 +259,8 @@ def evaluate_command(
 ) -> None:
     """Query ARCHIVE with every case of CASES, with its words and without; report mAP, Acc@K and likeness.
 
-    A hit is right if its group is the query's. A query never finds itself: its own case id is excluded.
+    A hit is right if its group is the query's. A query never finds itself: its own case id and its very
+    picture under another id are left out. Equal scores are in no order.
     """
     table = read_cases(cases, images)
     wanted = read_ids(ids) if ids else {case.case_id for case in table.cases}

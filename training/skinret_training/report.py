@@ -333,7 +333,7 @@ def overview(rows: Iterable[Mapping[str, Any]]) -> str:
     lines += at_random.values()
     notes = (
         "- Without another word: queries of image and words.",
-        "- random order: what an archive in random order gives, exactly. Of Acc@4 that is much.",
+        "- random order: what an archive in random order gives, exactly. Judge Acc@4 against it.",
         "- Image alone, words alone, nDCG@10 and shared@5: the archive is the training folds. The last two",
         "  are of the first kind of query that the system has.",
         "- mean ± std over the folds of a seed. Each row has a page, ROW.md, and all figures in ROW.json.",
