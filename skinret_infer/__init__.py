@@ -2,6 +2,7 @@
 
 __version__ = "0.1.0"  # before what says it
 
+from . import telemetry as telemetry  # first of all: it is off in whatever loads from here on
 from .cases import Case
 from .errors import ArchiveError, BundleError, InputError, ParityError, RuntimeUnavailable, SkinretError
 from .results import Hit, Results

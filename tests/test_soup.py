@@ -20,7 +20,7 @@ from packaging.licenses import canonicalize_license_expression
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from skinret_infer import Case
+from skinret_infer import Case, telemetry
 
 ROOT = Path(__file__).parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))
@@ -125,6 +125,11 @@ def test_what_is_called_idle_is_not_imported_by_a_query(
     assert "huggingface-hub" in idle and "numpy" in loaded
     for module, distributions in importlib.metadata.packages_distributions().items():
         assert module not in loaded or not idle & {canonicalize_name(d) for d in distributions}, module
+
+
+def test_what_switches_telemetry_off_is_named() -> None:
+    text = (ROOT / "docs" / "soup.md").read_text("utf-8")
+    assert all(f"`{name}`" in text for name in telemetry.OFF)
 
 
 # -- constraints.txt --

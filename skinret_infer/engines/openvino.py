@@ -1,16 +1,17 @@
 """OpenVINO on the CPU: the fastest there, most of all where it computes in bf16 (AMX, AVX512-BF16)."""
 
 import ctypes
+import importlib
 import importlib.util
 import platform
 import sys
-import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from .. import telemetry
 from ..bundle import GRAPHS, Bundle, check_contract
 from .base import Array, HostEngine, Say, graph_error, version
 from .cache import cached, drop, engine_path
@@ -75,12 +76,10 @@ class OpenVino(HostEngine):
             key = everywhere | {"graph": graph, "onnx": bundle.manifest.files[onnx.name]}
 
             def build(onnx: Path = onnx) -> bytes:
-                with tempfile.TemporaryDirectory() as folder:
-                    model = core.read_model(onnx)
-                    if precision == "bf16":
-                        _openvino().save_model(model, f"{folder}/half.xml", compress_to_fp16=True)
-                        model = core.read_model(f"{folder}/half.xml")
-                    return bytes(core.compile_model(model, "CPU", properties).export_model().getvalue())
+                model = core.read_model(onnx)
+                if precision == "bf16":
+                    _halve(model)
+                return bytes(core.compile_model(model, "CPU", properties).export_model().getvalue())
 
             path = engine_path(cache, key)
             try:
@@ -101,7 +100,7 @@ class OpenVino(HostEngine):
         found = np.frombuffer(blob, np.uint8)
         # By its address, for OpenVINO takes no array that is read-only, though it writes nothing.
         address = found.ctypes.data_as(ctypes.POINTER(ctypes.c_uint8))
-        tensor = _openvino().Tensor(np.ctypeslib.as_array(address, found.shape), shared_memory=True)
+        tensor = telemetry.openvino().Tensor(np.ctypeslib.as_array(address, found.shape), shared_memory=True)
         return core.import_model(tensor, "CPU", properties)
 
     def run(self, graph: str, feeds: Mapping[str, Array], outputs: Sequence[str]) -> list[Array]:
@@ -132,18 +131,11 @@ def _shapes(ports: Sequence[Any]) -> dict[str, list[int | None]]:
     }
 
 
+def _halve(model: Any) -> None:
+    """Hold a model's weights in fp16, as OpenVINO's save_model does, but without a file."""
+    transformations = importlib.import_module("openvino._offline_transformations")
+    transformations.compress_model_transformation(model)
+
+
 def _core() -> Any:
-    return _openvino().Core()
-
-
-def _openvino() -> Any:
-    """Import OpenVINO without its telemetry, which would write to the user's home and call out."""
-    if "openvino" not in sys.modules and "openvino_telemetry" not in sys.modules:
-        sys.modules["openvino_telemetry"] = None  # type: ignore[assignment]
-        try:
-            import openvino
-        finally:
-            del sys.modules["openvino_telemetry"]
-    import openvino
-
-    return openvino
+    return telemetry.openvino().Core()

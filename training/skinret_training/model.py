@@ -9,6 +9,7 @@ import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any, TypeAlias, cast
 
 import torch
@@ -490,7 +491,9 @@ def load_backbone(name: str, image_size: int) -> tuple[nn.Module, dict[str, Any]
     depths = (stages - 2, stages - 1, stages) if stages < 6 else (stages // 2, 3 * stages // 4, stages)
     config.out_features = None
     config.out_indices = list(depths)
-    model = _backbone_class(config).from_pretrained(name, config=config, attn_implementation=_ATTENTION)
+    model = _backbone_class(config).from_pretrained(
+        name, config=config, attn_implementation=_ATTENTION, **_where(name)
+    )
     embeddings = getattr(model, "embeddings", None)
     if (
         hasattr(embeddings, "interpolate_pos_encoding")
@@ -499,7 +502,7 @@ def load_backbone(name: str, image_size: int) -> tuple[nn.Module, dict[str, Any]
         _fix_positions(model, embeddings, image_size)
     model.eval()
     try:
-        said = ImageProcessingMixin.get_image_processor_dict(name)[0]
+        said = ImageProcessingMixin.get_image_processor_dict(name, **_where(name))[0]
     except OSError:  # it does not say
         said = {}
     recipe = {k: tuple(said[f"image_{k}"]) for k in ("mean", "std") if said.get(f"image_{k}")}
@@ -551,8 +554,8 @@ def load_text_encoder(name: str) -> tuple[nn.Module, dict[str, Any], str]:
 
     config = _named_config(name, "text")
     try:
-        tokenizer = AutoTokenizer.from_pretrained(name).backend_tokenizer.to_str()
-        model = AutoModel.from_pretrained(name, config=config, attn_implementation=_ATTENTION)
+        tokenizer = AutoTokenizer.from_pretrained(name, **_where(name)).backend_tokenizer.to_str()
+        model = AutoModel.from_pretrained(name, config=config, attn_implementation=_ATTENTION, **_where(name))
     except (OSError, ValueError, AttributeError) as error:
         raise _not_loaded(name, "text encoder", error) from None
     return _token_encoder(model), _plain(model.config), tokenizer
@@ -567,9 +570,14 @@ def _token_encoder(model: Any) -> nn.Module:
 
 def _named_config(name: str, kind: str) -> Any:
     try:
-        return AutoConfig.from_pretrained(name)
+        return AutoConfig.from_pretrained(name, **_where(name))
     except (OSError, ValueError) as error:
         raise _not_loaded(name, f"{kind} model", error) from None
+
+
+def _where(name: str) -> dict[str, bool]:
+    """Return what keeps transformers from asking the hub about a local folder."""
+    return {"local_files_only": True} if Path(name).is_dir() else {}
 
 
 def _not_loaded(name: str, what: str, error: Exception) -> InputError:
