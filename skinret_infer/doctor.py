@@ -7,6 +7,7 @@ import io
 import os
 import platform
 import re
+import sqlite3
 import sys
 import tempfile
 import time
@@ -17,12 +18,12 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from . import __version__, gate, signing
+from . import __version__, gate, signing, telemetry
 from .archive import SCHEMA, Archive
 from .bundle import Bundle
 from .engines import PRECISIONS, available, cache_folder, choose, cure, precisions, usable_cpus
 from .engines.base import version
-from .errors import ArchiveError, BundleError, RuntimeUnavailable, SkinretError
+from .errors import ArchiveError, BundleError, SkinretError
 from .searcher import Searcher
 
 NOTHING_RUNS = 'nothing here; pip install "skinret-infer[cpu]"'
@@ -32,6 +33,7 @@ _PACKAGES = (
     "tensorrt-rtx-cu13", "cuda-bindings", "pydicom", "cryptography", "jinja2",
 )  # fmt: skip
 _DRIVERS = {"linux": "libcuda.so.1", "win32": "nvcuda.dll"}
+_ENGINE = 2**20  # bytes that the cache must take, to say that it can be written
 _MAJOR, _MINOR = 75, 76  # CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_*
 _JUDGES: Mapping[str, Callable[[Iterable[float]], float]] = {
     "score_lost": max,
@@ -59,6 +61,7 @@ def examine(bundle: str | Path | None = None, archive: str | Path | None = None)
     report: dict[str, Any] = {
         "skinret_infer": __version__,
         "python": platform.python_version(),
+        "sqlite": sqlite3.sqlite_version,
         "platform": platform.platform(),
         "cpu": _cpu(),
         "gpu": gpu,
@@ -68,6 +71,7 @@ def examine(bundle: str | Path | None = None, archive: str | Path | None = None)
             name: {"runs": not reason, "reason": reason, "cure": _cure(name, reason, gpu)}
             for name, reason in reasons.items()
         },
+        "telemetry": {name: telemetry.state(name) for name in ("onnxruntime", "openvino")},
         "auto": next((name for name, reason in reasons.items() if not reason), None),
     }
     healthy = report["auto"] is not None
@@ -90,12 +94,14 @@ def describe(report: Mapping[str, Any]) -> str:
     )
     packages = ", ".join(f"{name} {found}" for name, found in report["packages"].items())
     lines = [
-        f"skinret-infer {report['skinret_infer']}, Python {report['python']}, {report['platform']}",
+        f"skinret-infer {report['skinret_infer']}, Python {report['python']}, SQLite {report['sqlite']}, "
+        f"{report['platform']}",
         f"CPU: {cpu['model']}; {cpu['usable']} of {cpu['cores']} cores may be used",
         f"     {'which instructions it has is unknown' if cpu['flags'] is None else flags}",
         f"GPU: {_gpu_words(report['gpu'])}",
-        f"cache: {cache['folder'] or 'nowhere'}: {cache['fault'] or 'can be written'}",
+        f"cache: {cache['folder']}: {cache['fault'] or 'can be written'}",
         f"packages: {packages}",
+        f"telemetry: {'; '.join(f'{name} {state}' for name, state in report['telemetry'].items())}",
         'runtimes, in the order of "auto":',
     ]
     for name, state in report["runtimes"].items():
@@ -187,13 +193,12 @@ def _gpu_words(gpu: Mapping[str, Any]) -> str:
 
 def _cache() -> dict[str, str]:
     """Return the cache folder and what is wrong with it; it is not made, only what is above it is tried."""
+    folder = cache_folder()
     try:
-        folder = cache_folder().absolute()
-        there = next(path for path in (folder, *folder.parents) if path.exists())
-        with tempfile.TemporaryFile(dir=there):
-            return {"folder": str(folder), "fault": ""}
-    except RuntimeUnavailable as error:
-        return {"folder": "", "fault": str(error)}
+        there = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
+        with tempfile.TemporaryFile(dir=there) as file:
+            file.write(bytes(_ENGINE))
+        return {"folder": str(folder.absolute()), "fault": ""}
     except OSError as error:
         return {
             "folder": str(folder),
@@ -279,12 +284,12 @@ def _size(files: Iterable[Path]) -> int:
 def _measure(path: Path) -> dict[str, Any]:
     """Open a bundle as "auto" does, twice, and describe a picture with words three times."""
     opened, times = [], []
-    with tempfile.TemporaryDirectory() as folder, io.BytesIO() as jpeg:
+    with io.BytesIO() as jpeg:
         noise = np.random.default_rng(0).integers(0, 255, (32, 48, 3), np.uint8)
         Image.fromarray(noise).resize((768, 512)).save(jpeg, "JPEG")
         for _ in range(2):
             began = time.perf_counter()
-            searcher = Searcher(path, Path(folder) / "none.skinret")
+            searcher = Searcher(path, path / "none.skinret")  # that is not there, and is not made
             opened.append(time.perf_counter() - began)
             with searcher:
                 if len(opened) == 2:

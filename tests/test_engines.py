@@ -1,11 +1,15 @@
 """Runtimes: what is named runs or is refused, "auto" takes the best that is proven, and all find the same."""
 
 import dataclasses
+import errno
 import importlib.util
 import json
 import logging
+import os
 import subprocess
 import sys
+import tempfile
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -15,10 +19,10 @@ import onnxruntime as ort
 import pytest
 from test_searcher import WORDS
 
-from skinret_infer import BundleError, Case, InputError, RuntimeUnavailable, Searcher, engines, gate
+from skinret_infer import BundleError, Case, InputError, RuntimeUnavailable, Searcher, doctor, engines, gate
 from skinret_infer.bundle import GRAPHS, Bundle
 from skinret_infer.descriptor import COMPOSED, LEVELS
-from skinret_infer.engines import Engine, cache, choose, onnxruntime, open_engine, openvino
+from skinret_infer.engines import Engine, cache, choose, cpus, onnxruntime, open_engine, openvino, usable_cpus
 from skinret_infer.engines.onnxruntime import OnnxRuntimeCpu, OnnxRuntimeCuda
 from skinret_infer.image import decode, prepare
 
@@ -168,23 +172,30 @@ def test_auto_takes_cards_first_then_openvino(loaded: Bundle, monkeypatch: pytes
     assert refused["tensorrt"] == "no tensorrt in this test" and len(refused) == 4
 
 
-class Broken:
-    """A runtime that looks well and does not open."""
-
-    def __init__(self, *_: object) -> None:
-        raise RuntimeUnavailable("it does not open today", code="engine-failed")
-
-
+@pytest.mark.parametrize(
+    ("fault", "code"),
+    [
+        (RuntimeUnavailable("it does not open today", code="engine-failed"), "engine-failed"),
+        (OSError(errno.ENOSPC, "it does not open today"), "runtime-failed"),
+        (FileNotFoundError("it does not open today"), "runtime-failed"),
+        (RuntimeError("it does not open today"), "runtime-failed"),
+    ],
+)
 def test_auto_passes_over_what_does_not_open_and_says_so(
-    loaded: Bundle, both: None, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    monkeypatch.setattr(openvino, "OpenVino", Broken)
+    loaded: Bundle, both: None, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture,
+    fault: Exception, code: str,
+) -> None:  # fmt: skip
+    def broken(*_: object) -> None:
+        raise fault
+
+    monkeypatch.setattr(openvino, "OpenVino", broken)
     with caplog.at_level(logging.WARNING, "skinret_infer"):
         assert open_engine(loaded).name == "onnxruntime-cpu"
-    assert "openvino in fp32 is passed over: it does not open today" in caplog.text
-    with pytest.raises(RuntimeUnavailable, match="not open today"):
+    assert "openvino in fp32 is passed over: " in caplog.text and "not open today" in caplog.text
+    with pytest.raises(RuntimeUnavailable, match="not open today") as caught:
         open_engine(loaded, "openvino")
-    monkeypatch.setattr(onnxruntime, "OnnxRuntimeCpu", Broken)
+    assert caught.value.code == code
+    monkeypatch.setattr(onnxruntime, "OnnxRuntimeCpu", broken)
     with pytest.raises(RuntimeUnavailable, match="not open today"):
         open_engine(loaded)
 
@@ -342,6 +353,55 @@ def test_threads_are_those_asked_for_or_all_that_may_be_used(
     assert open_engine(loaded, name).facts["threads"] == 2
 
 
+# -- the CPUs that a process may use --
+
+V2, V1 = "cgroup2 cgroup2 rw", "cgroup cgroup rw,cpu,cpuacct"
+MAX, QUOTA, PERIOD = "cpu.max", "cpu.cfs_quota_us", "cpu.cfs_period_us"
+
+
+@pytest.mark.parametrize(
+    ("group", "mounts", "files", "least"),
+    [
+        ("0::/", [("/", V2)], {MAX: "150000 100000"}, 2),
+        ("0::/", [("/", V2)], {MAX: "max 100000"}, None),
+        ("0::/", [("/", V2)], {}, None),
+        ("0::/a/b", [("/", V2)], {f"a/b/{MAX}": "500000 100000"}, 5),
+        ("0::/a/b", [("/", V2)], {f"a/b/{MAX}": "max 100000", f"a/{MAX}": "300000 100000"}, 3),
+        ("0::/a/b", [("/", V2)], {f"a/b/{MAX}": "400000 100000", f"a/{MAX}": "700000 100000"}, 4),
+        ("0::/a/b", [("/a", V2)], {f"b/{MAX}": "400000 100000"}, 4),
+        ("0::/a/b", [("/a/b", V2)], {MAX: "50000 100000"}, 1),
+        ("0::/a/b", [("/", V2)], {MAX: "200000 100000"}, 2),  # its name outside, of which nothing is seen
+        ("0::/../../b", [("/", V2)], {MAX: "200000 100000"}, 2),
+        ("4:cpu,cpuacct:/", [("/", V1)], {QUOTA: "250000", PERIOD: "100000"}, 3),
+        ("4:cpu,cpuacct:/", [("/", V1)], {QUOTA: "-1", PERIOD: "100000"}, None),
+        ("4:cpu,cpuacct:/", [("/", V1)], {QUOTA: "100000", PERIOD: "0"}, None),
+        ("4:cpu:/d/c", [("/d/c", V1)], {QUOTA: "200000", PERIOD: "100000"}, 2),
+        ("4:cpu:/d/c", [("/", V1)], {f"d/{QUOTA}": "40000", f"d/{PERIOD}": "20000"}, 2),
+        ("0::/\n4:cpu:/a", [("/", V2), ("/", V1)], {f"a/{QUOTA}": "70000", f"a/{PERIOD}": "10000"}, 7),
+        ("3:memory:/a", [("/", "cgroup cgroup rw,memory")], {QUOTA: "1", PERIOD: "1"}, None),
+        ("", [("/", V2)], {MAX: "150000 100000"}, None),
+        ("nonsense", [("/", V2)], {MAX: "nonsense"}, None),
+    ],
+)  # fmt: skip
+def test_the_tightest_quota_of_all_groups_is_heeded(
+    group: str, mounts: list[tuple[str, str]], files: dict[str, str], least: int | None, tmp_path: Path
+) -> None:
+    lines = [
+        f"31 23 0:28 {top} /sys/fs/c{n} rw,nosuid master:1 - {kind}" for n, (top, kind) in enumerate(mounts)
+    ]
+    written = {
+        "proc/self/cgroup": group,
+        "proc/self/mountinfo": "\n".join(["23 1 8:1 / / rw - ext4 /dev/sda1 rw", "cut short", *lines]),
+        **{f"sys/fs/c{len(mounts) - 1}/{name}": text for name, text in files.items()},
+    }
+    for name, text in written.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(f"{text}\n")
+    assert min(cpus._quotas(tmp_path), default=None) == least
+    alone = usable_cpus(tmp_path / "none")
+    assert usable_cpus(tmp_path) == min(alone, least or alone)
+
+
 # -- what OpenVINO has compiled is kept --
 
 
@@ -412,17 +472,102 @@ def test_openvino_compiles_once_and_again_where_the_file_is_not_its_own(
 
 
 @with_openvino
-def test_a_cache_that_cannot_be_written_costs_time_not_answers(
-    loaded: Bundle, reference: Engine, pixels: np.ndarray, tmp_path: Path
+def test_a_cache_that_cannot_be_written_costs_time_not_answers_and_is_told_once(
+    loaded: Bundle, reference: Engine, pixels: np.ndarray, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     (tmp_path / "file").touch()
-    said: list[str] = []
-    engine = open_engine(
-        loaded, "openvino", precision="fp32", cache=tmp_path / "file" / "cache", say=said.append
-    )
-    assert len(said) == len(GRAPHS) and all("cannot be written" in line for line in said)
-    assert "SKINRET_CACHE" in said[0]
+    for _ in range(2):
+        engine = open_engine(loaded, "openvino", precision="fp32", cache=tmp_path / "file" / "cache")
+    (record,) = (record for record in caplog.records if record.levelno == logging.WARNING)
+    assert "cannot be written" in record.message and "SKINRET_CACHE" in record.message
     np.testing.assert_allclose(engine.describe(pixels, None), reference.describe(pixels, None), atol=1e-4)
+
+
+@with_openvino
+def test_the_command_says_that_its_cache_cannot_be_written(
+    bundle: Path, archive: Path, cases: list[Case], tmp_path: Path
+) -> None:
+    (tmp_path / "file").touch()
+    command = ["query", bundle, archive, "--image", str(cases[50].image), "--runtime", "openvino"]
+    done = subprocess.run(
+        [sys.executable, "-m", "skinret_infer.cli", *command],
+        capture_output=True, text=True, env={**os.environ, "SKINRET_CACHE": str(tmp_path / "file")},
+    )  # fmt: skip
+    assert done.returncode == 0 and done.stderr.count("cannot be written") == 1, done.stderr
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@with_openvino
+def test_openvino_needs_no_folder_for_temporary_files(
+    loaded: Bundle, pixels: np.ndarray, tmp_path: Path, precision: str, nowhere: None
+) -> None:
+    if precision not in openvino.precisions():
+        pytest.skip("this CPU does not compute in bf16")
+    (tmp_path / "file").touch()
+    engine = open_engine(
+        loaded, "openvino", precision=precision, cache=tmp_path / "file" / "cache", gated=False
+    )
+    assert engine.describe(pixels[:1], None).shape == (1, loaded.manifest.layout.length)
+
+
+def test_a_user_without_a_home_gets_an_answer(
+    loaded: Bundle, nowhere: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As in a container that runs under a number of which its /etc/passwd has no name."""
+
+    def unknown(number: int) -> None:
+        raise KeyError(number)
+
+    for name in ("HOME", "SKINRET_CACHE", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr("pwd.getpwuid", unknown)
+    with pytest.raises(RuntimeError):
+        Path.home()
+    assert open_engine(loaded).precision == "fp32"
+    with pytest.raises(RuntimeUnavailable, match="SKINRET_CACHE") as caught:
+        gate.keep_record(loaded, verdict(True), cache.cache_folder())
+    assert caught.value.code == "engine-cache"
+    report = doctor.examine(loaded.path)
+    assert report["healthy"] is True and "cannot be written" in report["cache"]["fault"]
+
+
+def test_a_folder_that_was_removed_under_the_process_is_a_fault_of_the_cache(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    monkeypatch.setenv("SKINRET_CACHE", "relative")
+    assert "cannot be written" in doctor.examine()["cache"]["fault"]
+
+
+@pytest.fixture
+def nowhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A container without a folder for temporary files."""
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    monkeypatch.setattr(tempfile, "_candidate_tempdir_list", lambda: ["/proc/none"])
+
+
+@pytest.fixture
+def full(tmp_path: Path) -> Iterator[Path]:
+    """A folder in which no file can grow beyond half a megabyte, as on a disk that is full."""
+    resource = pytest.importorskip("resource")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2**19, before[1]))
+    yield tmp_path
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_a_full_disk_costs_time_not_answers(
+    full: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    key = dict.fromkeys((*cache._PLACE, "version"), "same")
+    path = cache.engine_path(full, key)
+    assert cache.cached(path, key, lambda: bytes(2**20), say=pytest.fail) == bytes(2**20)
+    assert "cannot be written" in caplog.text
+    assert [file.suffix for file in path.parent.iterdir()] == [".lock"]
+    monkeypatch.setenv("SKINRET_CACHE", str(full))
+    assert "cannot be written" in doctor.examine()["cache"]["fault"]
 
 
 OPEN = """

@@ -2,6 +2,8 @@
 
 import dataclasses
 import json
+import shutil
+import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from skinret_export import bundle_writer
 from skinret_infer import Case, InputError, RuntimeUnavailable, gate
 from skinret_infer.bundle import Bundle
 from skinret_infer.gate import Questions
@@ -236,6 +239,19 @@ def test_a_record_that_cannot_be_kept_is_an_error_with_a_cure(loaded: Bundle, tm
     with pytest.raises(RuntimeUnavailable, match="SKINRET_CACHE") as caught:
         gate.keep_record(loaded, {"runtime": "openvino", "precision": "bf16"}, tmp_path / "file")
     assert caught.value.code == "engine-cache"
+
+
+def test_precisions_are_measured_without_a_folder_for_temporary_files(
+    bundle: Path, cases: list[Case], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(bundle, tmp_path / "bundle")
+    copy = Bundle.load(tmp_path / "bundle")
+    monkeypatch.setattr(gate, "MIN_QUERIES", 9)
+    asked = gate.questions(copy.manifest, copy.tokenizer(), cases[:9], "drawn")
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    monkeypatch.setattr(tempfile, "_candidate_tempdir_list", lambda: ["/proc/none"])
+    bundle_writer.measure_precisions(copy, asked)
+    assert [path.name for path in tmp_path.iterdir()] == ["bundle"]
 
 
 def test_questions_are_cases_with_words_evenly_chosen(

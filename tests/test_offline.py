@@ -9,6 +9,7 @@ import json
 import os
 import re
 import shutil
+import sqlite3
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -22,7 +23,7 @@ from test_imports import imported
 from transformers import BertConfig, BertModel, SwinBackbone, SwinConfig
 
 from skinret_export.demo import write_small_tokenizer
-from skinret_infer import Case, telemetry
+from skinret_infer import Case, doctor, telemetry
 from skinret_infer.engines import available, openvino
 
 # Each program is one process, which takes commands as JSON and ends at the first that fails.
@@ -206,3 +207,12 @@ def test_a_runtime_that_was_imported_before_is_told(
     assert telemetry.state("onnxruntime") == telemetry.state("openvino") == "off"
     monkeypatch.setitem(sys.modules, "openvino_telemetry", ModuleType("openvino_telemetry"))
     assert "openvino was imported before skinret_infer" in telemetry.state("openvino")
+    assert "openvino not off from the start" in doctor.describe(doctor.examine())
+
+
+def test_doctor_says_which_sqlite_runs_and_that_telemetry_is_off() -> None:
+    report = doctor.examine()
+    assert report["sqlite"] == sqlite3.sqlite_version
+    assert report["telemetry"] == {"onnxruntime": "off", "openvino": "off"}
+    said = doctor.describe(report)
+    assert f"SQLite {sqlite3.sqlite_version}" in said and "telemetry: onnxruntime off; openvino off" in said

@@ -127,6 +127,19 @@ def test_of_a_backbone_the_last_depth_can_be_tuned_alone(
     assert moved and moved <= {names[id(p)] for block in blocks for p in block.parameters()}
 
 
+def test_training_takes_no_more_threads_than_the_process_may_use(
+    weights: Path, cases: list[Case], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = torch.get_num_threads()
+    monkeypatch.setattr("skinret_training.train.usable_cpus", lambda: 1)
+    torch.set_num_threads(2)
+    try:
+        train(CaseTable(cases, []), config(weights, epochs=1), cache=tmp_path, quiet=True)
+        assert torch.get_num_threads() == 1
+    finally:
+        torch.set_num_threads(before)
+
+
 def test_training_learns_what_is_in_the_pictures_and_the_words(
     weights: Path, cases: list[Case], tmp_path: Path
 ) -> None:

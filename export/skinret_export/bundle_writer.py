@@ -10,11 +10,12 @@ from typing import Any
 
 import numpy as np
 import onnx
+import torch
 
 from skinret_infer import gate
 from skinret_infer.bundle import GRAPHS, SCHEMA, TRAITS, Bundle, Level, Manifest, file_sha256, graph_file
 from skinret_infer.cases import Case
-from skinret_infer.engines import available, open_engine, precisions
+from skinret_infer.engines import available, open_engine, precisions, usable_cpus
 from skinret_infer.errors import InputError, ParityError
 from skinret_infer.files import whole_file, whole_folder
 from skinret_infer.image import decode, prepare
@@ -59,6 +60,7 @@ def export_bundle(
         raise InputError(
             f"{out} exists", code="exists", expected="a new folder", cure="give another --out, or --overwrite"
         )
+    torch.set_num_threads(min(torch.get_num_threads(), usable_cpus()))  # it does not know of quotas
     loaded = Checkpoint.load(checkpoint)
     probe = make_probe(loaded, images)
     model = loaded.model()
@@ -110,7 +112,7 @@ def measure_precisions(
     """
     records = {}
     runs = [name for name, reason in available().items() if not reason and not name.startswith("tensorrt")]
-    with tempfile.TemporaryDirectory() as cache:
+    with tempfile.TemporaryDirectory(dir=bundle.path.parent, prefix=".gates.") as cache:
         reference = open_engine(bundle, "onnxruntime-cpu", precision="fp32")
         for name in runs:
             for precision in precisions(name, bundle):

@@ -5,7 +5,6 @@ gate on ranks (gate.py); fp32 needs no gate.
 """
 
 import logging
-import os
 from pathlib import Path
 
 from .. import gate
@@ -14,6 +13,7 @@ from ..errors import BundleError, InputError, RuntimeUnavailable, SkinretError
 from . import onnxruntime, openvino, tensorrt
 from .base import Array, Engine, Say, version
 from .cache import cache_folder
+from .cpus import usable_cpus
 
 __all__ = [
     "CARDS", "PRECISIONS", "RUNTIMES", "Array", "Engine", "available", "cache_folder", "choose", "cure",
@@ -25,7 +25,6 @@ RUNTIMES = ("tensorrt", "tensorrt-rtx", "onnxruntime-cuda", "openvino", "onnxrun
 CARDS = frozenset(RUNTIMES[:3])  # what runs on an NVIDIA card: a fork does not carry it over
 PRECISIONS = ("fp32", "bf16", "fp16")
 _EXTRAS = {"onnxruntime-cpu": "cpu", "onnxruntime-cuda": "gpu"}
-_QUOTA = Path("/sys/fs/cgroup/cpu.max")
 _logger = logging.getLogger(__name__)
 
 
@@ -139,24 +138,22 @@ def open_engine(
     )
 
 
-def usable_cpus() -> int:
-    """Return how many CPUs this process may use, by its affinity and its container's quota."""
-    cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    try:
-        quota, period = _QUOTA.read_text().split()
-        return max(1, min(cpus, -(-int(quota) // int(period))))
-    except (OSError, ValueError):  # no cgroup v2, or no quota: "max"
-        return cpus
-
-
 def _open(bundle: Bundle, name: str, precision: str, threads: int, cache: Path, say: Say) -> Engine:
-    if name == "openvino":
-        return openvino.OpenVino(bundle, precision, threads, cache, say)
-    if name == "onnxruntime-cpu":
-        return onnxruntime.OnnxRuntimeCpu(bundle, threads)
-    if name == "onnxruntime-cuda":
-        return onnxruntime.OnnxRuntimeCuda(bundle, precision, threads)
-    return tensorrt.TensorRT(bundle, name, precision, cache=cache, say=say)
+    try:
+        if name == "openvino":
+            return openvino.OpenVino(bundle, precision, threads, cache, say)
+        if name == "onnxruntime-cpu":
+            return onnxruntime.OnnxRuntimeCpu(bundle, threads)
+        if name == "onnxruntime-cuda":
+            return onnxruntime.OnnxRuntimeCuda(bundle, precision, threads)
+        return tensorrt.TensorRT(bundle, name, precision, cache=cache, say=say)
+    except (OSError, RuntimeError) as error:  # of the system, such as a full disk, or OpenVINO's
+        raise RuntimeUnavailable(
+            f"{name} does not open in {precision}",
+            code="runtime-failed",
+            found=f"{type(error).__name__}: {error}",
+            cure="use another runtime, and see what `skinret doctor` says",
+        ) from error
 
 
 def _cure(runtime: str) -> str:

@@ -1,8 +1,10 @@
 """Built engines on disk. A file says what it was built from and for and proves its bytes, or is not used."""
 
 import contextlib
+import functools
 import hashlib
 import json
+import logging
 import mmap
 import os
 import sys
@@ -21,22 +23,20 @@ _ALIGNED = 64  # bytes: where an engine begins in its file, so that a runtime ma
 # What sets apart engines that are used side by side. In the rest of a key the newer takes the older's place.
 _PLACE = ("graph", "onnx", "runtime", "precision", "capability", "device", "platform")
 _building = threading.Lock()
+_logger = logging.getLogger(__name__)
 
 
 def cache_folder(folder: str | Path | None = None) -> Path:
-    """Return the cache: `folder`, else SKINRET_CACHE, else XDG_CACHE_HOME/skinret, else ~/.cache/skinret."""
+    """Return the cache: `folder`, else SKINRET_CACHE, else XDG_CACHE_HOME/skinret, else ~/.cache/skinret.
+
+    For a user without a home, as in many containers, it is a folder that cannot be made.
+    """
     if chosen := folder or os.environ.get("SKINRET_CACHE"):
         return Path(chosen)
     try:
         return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "skinret"
-    except RuntimeError as error:
-        raise RuntimeUnavailable(
-            "there is no folder to keep engines in",
-            code="engine-cache",
-            expected="a home folder",
-            found=str(error),
-            cure="set SKINRET_CACHE to a folder",
-        ) from None
+    except RuntimeError:
+        return Path(os.devnull) / "skinret"
 
 
 def engine_path(folder: Path, key: Key) -> Path:
@@ -59,8 +59,8 @@ def cached(
     """Return the engine at `path` if it is whole and its key is `key`, else build it and keep it there.
 
     It is mapped, so that its pages are the system's to share and to drop. Who finds another building the
-    same one waits for it. Where nothing can be written the engine serves this process alone and `say` tells:
-    an answer is worth more than a file; with `required` it is an error.
+    same one waits for it. Where nothing can be written the engine serves this process alone, with a warning
+    in the log: an answer is worth more than a file; with `required` it is an error.
 
     refused : why the runtime would not take the engine that is there; it is then built again.
     """
@@ -72,7 +72,7 @@ def cached(
             path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             waited = stack.enter_context(_lock(path.with_suffix(".lock"), say))
         except OSError as error:
-            _not_kept(path, error, say, required)
+            _not_kept(path, error, required)
             return build()
         if waited or not refused:
             payload, fault = _read(path, key)
@@ -88,7 +88,7 @@ def cached(
                 file.write(_MAGIC + header + padding + b"\n")
                 file.write(built)
         except OSError as error:
-            _not_kept(path, error, say, required)
+            _not_kept(path, error, required)
             return built
         return _read(path, key)[0] or built
 
@@ -105,7 +105,7 @@ def _read(path: Path, key: Key) -> tuple[memoryview | None, str]:
     try:
         with path.open("rb") as file:
             data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return None, ""
     except ValueError:  # nothing in it
         return None, "is not an engine of skinret"
@@ -149,7 +149,7 @@ def _lock(path: Path, say: Say) -> Iterator[bool]:
         yield waited
 
 
-def _not_kept(path: Path, error: OSError, say: Say, required: bool) -> None:
+def _not_kept(path: Path, error: OSError, required: bool) -> None:
     if required:
         raise RuntimeUnavailable(
             f"{path} cannot be written",
@@ -158,7 +158,15 @@ def _not_kept(path: Path, error: OSError, say: Say, required: bool) -> None:
             found=str(error),
             cure="give another cache folder, by option or as SKINRET_CACHE",
         ) from None
-    say(
-        f"{path} cannot be written ({error}): the engine is not kept and every start builds it anew; "
-        "set SKINRET_CACHE to a folder that can be written"
+    _warn(path.parent, error.strerror or str(error))
+
+
+@functools.cache
+def _warn(folder: Path, reason: str) -> None:
+    """Warn of a folder once in a process, whatever the number of engines."""
+    _logger.warning(
+        "%s cannot be written (%s): engines are not kept and every start builds them anew; "
+        "set SKINRET_CACHE to a folder that can be written",
+        folder,
+        reason,
     )

@@ -14,6 +14,7 @@ from tqdm.auto import tqdm
 
 from skinret_infer.cases import CaseTable
 from skinret_infer.descriptor import score_weights
+from skinret_infer.engines import usable_cpus
 from skinret_infer.errors import InputError
 from skinret_infer.files import whole_file
 from skinret_infer.image import ImageRecipe
@@ -145,6 +146,7 @@ def train(
 
     Raises InputError for data or options that cannot be used.
     """
+    torch.set_num_threads(min(torch.get_num_threads(), usable_cpus()))  # it does not know of quotas
     image = ImageRecipe(size=config.image_size, fit=config.fit)
     text = TextRecipe(length=config.tokens)
     dataset = dataset or load_dataset(table, image, text, quiet=quiet)
