@@ -19,7 +19,7 @@ import numpy as np
 from PIL import Image
 
 from . import __version__, gate, signing, telemetry
-from .archive import SCHEMA, Archive
+from .archive import SCHEMA, Archive, check_sqlite
 from .bundle import Bundle
 from .engines import PRECISIONS, available, cache_folder, choose, cure, precisions, usable_cpus
 from .engines.base import version
@@ -62,6 +62,7 @@ def examine(bundle: str | Path | None = None, archive: str | Path | None = None)
         "skinret_infer": __version__,
         "python": platform.python_version(),
         "sqlite": sqlite3.sqlite_version,
+        "sqlite_fault": _sqlite_fault(),
         "platform": platform.platform(),
         "cpu": _cpu(),
         "gpu": gpu,
@@ -74,7 +75,7 @@ def examine(bundle: str | Path | None = None, archive: str | Path | None = None)
         "telemetry": {name: telemetry.state(name) for name in ("onnxruntime", "openvino")},
         "auto": next((name for name, reason in reasons.items() if not reason), None),
     }
-    healthy = report["auto"] is not None
+    healthy = report["auto"] is not None and not report["sqlite_fault"]
     if bundle is not None:
         report["bundle"] = _examine_bundle(Path(bundle))
         healthy = healthy and "error" not in report["bundle"]
@@ -96,6 +97,7 @@ def describe(report: Mapping[str, Any]) -> str:
     lines = [
         f"skinret-infer {report['skinret_infer']}, Python {report['python']}, SQLite {report['sqlite']}, "
         f"{report['platform']}",
+        *([report["sqlite_fault"]] if report["sqlite_fault"] else []),
         f"CPU: {cpu['model']}; {cpu['usable']} of {cpu['cores']} cores may be used",
         f"     {'which instructions it has is unknown' if cpu['flags'] is None else flags}",
         f"GPU: {_gpu_words(report['gpu'])}",
@@ -189,6 +191,14 @@ def _gpu_words(gpu: Mapping[str, Any]) -> str:
     )
     driver = f"driver {gpu['driver'] or 'of unknown version'}, for CUDA {gpu['cuda']}" if gpu["cuda"] else ""
     return "; ".join(filter(None, (cards, driver, gpu["fault"]))) if cards or gpu["fault"] else "no card"
+
+
+def _sqlite_fault() -> str:
+    try:
+        check_sqlite()
+    except ArchiveError as error:
+        return str(error)
+    return ""
 
 
 def _cache() -> dict[str, str]:

@@ -26,6 +26,7 @@ from typing import Any
 import pytest
 
 from skinret_infer import ArchiveError, Case, Searcher, SkinretError, forks
+from skinret_infer.engines.cache import cached
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")
 LIMIT = 60  # seconds; what works takes two
@@ -223,6 +224,37 @@ def test_a_card_that_the_parent_opened_is_refused_in_the_child_and_kept_in_the_p
         with child(work) as found:
             assert found() == "runtime-forked"
         assert searcher.query(cases[0].image).runtime == name
+
+
+def test_a_fork_while_an_engine_is_built_holds_nobody_up(tmp_path: Path) -> None:
+    key = dict.fromkeys(("graph", "onnx", "runtime", "precision", "capability", "device", "platform"), "x")
+    begun, over = threading.Event(), threading.Event()
+
+    def slow() -> bytes:
+        begun.set()
+        over.wait(LIMIT)
+        return b"built"
+
+    def built(name: str, build: Callable[[], bytes] = lambda: b"") -> str:
+        return bytes(cached(tmp_path / name, key, build, say=lambda _: None)).decode()
+
+    thread = threading.Thread(target=built, args=["a.engine", slow])
+    thread.start()
+    assert begun.wait(LIMIT)
+    ours, theirs = os.pipe()
+
+    def work() -> list[str]:
+        other = built("b.engine", lambda: b"other")
+        os.read(ours, 1)  # it lives on when the parent has built
+        return [other, built("a.engine")]
+
+    with child(work) as found:
+        over.set()
+        thread.join(LIMIT)
+        with child(lambda: built("a.engine", lambda: b"again")) as third:  # the lock is free again
+            assert third() == "built"
+        os.write(theirs, b"x")
+        assert found() == ["other", "built"]
 
 
 # -- processes that are given a Searcher --

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from .. import forks
 from ..errors import RuntimeUnavailable
 from ..files import whole_file
 from .base import Say
@@ -22,8 +23,21 @@ _MAGIC = b"skinret engine 2\n"
 _ALIGNED = 64  # bytes: where an engine begins in its file, so that a runtime may use it as it lies there
 # What sets apart engines that are used side by side. In the rest of a key the newer takes the older's place.
 _PLACE = ("graph", "onnx", "runtime", "precision", "capability", "device", "platform")
-_building = threading.Lock()
 _logger = logging.getLogger(__name__)
+
+
+class _Building:
+    """The lock of the thread that builds; a child that is forked meanwhile takes another."""
+
+    def __init__(self) -> None:
+        self.after_fork()
+        forks.renew(self)
+
+    def after_fork(self) -> None:
+        self.lock = threading.Lock()
+
+
+_building = _Building()
 
 
 def cache_folder(folder: str | Path | None = None) -> Path:
@@ -67,7 +81,7 @@ def cached(
     payload, fault = (None, refused) if refused else _read(path, key)
     if payload is not None:
         return payload
-    with _building, contextlib.ExitStack() as stack:
+    with _building.lock, contextlib.ExitStack() as stack:
         try:
             path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             waited = stack.enter_context(_lock(path.with_suffix(".lock"), say))
@@ -146,7 +160,12 @@ def _lock(path: Path, say: Say) -> Iterator[bool]:
                 fcntl.flock(file, fcntl.LOCK_EX)
             except OSError:
                 pass
-        yield waited
+        try:
+            yield waited
+        finally:  # closing the file would not do: a child forked meanwhile holds it too
+            if sys.platform != "win32":
+                with contextlib.suppress(OSError):
+                    fcntl.flock(file, fcntl.LOCK_UN)
 
 
 def _not_kept(path: Path, error: OSError, required: bool) -> None:
