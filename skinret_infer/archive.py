@@ -589,8 +589,26 @@ class Archive:
         with self._writing(create=False) as db:
             db.execute(f"DELETE FROM cases WHERE NOT {_THERE}")
         with self._connection() as db:
-            db.execute("VACUUM")
+            self._vacuum(db)
         self._derive()
+
+    def _vacuum(self, db: sqlite3.Connection) -> None:
+        """Write the file anew, by a copy in a temporary file: memory may be too small."""
+        db.execute("PRAGMA temp_store = FILE")
+        try:
+            db.execute("VACUUM")
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_CANTOPEN:
+                raise
+            raise ArchiveError(
+                f"archive {self.path} cannot be compacted",
+                code="archive-temporary",
+                expected="a folder for temporary files, with room for the archive",
+                found="none that can be written",
+                cure="set SQLITE_TMPDIR to one before the process starts",
+            ) from None
+        finally:
+            db.execute("PRAGMA temp_store = MEMORY")
 
     def backup(self, target: str | Path, progress: Progress | None = None) -> None:
         """Copy the archive, while it is in use, to a file that does not exist yet.
@@ -791,6 +809,9 @@ class Archive:
         )
         db.execute("PRAGMA secure_delete = ON")  # a removed case's bytes are overwritten
         db.execute("PRAGMA synchronous = EXTRA")  # a commit outlives a loss of power
+        db.execute(
+            "PRAGMA temp_store = MEMORY"
+        )  # a removal sorts ids: not in a folder of others, if there is any
         return db
 
     @contextlib.contextmanager

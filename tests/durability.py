@@ -519,14 +519,15 @@ def spawn(command: str, *arguments: object) -> "subprocess.Popen[bytes]":
     )
 
 
-def run(code: str, *arguments: object, ends: int = 0) -> Any:
+def run(code: str, *arguments: object, ends: int = 0, within: Sequence[str] = ()) -> Any:
     """Run a program that stands on this module in a process of its own; return the JSON that it prints.
 
     ends : how it must, as a return code.
+    within : a command that runs it.
     """
     start = "import sys\nfrom pathlib import Path\nfrom durability import *\nsmall_segments()\n"
     done = subprocess.run(
-        [sys.executable, "-c", start + code, *map(str, arguments)],
+        [*within, sys.executable, "-c", start + code, *map(str, arguments)],
         capture_output=True,
         text=True,
         timeout=120,

@@ -243,6 +243,39 @@ def test_a_real_disk_without_room_for_what_is_derived_fails_no_call(path: Path) 
         _right(path, durability.after(state, ("remove", out)))
 
 
+# -- no folder for temporary files --
+
+_NO_TEMPORARY = """
+for folder in /tmp /var/tmp /usr/tmp; do
+  if [ -d $folder ]; then mount --bind $folder $folder && mount -o remount,bind,ro $folder || exit 1; fi
+done
+mount -t tmpfs none "$1" && shift && cd /proc && unset TMPDIR SQLITE_TMPDIR && exec "$@"
+"""
+_LONG_IDS = """
+from skinret_infer import ArchiveError
+cases = [(str(n) + "x" * 1000, n) for n in range(8000)]  # more than SQLite sorts without a file
+said = []
+with contextlib.closing(opened(path := Path(sys.argv[1]))) as archive:
+    archive.write([record(*case) for case in cases], descriptors(cases))
+    for use in (lambda: archive.remove([cases[0][0]]), archive.repair, archive.check, archive.compact):
+        try:
+            said.append(use())
+        except ArchiveError as error:
+            said.append([error.code, str(error)])
+print(json.dumps(said))
+"""
+
+
+def test_without_a_folder_for_temporary_files_cases_can_be_removed(path: Path) -> None:
+    """As in a container that is read-only but for the folder of the archive."""
+    within = ["unshare", "-m", "sh", "-c", _NO_TEMPORARY, "sh", str(path.parent)]
+    if not shutil.which("unshare") or subprocess.run([*within, "true"], capture_output=True).returncode:
+        pytest.skip("a file system may not be mounted here")
+    removed, repaired, faults, compacted = run(_LONG_IDS, path, within=within)
+    assert (removed, repaired, faults) == (1, None, [])
+    assert compacted[0] == "archive-temporary" and "SQLITE_TMPDIR" in compacted[1]
+
+
 # -- folders that may not be written --
 
 _SHUT = """
