@@ -10,7 +10,7 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 
 from .errors import InputError
 from .image import ImageSource
-from .text import DERM7PT_PHRASES
+from .text import DERM7PT_PHRASES, DERM7PT_VALUES
 
 AttributeValue = str | int | float | bool
 
@@ -20,27 +20,6 @@ MAX_CELL = 100_000  # characters
 
 # The three groups of the paper. `bkl` is seborrheic keratosis and melanosis.
 _DERM7PT_OTHERS = {"basal cell carcinoma", "dermatofibroma", "lentigo", "miscellaneous", "vascular lesion"}
-# Every value of the released table; an empty cell says that nothing is known.
-_DERM7PT_VALUES: Mapping[str, set[str]] = {
-    "pigment_network": {"absent", "typical", "atypical"},
-    "streaks": {"absent", "regular", "irregular"},
-    "pigmentation": {
-        "absent", "diffuse regular", "diffuse irregular", "localized regular", "localized irregular",
-    },
-    "regression_structures": {"absent", "blue areas", "white areas", "combinations"},
-    "dots_and_globules": {"absent", "regular", "irregular"},
-    "blue_whitish_veil": {"absent", "present"},
-    "vascular_structures": {
-        "absent", "arborizing", "comma", "dotted", "hairpin", "linear irregular",
-        "within regression", "wreath",
-    },
-    "elevation": {"flat", "palpable", "nodular"},
-    "location": {
-        "abdomen", "acral", "back", "buttocks", "chest", "genital areas", "head neck", "lower limbs",
-        "upper limbs",
-    },
-    "sex": {"female", "male"},
-}  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -265,7 +244,7 @@ def _read_derm7pt(folder: Path) -> CaseTable:
     seen = dict[str, int]()
     for line, row in rows:
         _unique_id(row, "case_num", meta, line, seen)
-        for name, known in _DERM7PT_VALUES.items():
+        for name, known in DERM7PT_VALUES.items():
             if row[name] and row[name] not in known:
                 strange.setdefault(f"{name} {row[name]!r:.80}", []).append(line)
         group = derm7pt_group(row["diagnosis"])

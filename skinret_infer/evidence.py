@@ -57,8 +57,9 @@ class Evidence:
     query, case : the parts, split over the positions of the pictures; case is None if it was not asked for.
     rounding : by how much the positions missed a product at most, for runtimes compute in few digits; what a
         map missed is spread evenly over its positions.
-    shared : the criteria of which words and case say the same, such as {"streaks": "irregular"}.
-    differing : those that the words name and of which the case has another value, with that value, or "".
+    shared : the criteria in which the case is as the words state, with its value, such as {"streaks":
+        "irregular"}; of "no streaks", a case whose value is "absent".
+    differing : those in which it is not. Where the words or the case leave it open, a criterion is in neither.
     """
 
     case_id: str

@@ -40,8 +40,9 @@ from .errors import ArchiveError, InputError, RuntimeUnavailable, SkinretError
 from .evidence import Evidence, Maps, split_score
 from .image import ImageSource, Pixels, decode, digest, prepare, seen_box
 from .results import Hit, Results
+from .statements import compare
 from .store import Added, Match, Record, Store, check_on_duplicate, duplicate
-from .text import TextEncoderInput, check_text, compare
+from .text import TextEncoderInput, check_text
 
 BATCH = 8  # images encoded at once, and cases written in one transaction
 _STEP = 4  # tokens: texts are padded to a multiple of it

@@ -1,6 +1,5 @@
 """Words in, token ids out: the text recipe of a bundle, and how a case's attributes read as words."""
 
-import re
 import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -29,6 +28,27 @@ DERM7PT_PHRASES: Mapping[str, str] = {
     "sex": "{} patient",
 }
 CRITERIA = tuple(DERM7PT_PHRASES)[:7]  # those of the seven-point checklist
+# Every value of the released table; an empty cell says that nothing is known.
+DERM7PT_VALUES: Mapping[str, set[str]] = {
+    "pigment_network": {"absent", "typical", "atypical"},
+    "streaks": {"absent", "regular", "irregular"},
+    "pigmentation": {
+        "absent", "diffuse regular", "diffuse irregular", "localized regular", "localized irregular",
+    },
+    "regression_structures": {"absent", "blue areas", "white areas", "combinations"},
+    "dots_and_globules": {"absent", "regular", "irregular"},
+    "blue_whitish_veil": {"absent", "present"},
+    "vascular_structures": {
+        "absent", "arborizing", "comma", "dotted", "hairpin", "linear irregular",
+        "within regression", "wreath",
+    },
+    "elevation": {"flat", "palpable", "nodular"},
+    "location": {
+        "abdomen", "acral", "back", "buttocks", "chest", "genital areas", "head neck", "lower limbs",
+        "upper limbs",
+    },
+    "sex": {"female", "male"},
+}  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,33 +70,6 @@ def phrases_of(attributes: Mapping[str, Any], phrases: Mapping[str, str]) -> lis
 def describe(attributes: Mapping[str, Any], phrases: Mapping[str, str]) -> str:
     """Return the words of a case, such as "atypical pigment network, flat lesion"; "" if none."""
     return ", ".join(phrases_of(attributes, phrases))
-
-
-def compare(
-    text: str, attributes: Mapping[str, Any], phrases: Mapping[str, str]
-) -> tuple[dict[str, str], dict[str, str]]:
-    """Return the attributes of a case that words say too, and those that they name with another value.
-
-    Both by name with the case's value, "" where the case has none. A negated thing, such as "no streaks", is
-    said of a case with the value "absent".
-    """
-    said = " ".join(text.casefold().split())
-    shared: dict[str, str] = {}
-    differing: dict[str, str] = {}
-    for name, phrase in phrases.items():
-        thing = phrase.format("").strip()
-        value = str(attributes.get(name, ""))
-        if not _says(said, thing):
-            continue
-        denied = any(_says(said, f"{no} {thing}") for no in ("no", "without", "absent"))
-        here = thing if value == "present" else phrase.format(value)
-        same = denied if value == "absent" else bool(value) and not denied and _says(said, here)
-        (shared if same else differing)[name] = value
-    return shared, differing
-
-
-def _says(text: str, phrase: str) -> bool:
-    return re.search(rf"(?<![\w-]){re.escape(phrase.casefold())}(?![\w-])", text) is not None
 
 
 def check_text(text: object, recipe: TextRecipe) -> str:
