@@ -59,7 +59,7 @@ class Evidence:
         map missed is spread evenly over its positions.
     shared : the criteria in which the case is as the words state, with its value, such as {"streaks":
         "irregular"}; of "no streaks", a case whose value is "absent".
-    differing : those in which it is not. Where the words or the case leave it open, a criterion is in neither.
+    differing : those in which it is not. What words or case leave open is in neither.
     """
 
     case_id: str

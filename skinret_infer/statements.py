@@ -2,8 +2,8 @@
 
 A doctor must not read that a case is as she wrote when it is the opposite. So this reader knows few words,
 and a sentence that has another one says nothing: the unknown word may deny, in any language. A criterion is
-stated where its thing, such as "pigment network", stands in an item of a sentence with a value, or a word that
-says whether it is there; and all statements of a criterion in a text must agree.
+stated where its thing, such as "pigment network", stands in an item of a sentence with a value, or a word
+that says whether it is there; and all statements of a criterion in a text must agree.
 
     sentence    items between commas and words such as "and", "with", "shows"; ends at . ; ! "but" or the line
     item        [no] [value] thing [seen | not seen | : value | (value) | : none | absent | - | +]
