@@ -1,10 +1,13 @@
 """Cases, and the tables they come in: a CASES.csv, or a Derm7pt folder as it was released."""
 
+import codecs
+import contextlib
 import csv
 import io
 import math
+import unicodedata
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
@@ -13,10 +16,12 @@ from .image import ImageSource
 from .text import DERM7PT_PHRASES, DERM7PT_VALUES
 
 AttributeValue = str | int | float | bool
+Listings = dict[Path, dict[str, list[str]]]  # of a folder: its files by their names without case
 
 MAX_BYTES = 100_000_000  # of a table or a file of ids: a million cases of a hundred characters
 MAX_COLUMNS = 1000
 MAX_CELL = 100_000  # characters
+_NO_WIDTH = "\u200b\u200c\u200d\u200e\u200f\u2060\ufeff"  # spaces and marks that nobody sees
 
 # The three groups of the paper. `bkl` is seborrheic keratosis and melanosis.
 _DERM7PT_OTHERS = {"basal cell carcinoma", "dermatofibroma", "lentigo", "miscellaneous", "vascular lesion"}
@@ -33,6 +38,8 @@ class Case:
     confirmed_by : how the diagnosis was confirmed, such as "histopathology"; else "unknown".
     attributes : anything else that is known, such as {"streaks": "irregular"}.
     image_ref : what the archive remembers of where the image is; the path by default.
+
+    Texts are kept in Unicode's normal form C, in which one text has one spelling, but for image_ref.
     """
 
     case_id: str
@@ -72,6 +79,17 @@ class Case:
                     expected="text in Unicode, or for an attribute also a finite number or bool",
                     found=f"{value!r:.80}, a {type(value).__name__}",
                 )
+        for name in ("case_id", "diagnosis", "group", "confirmed_by"):
+            object.__setattr__(self, name, nfc(getattr(self, name)))
+        attributes = {nfc(n): nfc(v) if isinstance(v, str) else v for n, v in self.attributes.items()}
+        if len(attributes) < len(self.attributes):
+            raise InputError(
+                f"case {self.case_id!r}: two attributes have one name",
+                code="case-attribute",
+                expected="names that differ in more than their spelling in Unicode",
+                found=f"{sorted(self.attributes)!r:.200}",
+            )
+        object.__setattr__(self, "attributes", attributes)
         if not self.group:
             object.__setattr__(self, "group", self.diagnosis)
         if not self.image_ref and isinstance(self.image, str | Path):
@@ -84,6 +102,11 @@ def can_be_stored(value: AttributeValue) -> bool:
     if isinstance(value, str):
         return "\0" not in value and not any("\ud800" <= c <= "\udfff" for c in value)
     return math.isfinite(value) if isinstance(value, float) else -(2**63) <= value < 2**63
+
+
+def nfc(text: str) -> str:
+    """Return a text in Unicode's normal form C: a Mac may spell an accent as a letter of its own."""
+    return unicodedata.normalize("NFC", text)
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,7 +160,7 @@ def read_cases(source: str | Path, images: str | Path | None = None) -> CaseTabl
             )
         )
     files.check(source)
-    return CaseTable(cases, [])
+    return CaseTable(cases, _resemblances(columns, (*named, *DERM7PT_PHRASES)))
 
 
 def below(folder: str | Path, name: str) -> Path:
@@ -165,6 +188,46 @@ def below(folder: str | Path, name: str) -> Path:
             cure="name a folder above it",
         )
     return Path(folder, *parts)
+
+
+def find_file(folder: str | Path, name: str, listings: Listings | None = None) -> Path:
+    """Return the path of a file by its name relative to a folder, as `below` does.
+
+    Where there is none of exactly that name, one that differs in the spelling of Unicode or in the case of
+    letters is taken; if two do, InputError is raised. Where there is none either, it is the path of the name.
+
+    listings : of the folders that were read already, if many files are looked for.
+    """
+    path = below(folder, name)
+    with contextlib.suppress(OSError, ValueError):  # a name that no file can have
+        if path.exists():
+            return path
+    listings = {} if listings is None else listings
+    here = Path(folder)
+    for part in path.relative_to(folder).parts:
+        if here not in listings:
+            listings[here] = {}
+            with contextlib.suppress(OSError, ValueError):
+                for found in sorted(here.iterdir()):
+                    listings[here].setdefault(_folded(found.name), []).append(found.name)
+        there = listings[here].get(_folded(part), [])
+        alike = [n for n in there if n == part] or [n for n in there if nfc(n) == nfc(part)] or there
+        if len(alike) > 1:
+            raise InputError(
+                f"the image {name!r:.200} may be one of several files",
+                code="image-ambiguous",
+                expected="one file of that name, whatever the case of its letters",
+                found=f"{', '.join(map(repr, alike)):.200} in {here}",
+                cure="write its name just as the file has it, or rename one",
+            )
+        if not alike:
+            return path
+        here /= alike[0]
+    return here
+
+
+def _folded(name: str) -> str:
+    return nfc(nfc(name).casefold())
 
 
 def _unique_id(row: dict[str, str], column: str, table: Path, line: int, seen: dict[str, int]) -> str:
@@ -211,7 +274,7 @@ def read_ids(path: str | Path) -> set[str]:
 
 
 def _text(path: Path) -> str:
-    """Return the text of a file. Raises InputError for one of too many bytes, and OSError, ValueError."""
+    """Return the text of a file. Raises InputError for one of too many bytes, OSError, and ValueError."""
     with path.open("rb") as file:
         data = file.read(MAX_BYTES + 1)
     if len(data) > MAX_BYTES:
@@ -222,7 +285,27 @@ def _text(path: Path) -> str:
             found="more",
             cure="split it, and index the parts one after the other",
         )
-    return data.decode("utf-8-sig")
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        wide = data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+        line = data.count(b"\n", 0, error.start) + 1
+        found = "UTF-16" if wide else f"a byte that is none of UTF-8 in line {line}: {data[error.start]:#04x}"
+        raise InputError(
+            f"{path} cannot be read",
+            code="table-unreadable",
+            expected="text in UTF-8",
+            found=found,
+            cure='save it as "CSV UTF-8", as Excel calls it',
+        ) from None
+
+
+def _clean(text: str) -> str:
+    """Return a cell in normal form C, without the spaces around it."""
+    text = nfc(text)
+    while (shorter := text.strip().strip(_NO_WIDTH)) != text:
+        text = shorter
+    return text
 
 
 def _read_derm7pt(folder: Path) -> CaseTable:
@@ -289,49 +372,43 @@ def _read_derm7pt(folder: Path) -> CaseTable:
 
 
 def _read_csv(path: Path, needed: tuple[str, ...]) -> tuple[list[str], list[tuple[int, dict[str, str]]]]:
+    """Return the names of the columns, and of each row its line and its cells by name."""
     try:
-        reader = csv.DictReader(io.StringIO(_text(path), newline=""), strict=True)
-        columns = list(reader.fieldnames or [])
-        if len(columns) > MAX_COLUMNS:
-            raise InputError(
-                f"{path}, line 1: there are too many columns",
-                code="table-columns",
-                expected=f"at most {MAX_COLUMNS:,}",
-                found=f"{len(columns):,}",
-            )
-        missing = [c for c in needed if c not in columns]
-        if twice := sorted({c for c in columns if columns.count(c) > 1}):
-            raise InputError(
-                f"{path}, line 1: columns appear twice: {', '.join(twice):.200}",
-                code="table-columns",
-                expected="each column once",
-            )
-        if missing:
-            raise InputError(
-                f"{path}, line 1: columns are missing: {', '.join(missing)}",
-                code="table-columns",
-                expected=", ".join(needed),
-                found=f"{', '.join(columns):.200}" or "an empty file",
-            )
+        reader = csv.reader(io.StringIO(_text(path), newline=""), strict=True)
+        header = [_clean(name) for name in next(reader, [])]
+        _check_header(header, needed, path)
+        columns = [name for name in header if name]
         rows = []
-        for row in reader:
+        for cells in reader:
+            if not cells:  # an empty line
+                continue
             where = f"{path}, line {reader.line_num}"
-            if None in row or None in row.values():
+            if len(cells) != len(header):
                 raise InputError(
                     f"{where}: the row does not fit the header",
                     code="table-row",
-                    expected=f"{len(columns)} cells",
-                    found="more" if None in row else "fewer",
+                    expected=f"{len(header)} cells",
+                    found="more" if len(cells) > len(header) else "fewer",
                 )
-            for column, value in row.items():
-                if len(value) > MAX_CELL or not can_be_stored(value):
+            row = {}
+            for name, cell in zip(header, cells, strict=True):
+                if len(cell) > MAX_CELL or not can_be_stored(cell):
                     raise InputError(
-                        f"{where}: {column!r:.80} cannot be kept",
+                        f"{where}: {name!r:.80} cannot be kept",
                         code="table-value",
                         expected=f"text of at most {MAX_CELL:,} characters",
-                        found=f"{len(value):,}" if len(value) > MAX_CELL else "a NUL",
+                        found=f"{len(cell):,}" if len(cell) > MAX_CELL else "a NUL",
                     )
-            rows.append((reader.line_num, {c: v.strip() for c, v in row.items()}))
+                if name:
+                    row[name] = _clean(cell)
+                elif _clean(cell):
+                    raise InputError(
+                        f"{where}: a cell stands below a column without a name",
+                        code="table-columns",
+                        expected="a name for each column that has cells",
+                        found=f"{cell!r:.80}",
+                    )
+            rows.append((reader.line_num, row))
     except FileNotFoundError:
         raise InputError(
             f"{path} does not exist", code="table-missing", expected="a CASES.csv or a Derm7pt folder"
@@ -353,33 +430,70 @@ def _read_csv(path: Path, needed: tuple[str, ...]) -> tuple[list[str], list[tupl
     return columns, rows
 
 
+def _check_header(header: list[str], needed: tuple[str, ...], path: Path) -> None:
+    """Raise InputError for a header that is too long, names a column twice, or lacks one that is needed."""
+    if len(header) > MAX_COLUMNS:
+        raise InputError(
+            f"{path}, line 1: there are too many columns",
+            code="table-columns",
+            expected=f"at most {MAX_COLUMNS:,}",
+            found=f"{len(header):,}",
+        )
+    if twice := sorted({c for c in header if c and header.count(c) > 1}):
+        raise InputError(
+            f"{path}, line 1: columns appear twice: {', '.join(twice):.200}",
+            code="table-columns",
+            expected="each column once",
+        )
+    if missing := [c for c in needed if c not in header]:
+        sign = next((s for s in ";\t|" if len(header) == 1 and s in header[0]), None)
+        raise InputError(
+            f"{path}, line 1: columns are missing: {', '.join(missing)}",
+            code="table-columns",
+            expected=", ".join(needed),
+            found=f"{', '.join(header):.200}" or "an empty file",
+            cure=f"separate the columns by commas, not by {sign!r}" if sign else "",
+        )
+
+
+def _resemblances(columns: list[str], known: Collection[str]) -> list[str]:
+    """Say of each column that is nearly one that is known that it is not taken for that."""
+
+    def plain(name: str) -> str:
+        return "".join(c for c in name.casefold() if c.isalnum())
+
+    by_plain = {plain(name): name for name in known}
+    return [
+        f"column {column!r} is kept as an attribute of its own: write {meant!r} if that is meant"
+        for column in columns
+        if column not in known and (meant := by_plain.get(plain(column)))
+    ]
+
+
 class _Files:
-    """Find image files, whatever the case of their names, and report all that cannot be had at once."""
+    """Find image files, whatever the case and spelling of their names, and report all faults at once."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._missing: list[tuple[int, str]] = []
         self._outside: list[tuple[int, str]] = []
-        self._folded: dict[str, Path] | None = None
+        self._ambiguous: list[tuple[int, str]] = []
+        self._listings: Listings = {}
 
     def find(self, name: str, line: int) -> Path:
         try:
-            path = below(self._folder, name)
-        except InputError:
-            self._outside.append((line, name))
+            path = find_file(self._folder, name, self._listings)
+        except InputError as error:
+            faults = self._ambiguous if error.code == "image-ambiguous" else self._outside
+            faults.append((line, name))
             return self._folder
         try:
-            if name and path.is_file():
-                return path
-        except OSError:  # a name that no file can have
+            there = bool(name) and path.is_file()
+        except (OSError, ValueError):  # a name that no file can have
+            there = False
+        if not there:
             self._missing.append((line, name))
-            return path
-        if self._folded is None:
-            self._folded = {str(p).casefold(): p for p in self._folder.rglob("*") if p.is_file()}
-        found = self._folded.get(str(path).casefold())
-        if not found:
-            self._missing.append((line, name))
-        return found or path
+        return path
 
     def check(self, table: Path) -> None:
         if self._outside:
@@ -389,6 +503,14 @@ class _Files:
                 expected=f"paths relative to {self._folder}, and below it",
                 found=_listed(self._outside),
                 cure="name a folder above all of them with --images, and the files relative to it",
+            )
+        if self._ambiguous:
+            raise InputError(
+                f"{table} names {len(self._ambiguous)} image files that may be one of several",
+                code="table-image-ambiguous",
+                expected=f"one file below {self._folder} for each name, whatever the case of its letters",
+                found=_listed(self._ambiguous),
+                cure="write the names just as the files have them, or rename files",
             )
         if self._missing:
             raise InputError(

@@ -19,8 +19,9 @@ from .cli_bundle import bundle as bundle_group
 from .console import PATH, json_option, progress, replace_option, report_errors, skip_option
 from .descriptor import LEVELS
 from .engines import RUNTIMES, cache_folder, open_engine
-from .errors import InputError
+from .errors import InputError, printable
 from .figure import draw_results
+from .filters import read_number
 from .searcher import Searcher
 
 _NUMBER = re.compile(r"[+-]?\d+(\.\d+)?([eE][+-]?\d+)?", re.ASCII)
@@ -147,7 +148,7 @@ def index(
         report = searcher.add(chosen, on_duplicate=duplicate or "error", progress=bar)
         total = len(searcher)
     for remark in report.remarks():
-        click.echo(f"warning: {remark}", err=True)
+        click.echo(f"warning: {printable(remark)}", err=True)
     if as_json:
         click.echo(json.dumps(report.to_dict() | {"cases": total}))
     click.echo(f"{report}; {archive} holds {total}", err=True)
@@ -228,7 +229,7 @@ def query(
     if picture:
         draw_results([(image, results)], images or Path(), picture)
         click.echo(f"{picture} written", err=True)
-    click.echo(json.dumps(results.to_dict(), ensure_ascii=False, indent=2) if as_json else str(results))
+    click.echo(json.dumps(results.to_dict(), indent=2) if as_json else str(results))
 
 
 @main.command("evaluate", short_help="Measure how good the hits are.")
@@ -310,9 +311,9 @@ def gate_command(
     candidate = open_engine(loaded, runtime, threads, precision=precision, gated=False)
     with progress("queries") as bar:
         record = gate.measure(loaded, reference, candidate, asked, progress=bar)
+    click.echo(json.dumps(record, indent=2) if as_json else gate.describe(record))
     path = gate.keep_record(loaded, record, cache_folder())
     click.echo(f"the record is {path}", err=True)
-    click.echo(json.dumps(record, indent=2) if as_json else gate.describe(record))
     if not record["passed"]:
         sys.exit(3)
 
@@ -335,8 +336,11 @@ def doctor_command(bundle: Path | None, archive: Path | None, as_json: bool) -> 
         sys.exit(4)
 
 
-def _filters(where: tuple[str, ...]) -> dict[str, list[str] | tuple[float | None, float | None]]:
-    texts: dict[str, list[str]] = {}
+def _filters(
+    where: tuple[str, ...],
+) -> dict[str, list[str | float] | tuple[float | None, float | None]]:
+    """Read the options --where: a value is a text or, where it reads as a number, that number too."""
+    texts: dict[str, list[str | float]] = {}
     ranges: dict[str, tuple[float | None, float | None]] = {}
     for item in where:
         name, value = _named(item, "--where", "NAME=VALUE")
@@ -345,7 +349,8 @@ def _filters(where: tuple[str, ...]) -> dict[str, list[str] | tuple[float | None
                 raise click.BadParameter(f"{name} has two ranges", param_hint="--where")
             ranges[name] = ends
         else:
-            texts.setdefault(name, []).append(value)
+            number = read_number(value)
+            texts.setdefault(name, []).extend([value] if number is None else [value, number])
     if both := texts.keys() & ranges.keys():
         raise click.BadParameter(f"{min(both)} has a value beside a range", param_hint="--where")
     return {**texts, **ranges}

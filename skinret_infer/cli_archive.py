@@ -9,7 +9,7 @@ import click
 
 from .archive import Archive
 from .console import PATH, json_option, progress, replace_option, report_errors, skip_option
-from .errors import ArchiveError
+from .errors import ArchiveError, printable
 from .exchange import archive_for, export_archive, import_archive
 
 
@@ -50,11 +50,11 @@ def check(archive: Path, repair: bool, as_json: bool) -> None:
             "repaired": repaired,
         }
     if as_json:
-        click.echo(json.dumps(report, ensure_ascii=False))
+        click.echo(json.dumps(report))
     for fault in repaired:
-        click.echo(f"repaired: {fault}", err=True)
+        click.echo(f"repaired: {printable(fault)}", err=True)
     for fault in faults:
-        click.echo(f"fault: {fault}", err=True)
+        click.echo(f"fault: {printable(fault)}", err=True)
     if faults:
         cure = "restore it from a backup" if repair else "try --repair, or restore it from a backup"
         click.echo(f"{archive} is not whole; {cure}", err=True)

@@ -67,7 +67,7 @@ def verify(bundle: Path, key: Path | None, as_json: bool) -> None:
         "key": signing.signer(bundle),
     }
     if as_json:
-        click.echo(json.dumps(report, ensure_ascii=False))
+        click.echo(json.dumps(report))
     click.echo(f"{bundle} is whole, and signed by key {report['key']}", err=True)
 
 

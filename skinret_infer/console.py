@@ -1,7 +1,9 @@
 """What the commands share: words and exit codes for errors, bars on a terminal, and a few options."""
 
 import contextlib
+import errno
 import functools
+import io
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -9,7 +11,7 @@ from typing import ParamSpec, TypeVar
 
 import click
 
-from .errors import SkinretError
+from .errors import SkinretError, printable
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -25,18 +27,26 @@ skip_option = click.option(
 
 
 def report_errors(command: Callable[P, R]) -> Callable[P, R]:
-    """Turn a SkinretError into its message on stderr and its exit code."""
+    """Turn a SkinretError into its message on stderr and its exit code; print in any encoding."""
 
     @functools.wraps(command)
     def wrapped(*args: P.args, **kwargs: P.kwargs) -> R:
+        for stream in (sys.stdout, sys.stderr):
+            if isinstance(stream, io.TextIOWrapper):  # a character that it cannot encode is no reason to end
+                stream.reconfigure(errors="backslashreplace")
         try:
             return command(*args, **kwargs)
         except SkinretError as error:
-            click.echo(f"error: {error}", err=True)
+            click.echo(f"error: {printable(str(error))}", err=True)
             for note in getattr(error, "__notes__", ()):
-                click.echo(f"       {note}", err=True)
+                click.echo(f"       {printable(note)}", err=True)
             click.echo(f"       [{error.code}]", err=True)
             sys.exit(error.exit_code)
+        except OSError as error:
+            if error.filename is not None or error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EIO):
+                raise
+            click.echo(f"error: the output cannot be written; found {error.strerror}.", err=True)
+            sys.exit(1)
 
     return wrapped
 

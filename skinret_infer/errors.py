@@ -1,5 +1,8 @@
 """The errors of skinret: each says what was wrong, expected and found, and how to cure it. And remarks."""
 
+import copyreg
+from typing import Any
+
 
 class SkinretError(Exception):
     """Base of every error that skinret raises on purpose.
@@ -9,6 +12,8 @@ class SkinretError(Exception):
     wrong : what was wrong, in one clause.
     code : a stable, machine-readable name of the fault, such as ``"image-truncated"``.
     expected, found, cure : the rest of the message, in that order; an empty one is left out.
+
+    All are attributes too, and come through a pickle, as from a process of a pool.
     """
 
     exit_code = 1
@@ -17,7 +22,10 @@ class SkinretError(Exception):
         parts = [wrong, expected and f"expected {expected}", found and f"found {found}"]
         message = "; ".join(part for part in parts if part) + "."
         super().__init__(f"{message} To cure it: {cure}." if cure else message)
-        self.code = code
+        self.wrong, self.code, self.expected, self.found, self.cure = wrong, code, expected, found, cure
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return copyreg.__newobj__, (type(self), *self.args), self.__dict__  # type: ignore[attr-defined]
 
 
 class BundleError(SkinretError):
@@ -46,6 +54,11 @@ class ParityError(SkinretError):
     """The exported graphs do not do what the PyTorch model does."""
 
     exit_code = 3
+
+
+def printable(text: str) -> str:
+    """Return text on one line, with what would move a cursor or turn the writing round as an escape."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 class Remark(str):

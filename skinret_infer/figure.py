@@ -5,7 +5,7 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
 
-from .cases import below
+from .cases import find_file
 from .errors import InputError
 from .files import whole_file
 from .image import ImageSource, decode
@@ -79,7 +79,7 @@ def draw_results(
 def _found(images: str | Path, name: str) -> ImageSource:
     """Return the path of a case's image, or no image where the archive names one outside the folder."""
     try:
-        return below(images, name)
+        return find_file(images, name)
     except InputError:
         return b""
 

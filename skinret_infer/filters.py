@@ -10,12 +10,13 @@ from typing import Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from .cases import AttributeValue, can_be_stored
+from .cases import AttributeValue, can_be_stored, nfc
 from .errors import InputError
 
 FIELDS = ("diagnosis", "group", "confirmed_by")  # of every case; an attribute of such a name is not asked
 _Key: TypeAlias = tuple[str, AttributeValue]  # the kind of a value, and the value
-_NUMBER = re.compile(r"[+-]?\d{1,15}(\.\d{1,15})?", re.ASCII)  # of a table's cell
+# A text that is a number: 00123 and 1e3 are names.
+_NUMBER = re.compile(r"[+-]?(0|[1-9]\d{0,14})(\.\d{1,15})?", re.ASCII)
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,14 +54,16 @@ class Column:
     @functools.cached_property
     def numbers(self) -> npt.NDArray[np.float64]:
         """The values as numbers, NaN where one is none."""
-        return np.array([np.nan if (x := _number(v)) is None else x for v in self.values], np.float64)
+        return np.array([np.nan if (x := read_number(v)) is None else x for v in self.values], np.float64)
 
     @functools.cached_property
     def places(self) -> Mapping[_Key, list[int]]:
         """The places of the values by what they are found by."""
         places: dict[_Key, list[int]] = {}
         for place, value in enumerate(self.values):
-            for key in _keys(value):
+            number = read_number(value) if isinstance(value, str) else None
+            keys = [(_kind(value), value)] + ([] if number is None else [("a number", number)])
+            for key in keys:
                 places.setdefault(key, []).append(place)
         return places
 
@@ -117,8 +120,8 @@ class Columns(dict[str, Column]):
 def read_filter(where: Mapping[str, Any] | None, columns: Sequence[Columns]) -> list[Condition]:
     """Read a filter on cases whose facts are in `columns`.
 
-    A value is asked for as it is; a list or set asks for one of its values; a tuple of two numbers for a
-    number between them, ends included, None for no end. A text that reads as a number is that number.
+    A text asks for that text; a number for that number, also where a table has it as a text; a list or set
+    for one of its values; a tuple of two numbers for a number between them, ends included, None for no end.
 
     Raises InputError for a name that no case has, and for what can be true of none.
     """
@@ -131,7 +134,9 @@ def read_filter(where: Mapping[str, Any] | None, columns: Sequence[Columns]) -> 
             expected='a mapping such as {"sex": "female"}',
             found=repr(where),
         )
-    conditions = [_condition(name, wanted) for name, wanted in where.items()]
+    conditions = [
+        _condition(nfc(name) if isinstance(name, str) else name, wanted) for name, wanted in where.items()
+    ]
     for condition in conditions:
         kinds = {kind for part in columns if (c := part.get(condition.name)) for kind in c.kinds}
         if not kinds and condition.name not in FIELDS:
@@ -169,17 +174,9 @@ def _condition(name: str, wanted: Any) -> Condition:
             expected="a text, number or bool, a list of them, or a tuple of two numbers, a range",
             found=asked,
         )
-    keys = frozenset(key for v in values for key in _keys(v))
+    keys = frozenset((_kind(v), nfc(v) if isinstance(v, str) else v) for v in values)
     kinds = {kind for kind, _ in keys}
     return Condition(name, keys, None, kinds.pop() if len(kinds) == 1 else "", asked)
-
-
-def _keys(value: AttributeValue) -> list[_Key]:
-    """Return what a value is found by: itself, and the number that a text is."""
-    number = _number(value)
-    return [(_kind(value), value)] + (
-        [("a number", number)] if isinstance(value, str) and number is not None else []
-    )
 
 
 def _kind(value: AttributeValue) -> str:
@@ -188,7 +185,8 @@ def _kind(value: AttributeValue) -> str:
     return "text" if isinstance(value, str) else "a number"
 
 
-def _number(value: AttributeValue) -> float | None:
+def read_number(value: AttributeValue) -> float | None:
+    """Return the number that a value is, also one that is written as a text; None for others."""
     if not isinstance(value, str):
         return None if isinstance(value, bool) else value
     return float(value) if _NUMBER.fullmatch(value) else None

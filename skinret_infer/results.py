@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from .cases import AttributeValue
-from .errors import InputError
+from .errors import InputError, printable
 from .evidence import Evidence
 from .image import ImageSource, Pixels
 
@@ -148,12 +148,13 @@ class Results:
         rows = [["rank", "case", "score", *parts, "diagnosis", "confirmed by"]]
         for h in self.hits:
             numbers = [h.score, h.local, h.global_, *([h.agreement or 0.0] * read)]
-            rows.append([str(h.rank), h.case_id, *(f"{x:.4f}" for x in numbers), h.diagnosis, h.confirmed_by])
+            case_id, diagnosis, confirmed_by = map(printable, (h.case_id, h.diagnosis, h.confirmed_by))
+            rows.append([str(h.rank), case_id, *(f"{x:.4f}" for x in numbers), diagnosis, confirmed_by])
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
         lines = [
             "  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows
         ]
-        lines += [f"warning: {w}" for w in self.warnings]
+        lines += [f"warning: {printable(w)}" for w in self.warnings]
         total = self.timings_ms.get("total", 0.0)
         lines.append(
             f"{len(self)} of {self.searched} cases, {total:.0f} ms on {self.runtime} in {self.precision}. "

@@ -22,7 +22,7 @@ from . import __version__, forks, gate
 from .archive import Archive
 from .audit import AuditLog
 from .bundle import Bundle
-from .cases import AttributeValue, Case, below, can_be_stored
+from .cases import AttributeValue, Case, can_be_stored, find_file, nfc
 from .descriptor import (
     COMPOSED,
     COSINES,
@@ -679,7 +679,7 @@ class _Asked:
 def _case_picture(hit: Hit, record: Record, image: ImageSource | None, images: str | Path | None) -> Pixels:
     """Return the picture of a case, having proven that it is the one that was indexed."""
     if image is None:
-        image = below(images, hit.image_ref) if images is not None else Path(hit.image_ref)
+        image = find_file(images, hit.image_ref) if images is not None else Path(hit.image_ref)
     try:
         picture = decode(image)
     except InputError as error:
@@ -802,4 +802,4 @@ def _checked_ids(name: str, given: Collection[str]) -> list[str]:
             expected="a list of case ids, each a str",
             found=f"{given!r:.80}",
         )
-    return [str(i) for i in ids]
+    return [nfc(str(i)) for i in ids]

@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 
-from skinret_infer import Case, SkinretError
-from skinret_infer.cases import CaseTable, below, derm7pt_group, read_cases, read_ids
+from skinret_infer import Case, Searcher, SkinretError
+from skinret_infer.cases import CaseTable, below, derm7pt_group, find_file, read_cases, read_ids
 from skinret_infer.errors import InputError
-from skinret_infer.text import DERM7PT_PHRASES
+from skinret_infer.text import DERM7PT_PHRASES, describe
 
 HEADER = "case_id,image,diagnosis\n"
 
@@ -537,3 +537,122 @@ def test_reading_a_table_changes_nothing_on_disk(derm: Path) -> None:
     before = {path: path.stat().st_mtime_ns for path in derm.rglob("*")}
     assert isinstance(read_cases(derm), CaseTable)
     assert {path: path.stat().st_mtime_ns for path in derm.rglob("*")} == before
+
+
+# -- spaces, spellings and separators --
+
+
+def test_spaces_around_a_header_do_not_lose_the_words(table: Callable[..., Path]) -> None:
+    header = "\ufeff case_id ,\xa0image\u200b, diagnosis , streaks,\tpigment_network \n"
+    [case] = read_cases(table(header + "1,a.jpg,nevus, irregular\u200b,\xa0atypical\n")).cases
+    assert describe(case.attributes, DERM7PT_PHRASES) == "atypical pigment network, irregular streaks"
+    assert (case.case_id, case.diagnosis) == ("1", "nevus")
+
+
+@pytest.mark.parametrize("other", ["streaks ", "\ufeffstreaks", "strea\u200bks"])
+def test_columns_that_are_the_same_but_for_spaces_are_refused(other: str, table: Callable[..., Path]) -> None:
+    text = f"case_id,image,diagnosis,streaks,{other}\n1,a.jpg,nevus,irregular,regular\n"
+    if other == "strea\u200bks":  # within a word it is another name
+        [note] = read_cases(table(text)).notes
+        assert "'streaks'" in note
+    else:
+        assert "twice: streaks" in _refusal(table(text), "table-columns")
+
+
+@pytest.mark.parametrize("name", ["Streaks", "Blue-Whitish veil", "pigment network", "Confirmed by", "GROUP"])
+def test_a_column_that_is_nearly_one_that_is_known_is_noted(name: str, table: Callable[..., Path]) -> None:
+    read = read_cases(table(f"case_id,image,diagnosis,{name}\n1,a.jpg,nevus,x\n"))
+    [note] = read.notes
+    assert repr(name) in note and repr(name.lower().replace(" ", "_").replace("-", "_")) in note
+    assert read.cases[0].attributes == {name: "x"}
+
+
+def test_empty_columns_of_a_spreadsheet_are_left_and_nameless_cells_refused(
+    table: Callable[..., Path],
+) -> None:
+    [case] = read_cases(table("case_id,image,diagnosis,,\n1,a.jpg,nevus,, \n")).cases
+    assert case.attributes == {}
+    assert "line 2" in _refusal(table("case_id,image,diagnosis,\n1,a.jpg,nevus,irregular\n"), "table-columns")
+
+
+@pytest.mark.parametrize("sign", [";", "\t", "|"])
+def test_another_separator_is_named(sign: str, table: Callable[..., Path]) -> None:
+    text = HEADER.replace(",", sign) + sign.join(["1", "a.jpg", "nevus"])
+    assert repr(sign) in _refusal(table(text), "table-columns")
+
+
+@pytest.mark.parametrize(
+    ("encoding", "found"),
+    [("utf-16", "UTF-16"), ("latin-1", "in line 3: 0xe4"), ("cp1252", "in line 3: 0xe4")],
+)
+def test_another_encoding_is_named_with_the_cure(
+    encoding: str, found: str, table: Callable[..., Path]
+) -> None:
+    text = HEADER + "1,a.jpg,nevus\n2,b.jpg,Nävus\n"
+    message = _refusal(table(text.encode(encoding)), "table-unreadable")
+    assert found in message and "CSV UTF-8" in message
+
+
+COMPOSED, DECOMPOSED = "L\xe4sion", "La\u0308sion"
+
+
+@pytest.mark.parametrize(("said", "there"), [(COMPOSED, DECOMPOSED), (DECOMPOSED, COMPOSED)])
+def test_files_of_a_mac_are_found_whatever_the_spelling(said: str, there: str, tmp_path: Path) -> None:
+    (tmp_path / there).mkdir()
+    (tmp_path / there / f"{there}.jpg").write_bytes(b"read later")
+    (tmp_path / "CASES.csv").write_text(f"{HEADER}{said},{said}/{said}.jpg,{said}\n", "utf-8")
+    [case] = read_cases(tmp_path / "CASES.csv").cases
+    assert Path(str(case.image)).read_bytes() == b"read later"
+    assert (case.case_id, case.diagnosis) == (COMPOSED, COMPOSED)
+    assert find_file(tmp_path, f"{said}/{said}.jpg") == tmp_path / there / f"{there}.jpg"
+
+
+def test_an_id_has_one_spelling_everywhere(bundle: Path, cases: list[Case], tmp_path: Path) -> None:
+    with Searcher(bundle, tmp_path / "a.skinret", runtime="onnxruntime-cpu") as searcher:
+        searcher.add(
+            [
+                Case(DECOMPOSED, cases[0].image, DECOMPOSED, {DECOMPOSED: DECOMPOSED}),
+                Case("2", cases[1].image),
+            ]
+        )
+        assert searcher.add([Case(COMPOSED, cases[0].image, COMPOSED, {COMPOSED: COMPOSED})]).unchanged == [
+            COMPOSED
+        ]
+        for spelling in (COMPOSED, DECOMPOSED):
+            for where in ({"diagnosis": spelling}, {spelling: spelling}, {spelling: [spelling]}):
+                assert [hit.case_id for hit in searcher.query(cases[0].image, where=where)] == [COMPOSED]
+            assert [hit.case_id for hit in searcher.query(cases[0].image, exclude=[spelling])] == ["2"]
+        assert searcher.remove([DECOMPOSED]) == 1
+    with pytest.raises(InputError, match="one name"):
+        Case("1", b"", attributes={COMPOSED: 1, DECOMPOSED: 2})
+
+
+def test_files_that_differ_by_case_alone_are_ambiguous(tmp_path: Path) -> None:
+    for name in ("a.JPG", "A.jpg", "b.jpg"):
+        (tmp_path / name).write_bytes(name.encode())
+    if len(list(tmp_path.iterdir())) < 3:
+        pytest.skip("this file system does not tell a.JPG from A.jpg")
+    table = tmp_path / "CASES.csv"
+    table.write_text(f"{HEADER}1,a.jpg,nevus\n2,B.JPG,nevus\n")
+    message = _refusal(table, "table-image-ambiguous")
+    assert "line 2: a.jpg" in message and "B.JPG" not in message
+    table.write_text(f"{HEADER}1,A.jpg,nevus\n2,B.JPG,nevus\n3,a.JPG,nevus\n")
+    assert [Path(str(case.image)).read_bytes() for case in read_cases(table).cases] == [
+        b"A.jpg",
+        b"b.jpg",
+        b"a.JPG",
+    ]
+    with pytest.raises(InputError) as caught:
+        find_file(tmp_path, "a.jpg")
+    assert caught.value.code == "image-ambiguous" and "'A.jpg', 'a.JPG'" in str(caught.value)
+
+
+def test_two_spellings_beside_each_other_are_told_apart_or_ambiguous(tmp_path: Path) -> None:
+    for name in (COMPOSED, DECOMPOSED):
+        (tmp_path / f"{name}.jpg").write_bytes(name.encode())
+    if len(list(tmp_path.iterdir())) < 2:
+        pytest.skip("this file system does not tell the two spellings apart")
+    for name in (COMPOSED, DECOMPOSED):
+        assert find_file(tmp_path, f"{name}.jpg").read_bytes() == name.encode()
+    with pytest.raises(InputError, match="one of several"):
+        find_file(tmp_path, f"{COMPOSED.upper()}.jpg")

@@ -29,6 +29,7 @@ from skinret_infer.engines import RUNTIMES
 from skinret_training.cli import main as train_main
 
 ROOT = Path(__file__).parent.parent
+BIN = Path(sys.executable).parent
 COMMANDS = ["demo", "doctor", "evaluate", "gate", "index", "query"]
 GROUPS = {"archive": archive_group, "audit": audit_group, "bundle": bundle_group}
 
@@ -513,3 +514,95 @@ def test_the_demo_takes_the_whole_road(tmp_path: Path, monkeypatch: pytest.Monke
     made = {path.name for path in (tmp_path / "demo").iterdir()}
     assert made >= {"bundle", "cases.skinret", "ckpt.pt", "data", "results.png"}
     assert run("doctor", tmp_path / "demo" / "bundle").exit_code == 0
+
+
+# -- streams --
+
+
+def _odd_archive(bundle: Path, path: Path, image: Path, diagnosis: str) -> Path:
+    with Searcher(bundle, path, runtime="onnxruntime-cpu") as searcher:
+        searcher.add([Case("1", image, diagnosis)])
+    return path
+
+
+@pytest.mark.parametrize("encoding", ["cp1252", "cp437"])
+@pytest.mark.parametrize("form", [[], ["--json"]])
+def test_every_stdout_takes_every_diagnosis(
+    encoding: str, form: list[str], bundle: Path, cases: list[Case], tmp_path: Path
+) -> None:
+    archive = _odd_archive(bundle, tmp_path / "a.skinret", Path(str(cases[0].image)), "Nävus, β type 😀")
+    command = [
+        str(BIN / "skinret"),
+        "query",
+        str(bundle),
+        str(archive),
+        "--image",
+        str(cases[0].image),
+        *form,
+    ]
+    environment = {**os.environ, "PYTHONIOENCODING": encoding, "PYTHONUTF8": "0"}
+    done = subprocess.run(command, env=environment, capture_output=True)
+    assert done.returncode == 0, done.stderr
+    if form:
+        assert json.loads(done.stdout.decode("utf-8"))["hits"][0]["diagnosis"] == "Nävus, β type 😀"
+    else:
+        assert "\\u03b2 type" in done.stdout.decode(encoding)
+
+
+def test_a_diagnosis_cannot_forge_a_row_or_move_the_cursor(
+    bundle: Path, cases: list[Case], tmp_path: Path
+) -> None:
+    forged = "nevus\n2     9999  0.9999  melanoma\x1b[2A\u202e"
+    archive = _odd_archive(bundle, tmp_path / "a.skinret", Path(str(cases[0].image)), forged)
+    done = CliRunner().invoke(
+        main,
+        ["query", str(bundle), str(archive), "--image", str(cases[0].image), "--runtime", "onnxruntime-cpu"],
+    )
+    lines = done.stdout.splitlines()
+    assert len(lines) == 3 and r"nevus\n2     9999  0.9999  melanoma\x1b[2A\u202e" in lines[1]
+    done = CliRunner().invoke(main, ["query", str(bundle), "a\x1b[2J\nb", "--image", "c\nd"])
+    assert "\x1b" not in done.stderr and done.stderr.count("\n") == 2
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full here")
+def test_a_full_disk_behind_stdout_is_an_error(bundle: Path, archive: Path, cases: list[Case]) -> None:
+    command = [str(BIN / "skinret"), "query", str(bundle), str(archive), "--image", str(cases[0].image)]
+    with Path("/dev/full").open("wb") as full:
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True)
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    assert "the output cannot be written" in done.stderr
+
+
+def test_a_reader_that_has_seen_enough_is_no_error(bundle: Path, archive: Path, cases: list[Case]) -> None:
+    command = [str(BIN / "skinret"), "query", str(bundle), str(archive), "--image", str(cases[0].image)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout and process.stderr
+        process.stdout.close()
+        assert b"Traceback" not in process.stderr.read()
+
+
+def test_where_on_the_command_line_finds_numbers_and_texts_but_no_other_id(
+    bundle: Path, cases: list[Case], tmp_path: Path
+) -> None:
+    archive = tmp_path / "a.skinret"
+    with Searcher(bundle, archive, runtime="onnxruntime-cpu") as searcher:
+        values: list[str | int] = ["00123", "123", 123]
+        searcher.add(
+            [
+                Case(str(n), c.image, attributes={"patient": v})
+                for n, (c, v) in enumerate(zip(cases, values, strict=False))
+            ]
+        )
+    for asked, found in (("00123", {"0"}), ("123", {"1", "2"}), ("100..200", {"1", "2"})):
+        command = [
+            "query",
+            str(bundle),
+            str(archive),
+            "--image",
+            str(cases[0].image),
+            "--where",
+            f"patient={asked}",
+            "--json",
+        ]
+        done = CliRunner().invoke(main, [*command, "--runtime", "onnxruntime-cpu"])
+        assert {hit["case_id"] for hit in json.loads(done.stdout)["hits"]} == found
