@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from material import Material, Product, checklists, draw, findings, full_size, rows, write_archive
+from material import SHORT, Material, Product, checklists, draw, findings, full_size, rows, write_archive
 from peer import PyTorch, load_modules
 from report import Report
 from search_contestant import LAYOUT
@@ -22,6 +22,7 @@ from skinret_infer.engines import Engine, available, open_engine, precisions, us
 from skinret_infer.text import TextEncoderInput
 
 sys.path.append(str(Path(__file__).parents[1] / "tests"))  # where durability.py is, of both
+_SHORT = "The short form, of a tiny model and few rounds: it shows that all runs; its figures mean nothing."
 _REPORT, _SEARCH = pytest.StashKey[Report](), pytest.StashKey[SearchReport]()
 
 
@@ -37,8 +38,10 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
     group.addoption("--soak", type=int, default=0, help="Ask --product so many times, from 8 threads.")
     group.addoption("--fuzz", type=int, default=0, help="Try so many hostile inputs: 20000.")
-    group.addoption("--out", type=Path, default=Path("build/benchmarks"), help="Folder of the report.")
-    group.addoption("--cases", default="10000", help="Search among so many: 10000,200000,1000000.  [10000]")
+    out = Path("build/benchmarks-short" if SHORT else "build/benchmarks")
+    group.addoption("--out", type=Path, default=out, help=f"Folder of the report.  [{out}]")
+    cases = "2000" if SHORT else "10000"
+    group.addoption("--cases", default=cases, help=f"Search among so many: 10000,200000,1000000.  [{cases}]")
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
@@ -54,6 +57,8 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
 @pytest.fixture(scope="session")
 def report(request: pytest.FixtureRequest) -> Report:
     made = Report(threads=usable_cpus())
+    if SHORT:
+        made.note(_SHORT)
     request.config.stash[_REPORT] = made
     return made
 
@@ -61,17 +66,24 @@ def report(request: pytest.FixtureRequest) -> Report:
 @pytest.fixture(scope="session")
 def search_report(request: pytest.FixtureRequest) -> SearchReport:
     made = SearchReport(threads=usable_cpus(), bundle=f"{LAYOUT.length:,} numbers a case")
+    if SHORT:
+        made.note(_SHORT)
     request.config.stash[_SEARCH] = made
     return made
 
 
 @pytest.fixture(scope="session")
-def material(request: pytest.FixtureRequest, report: Report) -> Iterator[Material]:
+def material(
+    request: pytest.FixtureRequest, report: Report, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Material]:
     torch.set_num_threads(report.threads)
     path, checkpoint = (request.config.getoption(name) for name in ("--bundle", "--checkpoint"))
     random = path is None
     if path is None:
-        path, checkpoint = full_size(request.config.cache.mkdir("skinret") / "full-size")
+        size = "short" if SHORT else "full-size"
+        cache = getattr(request.config, "cache", None)  # pytest may have been told to keep none
+        kept = cache.mkdir("skinret") if cache else tmp_path_factory.mktemp("skinret")
+        path, checkpoint = full_size(kept / size)
         report.note(
             "Random weights: they change no speed, but have no ranks that lower precision could keep, so the "
             "gate on ranks is not asked here. With a real bundle it decides what may run."

@@ -1,6 +1,7 @@
 """What the contestants are asked with, made by programs: a full-size bundle, pictures, words, an archive."""
 
 import hashlib
+import os
 import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -21,13 +22,21 @@ from skinret_infer.store import Record
 from skinret_infer.text import TextRecipe, describe, phrases_of
 from skinret_training.synthetic import random_lesions
 
-CASES = 10_000
+SHORT = os.environ.get("SKINRET_BENCHMARK") == "short"  # a tiny model and few rounds: does all of it run?
+CASES = 1_000 if SHORT else 10_000
 RANK, CLUSTERS, NOISE = 256, 500, 0.003  # of descriptors that are like learned ones
 ALIKE = (0.3, 1.5)  # of another's descriptor in a case that is like an image: their cosines are 0.96 to 0.55
 SIZE = (768, 512)
 DRAWINGS = 4  # each is turned eight ways
 SWIN_T = {"model_type": "swin", "out_features": ["stage2", "stage3", "stage4"]}
 BERT_BASE = {"model_type": "bert"}
+TINY_SWIN = SWIN_T | {
+    "image_size": 64, "embed_dim": 16, "depths": [1, 1, 1, 1], "num_heads": [1, 2, 4, 4], "window_size": 2,
+}  # fmt: skip
+TINY_BERT = BERT_BASE | {
+    "vocab_size": 400, "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2,
+    "intermediate_size": 64, "max_position_embeddings": 64,
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -57,7 +66,10 @@ class Product:
 
 
 def full_size(cache: Path) -> tuple[Path, Path]:
-    """Return a bundle of Swin-T and BERT-base with random weights, and its checkpoint; made once a source."""
+    """Return a bundle of Swin-T and BERT-base with random weights, and its checkpoint; made once a source.
+
+    In the short form it is a tiny model.
+    """
     import torch
 
     import skinret_export
@@ -75,10 +87,20 @@ def full_size(cache: Path) -> tuple[Path, Path]:
     if not (folder / "bundle").is_dir():
         shutil.rmtree(cache, ignore_errors=True)  # an older one is of no use, and of a gigabyte
         torch.manual_seed(0)
-        model = Skinret(ModelConfig(vision=SWIN_T, text=BERT_BASE, map_side=28))  # the paper's own maps
+        name, image = "full-size-random", ImageRecipe()
+        config = ModelConfig(vision=SWIN_T, text=BERT_BASE, map_side=28)  # the paper's own maps
+        if SHORT:
+            name, image = "tiny-random", ImageRecipe(size=64)
+            config = ModelConfig(vision=TINY_SWIN, text=TINY_BERT, image_size=64, map_side=8, head_width=16)
+        model = Skinret(config)
+        for parameter in (
+            model.parameters() if SHORT else ()
+        ):  # so small a model tells nothing apart otherwise
+            if parameter.ndim > 1:
+                torch.nn.init.normal_(parameter, std=0.15)
         Checkpoint(
-            config=model.config, image=ImageRecipe(), text=TextRecipe(), tokenizer=tokenizer(),
-            state=model.state_dict(), name="full-size-random", version="0",
+            config=model.config, image=image, text=TextRecipe(), tokenizer=tokenizer(),
+            state=model.state_dict(), name=name, version="0",
         ).save(folder / "ckpt.pt")  # fmt: skip
         export_bundle(folder / "ckpt.pt", folder / "bundle", gates=False)
     return folder / "bundle", folder / "ckpt.pt"

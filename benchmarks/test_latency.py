@@ -1,7 +1,8 @@
 """How fast, how soon, in how much memory: every runtime that is installed, beside PyTorch in the same run.
 
-    python -m pytest benchmarks                                    # a full-size bundle with random weights
-    python -m pytest benchmarks --bundle DIR --checkpoint ckpt.pt  # a real one
+    pytest benchmarks                                    # a full-size bundle with random weights
+    pytest benchmarks --bundle DIR --checkpoint ckpt.pt  # a real one
+    SKINRET_BENCHMARK=short pytest benchmarks            # does it run here? A tiny model, no figures to quote
 
 Nothing here asks for speed; every answer is held against PyTorch's. The table comes at the end, and as
 Markdown, JSON and a picture in --out.
@@ -20,7 +21,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from material import Material
+from material import SHORT, Material
 from peer import PyTorch
 from report import COLD, GRAPHS, INDEX, MEMORY, QUERY, Report
 
@@ -32,7 +33,7 @@ from skinret_infer.text import TextEncoderInput
 
 # Seconds until the threads of the one before sleep: numpy's OpenBLAS keeps one spinning for a tenth.
 NAP, LONG_NAP = 0.01, 0.15
-COMPILING = 75.0  # seconds that torch.compile has in all
+COMPILING = 0.0 if SHORT else 75.0  # seconds that torch.compile has in all
 Run = Callable[[int], object]  # of a round
 
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -45,6 +46,8 @@ def take_turns(
 
     rounds : at least, and at most; where they take thrice the seconds, on a busy machine, three are enough.
     """
+    if SHORT:
+        seconds, rounds = 0.0, (1, 1)
     for run in contestants.values():
         run(0)
     samples: dict[str, list[float]] = {name: [] for name in contestants}
@@ -125,7 +128,7 @@ def test_cold_start_and_memory(material: Material, pairs: list[tuple[str, str]],
     if material.checkpoint:
         ways["PyTorch eager"] = ("pytorch", "fp32")
     starts: dict[str, list[dict[str, float]]] = {label: [] for label in ways}
-    for n in range(3):
+    for n in (2,) if SHORT else range(3):
         for label, way in ways.items():
             if n != 1 or label != "PyTorch eager":  # which takes long
                 starts[label].append(start(asked, *way, queries=20 if n == 2 else 1))
@@ -345,4 +348,4 @@ def test_indexing(
         more_is_better=True, label="indexing",
     )  # fmt: skip
     for searcher in searchers.values():
-        assert len(searcher) == 6 * len(images)
+        assert len(searcher) == (2 if SHORT else 6) * len(images)

@@ -25,7 +25,7 @@ from typing import Any, Self
 import numpy as np
 import psutil
 import pytest
-from material import formed, learned_like
+from material import SHORT, formed, learned_like
 from search_contestant import FLAT, IVF, KINDS, LAYOUT, MODEL, NUMPY, OURS, PROBES, SQ8, STEP, Lists
 from search_report import MANY, ONE, UNSTRUCTURED, SearchReport, section_of
 
@@ -33,11 +33,11 @@ from skinret_infer.archive import Archive
 from skinret_infer.descriptor import Vector
 from skinret_infer.store import Record
 
-ASKED = 1000  # queries; at most 60 of them are timed one by one
-NAP = 0.1  # seconds until the threads of the one before sleep
+ASKED = 100 if SHORT else 1000  # queries; at most 60 of them are timed one by one
+NAP = 0.0 if SHORT else 0.1  # seconds until the threads of the one before sleep
 IN_A_ROW = 5  # queries of one contestant, then the next one's turn
 ROUNDS = {("all", 1): 12, ("all", 32): 5}  # of others: 5 of one query, 3 of 32
-LONG = 60.0  # seconds after which three rounds are enough
+LONG = 0.0 if SHORT else 60.0  # seconds after which three rounds are enough
 WAYS = {
     "all": "",
     "attribute": ", filter on a value",
@@ -410,6 +410,7 @@ def test_search_beside_its_peers(cases: int, search_report: SearchReport) -> Non
     )
 
 
+@pytest.mark.skipif(SHORT, reason="not in the short form: SKINRET_BENCHMARK is short")
 def test_descriptors_without_structure(search_report: SearchReport) -> None:
     """The hostile case: every direction alike, so that no projection says anything. Figures as they are."""
 

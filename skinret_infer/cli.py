@@ -16,7 +16,7 @@ from .cases import read_cases, read_ids
 from .cli_archive import archive as archive_group
 from .cli_audit import audit as audit_group
 from .cli_bundle import bundle as bundle_group
-from .console import PATH, json_option, progress, replace_option, report_errors, skip_option
+from .console import PATH, json_option, lacking, progress, replace_option, report_errors, skip_option
 from .descriptor import LEVELS
 from .engines import RUNTIMES, cache_folder, open_engine
 from .errors import InputError, printable
@@ -40,21 +40,11 @@ class _Group(click.Group):
         try:
             return entry.load()  # type: ignore[no-any-return]
         except ModuleNotFoundError as error:
-            missing = error.name
-            return click.Command(
-                name, callback=lambda: _missing(name, missing), short_help="Needs skinret-infer[export]."
-            )
+            return lacking(f"skinret {name}", "export", error)
 
 
 def _announced() -> importlib.metadata.EntryPoints:
     return importlib.metadata.entry_points(group="skinret.commands")
-
-
-def _missing(command: str, module: str | None) -> None:
-    click.echo(
-        f'error: `skinret {command}` needs {module}. Run: pip install "skinret-infer[export]"', err=True
-    )
-    sys.exit(4)
 
 
 @click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"]})

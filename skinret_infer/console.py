@@ -3,6 +3,8 @@
 import contextlib
 import errno
 import functools
+import importlib
+import importlib.util
 import io
 import sys
 from collections.abc import Callable, Iterator
@@ -11,7 +13,7 @@ from typing import ParamSpec, TypeVar
 
 import click
 
-from .errors import SkinretError, printable
+from .errors import RuntimeUnavailable, SkinretError, printable
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -49,6 +51,40 @@ def report_errors(command: Callable[P, R]) -> Callable[P, R]:
             sys.exit(1)
 
     return wrapped
+
+
+def load_command(module: str, name: str, extra: str) -> click.Command:
+    """Return the command `main` of a module, or one that says which extra it lacks, with exit code 4."""
+    try:
+        command: click.Command = importlib.import_module(module).main
+    except ModuleNotFoundError as error:
+        return lacking(name, extra, error)
+    return command
+
+
+def lacking(name: str, extra: str, error: ModuleNotFoundError) -> click.Command:
+    """Return a command that says which extra it lacks. Raises the error again if something else is wrong."""
+    package = (error.name or "").partition(".")[0]
+    if not package or package.startswith("skinret") or importlib.util.find_spec(package) is not None:
+        raise error  # a package that is there, but not whole
+
+    @click.command(
+        name,
+        short_help=f"Needs skinret-infer[{extra}].",
+        context_settings={"ignore_unknown_options": True, "allow_extra_args": True},
+    )
+    @report_errors
+    def lacks() -> None:
+        """It cannot run here: an extra is not installed."""
+        raise RuntimeUnavailable(
+            f"`{name}` cannot run here",
+            code="extra-missing",
+            expected=f"the extra {extra}",
+            found=f"no package {package}",
+            cure=f'pip install "skinret-infer[{extra}]" -c constraints.txt',
+        )
+
+    return lacks
 
 
 @contextlib.contextmanager

@@ -56,10 +56,7 @@ def export_bundle(
     then `OUT.parity.json`, and nothing stands at `out` that did not stand there before.
     """
     out = Path(out)
-    if out.exists() and not overwrite:
-        raise InputError(
-            f"{out} exists", code="exists", expected="a new folder", cure="give another --out, or --overwrite"
-        )
+    check_out(out, overwrite)
     torch.set_num_threads(min(torch.get_num_threads(), usable_cpus()))  # it does not know of quotas
     loaded = Checkpoint.load(checkpoint)
     probe = make_probe(loaded, images)
@@ -100,6 +97,32 @@ def export_bundle(
         (folder / "manifest.json").write_text(manifest.to_json(), "utf-8")
     report_path.unlink(missing_ok=True)
     return Bundle.unverified(out)
+
+
+def check_out(out: Path, overwrite: bool) -> None:
+    """Raise InputError, before the work, unless a bundle may be written in a place."""
+    if out.exists() or out.is_symlink():
+        is_bundle = (out / "manifest.json").is_file()
+        if not (overwrite and is_bundle):
+            raise InputError(
+                f"{out} exists",
+                code="exists",
+                expected="a new folder",
+                found="a bundle" if is_bundle else "a folder or file that is no bundle, and is left as it is",
+                cure="give another --out" + (", or --overwrite" if is_bundle else ""),
+            )
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent):
+            return
+    except OSError as error:
+        raise InputError(
+            f"{out} cannot be written",
+            code="out-path",
+            expected="a folder that can be written",
+            found=error.strerror or str(error),
+            cure="give another --out",
+        ) from None
 
 
 def measure_precisions(

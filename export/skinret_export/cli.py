@@ -1,13 +1,16 @@
-"""skinret-export: ckpt.pt in, a proven bundle out; or a bundle in, TensorRT engines out."""
+"""skinret-export: ckpt.pt in, a proven bundle out; TensorRT engines too, where they can be built."""
 
+import shlex
 from pathlib import Path
 
 import click
 
 from skinret_infer.cases import read_cases
 from skinret_infer.console import report_errors
+from skinret_infer.engines import tensorrt
+from skinret_infer.errors import RuntimeUnavailable, printable
 
-from .bundle_writer import export_bundle
+from .bundle_writer import check_out, export_bundle
 from .engines import build_engines
 
 _PATH = click.Path(path_type=Path)
@@ -17,7 +20,11 @@ _PATH = click.Path(path_type=Path)
     "skinret-export", context_settings={"help_option_names": ["-h", "--help"], "show_default": True}
 )
 @click.argument("checkpoint", type=_PATH)
-@click.option("--out", type=_PATH, help="The bundle folder to write.")
+@click.option(
+    "--out",
+    type=_PATH,
+    help="The bundle folder to write.  [default: beside CHECKPOINT, under its name without .pt]",
+)
 @click.option(
     "--images", type=_PATH, help="Folder of at least 64 images to prove the bundle on.  [default: drawn ones]"
 )
@@ -35,7 +42,8 @@ _PATH = click.Path(path_type=Path)
 @click.option(
     "--engine",
     type=click.Choice(["tensorrt", "tensorrt-rtx"]),
-    help="Build engines for this runtime; CHECKPOINT may be a bundle then.",
+    help="Build engines for this runtime; CHECKPOINT may be a bundle then.  "
+    "[default: for the card that is here]",
 )
 @click.option("--precision", default="fp32", type=click.Choice(["fp32", "fp16"]), help="Of the engines.")
 @click.option(
@@ -64,13 +72,14 @@ def main(
 ) -> None:
     """Export CHECKPOINT to four ONNX graphs and prove them against PyTorch: shapes, NaN, values, ranks.
 
-    Exit code 3 if they disagree; a report then says which graph and how far off, and no bundle is written.
+    The bundle lies beside CHECKPOINT unless --out says otherwise. Where TensorRT and a card are, engines are
+    built too. Exit code 3 if the graphs disagree with PyTorch; a report then says which and how far off, and
+    no bundle is written.
     """
     bundle = checkpoint
-    if not (engine and (checkpoint / "manifest.json").is_file()):
-        if out is None:
-            raise click.UsageError("Missing option '--out'.")
-        bundle = out
+    if not (checkpoint / "manifest.json").is_file():
+        bundle = out = out or _beside(checkpoint)
+        check_out(out, overwrite)
         table = read_cases(cases, None) if cases else None
         written = export_bundle(
             checkpoint,
@@ -88,9 +97,39 @@ def main(
             f"largest difference of S {parity['max_score_error']:.1e}; top-{parity['top']} lists equal: "
             f"{parity['lists_equal_up_to_ties']} ({parity['lists_identical']} to the letter)"
         )
+        if not engine:
+            _build_for_card(out, precision, cache)
+        _say(f"the bundle is {out}; next, where it shall run:")
+        _say(f"  skinret doctor {_quoted(out)}")
+        _say(f"  skinret index {_quoted(out)} cases.skinret CASES.csv")
+        _say(f"  skinret query {_quoted(out)} cases.skinret --image PICTURE --text WORDS")
+    elif not engine:
+        raise click.UsageError(f"{checkpoint} is a bundle already; --engine builds engines of it.")
     if engine:
         for path in build_engines(bundle, engine, precision, capabilities=capability, cache=cache, say=_say):
             click.echo(path)
+
+
+def _beside(checkpoint: Path) -> Path:
+    """Return where the bundle of a checkpoint lies by default."""
+    suffix = "" if checkpoint.suffix else ".bundle"
+    return checkpoint.with_suffix(suffix)
+
+
+def _build_for_card(bundle: Path, precision: str, cache: Path | None) -> None:
+    """Build TensorRT engines where it runs here; if they fail, the first query tries again."""
+    name = next((name for name in tensorrt.MODULES if not tensorrt.why_not(name)), None)
+    if name is None:
+        return
+    try:
+        for path in build_engines(bundle, name, precision, cache=cache, say=_say):
+            click.echo(path)
+    except RuntimeUnavailable as error:
+        _say(f"warning: no engines for {name}: {printable(str(error))}")
+
+
+def _quoted(path: Path) -> str:
+    return shlex.quote(str(path))
 
 
 def _say(line: str) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import onnx
+import onnxscript  # noqa: F401 - torch.onnx needs it, and says so late
 import torch
 from torch import Tensor, nn
 

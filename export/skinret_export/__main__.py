@@ -1,0 +1,12 @@
+"""skinret-export, also as `python -m skinret_export`; without the extra export it says so."""
+
+from skinret_infer.console import load_command
+
+
+def main() -> None:
+    """Run skinret-export."""
+    load_command("skinret_export.cli", "skinret-export", "export")()
+
+
+if __name__ == "__main__":
+    main()
