@@ -190,7 +190,9 @@ def _items(
     if after and bare and listed:
         for n in after:
             stated[n] = replace(stated[n], denied=True, no_before=True)
-    left_open |= {stated[n].name for n in after if not stated[n].no_before}
+    for each in (stated[n] for n in after):
+        if not (each.no_before or each.denied or each.value == "absent"):  # which deny by themselves
+            left_open.add(each.name)
 
     ahead: set[str] = set()  # the items before, as far as the last with something behind it
     for each in stated:

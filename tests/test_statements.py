@@ -133,6 +133,8 @@ def test_what_is_affirmed_is_shared_by_a_case_with_it(text: str) -> None:
         ("no streaks and no blue-whitish veil", {STREAKS}, {VEIL}),
         ("no streaks but a blue-whitish veil", {STREAKS, VEIL}, set()),
         ("no streaks; blue-whitish veil", {STREAKS, VEIL}, set()),
+        ("no atypical pigment network, streaks absent", {STREAKS}, {NETWORK}),
+        ("no atypical pigment network, absent streaks", {STREAKS}, {NETWORK}),
         ("no streaks. Blue-whitish veil.", {STREAKS, VEIL}, set()),
         ("streaks: none\nblue-whitish veil: present", {STREAKS, VEIL}, set()),
         ("streaks -, blue-whitish veil +", {STREAKS, VEIL}, set()),
