@@ -46,7 +46,17 @@ BERT = {
 TRAITS = {"group": ["bkl", "mel", "nevus"], "streaks": ["absent", "irregular", "regular"]}
 
 
-LONGEST = ("full_size", "test_export", "test_crossval", "test_cli", "test_soup", "test_train")  # groups
+LONGEST = (
+    "full_size",
+    "test_usage",
+    "test_export",
+    "test_crossval",
+    "test_cli",
+    "test_soup",
+    "test_train",
+    "test_offline",
+    "test_servers",
+)  # groups
 
 gc.freeze()  # torch, transformers and sympy stay; looking through them again is a fifth of an export
 gc.set_threshold(50_000, 20, 20)
