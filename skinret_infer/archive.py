@@ -809,9 +809,7 @@ class Archive:
         )
         db.execute("PRAGMA secure_delete = ON")  # a removed case's bytes are overwritten
         db.execute("PRAGMA synchronous = EXTRA")  # a commit outlives a loss of power
-        db.execute(
-            "PRAGMA temp_store = MEMORY"
-        )  # a removal sorts ids: not in a folder of others, if there is any
+        db.execute("PRAGMA temp_store = MEMORY")  # ids that a removal sorts go to no shared folder
         return db
 
     @contextlib.contextmanager
