@@ -56,7 +56,7 @@ def export_bundle(
     then `OUT.parity.json`, and nothing stands at `out` that did not stand there before.
     """
     out = Path(out)
-    check_out(out, overwrite)
+    _check_out(out, overwrite)
     torch.set_num_threads(min(torch.get_num_threads(), usable_cpus()))  # it does not know of quotas
     loaded = Checkpoint.load(checkpoint)
     probe = make_probe(loaded, images)
@@ -99,7 +99,7 @@ def export_bundle(
     return Bundle.unverified(out)
 
 
-def check_out(out: Path, overwrite: bool) -> None:
+def _check_out(out: Path, overwrite: bool) -> None:
     """Raise InputError, before the work, unless a bundle may be written in a place."""
     if out.exists() or out.is_symlink():
         is_bundle = (out / "manifest.json").is_file()

@@ -10,7 +10,7 @@ from skinret_infer.console import report_errors
 from skinret_infer.engines import tensorrt
 from skinret_infer.errors import RuntimeUnavailable, printable
 
-from .bundle_writer import check_out, export_bundle
+from .bundle_writer import export_bundle
 from .engines import build_engines
 
 _PATH = click.Path(path_type=Path)
@@ -79,7 +79,6 @@ def main(
     bundle = checkpoint
     if not (checkpoint / "manifest.json").is_file():
         bundle = out = out or _beside(checkpoint)
-        check_out(out, overwrite)
         table = read_cases(cases, None) if cases else None
         written = export_bundle(
             checkpoint,
