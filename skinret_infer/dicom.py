@@ -13,15 +13,16 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, JpegImagePlugin
+from PIL import Image
 from pydicom import uid
 from pydicom.dataelem import RawDataElement
-from pydicom.encaps import get_frame
 from pydicom.filereader import data_element_generator
 from pydicom.valuerep import EXPLICIT_VR_LENGTH_32
 
+from . import codec
+from .container import check_frame, segments
 from .errors import InputError, Remark, SkinretError
-from .image import Pixels, Timed, check_scans, check_size, damaged
+from .image import Pixels, Timed, check_size, damaged
 
 CLASSES = (
     uid.DermoscopicPhotographyImageStorage,
@@ -44,6 +45,18 @@ _SUBSAMPLED = "YBR_FULL_422"  # two pixels of a row share a colour, where the pi
 _JPEG_2000 = (uid.JPEG2000Lossless, uid.JPEG2000)
 _FRAGMENTED = (uid.JPEGBaseline8Bit, uid.RLELossless, *_JPEG_2000)
 _UNDONE = ("YBR_RCT", "YBR_ICT")  # by the decoder of JPEG 2000
+_CURES: dict[
+    str, str
+] = {  # each tried with DCMTK 3.6.7 on Dermoscopic Photography Images, which gdcmconv does not take
+    uid.DeflatedExplicitVRLittleEndian: "unpack it, such as with DCMTK: dcmconv +te IN OUT",
+    **dict.fromkeys(
+        (uid.JPEGLSLossless, uid.JPEGLSNearLossless), "unpack it, such as with DCMTK: dcmdjpls IN OUT"
+    ),
+    **dict.fromkeys(
+        (f"1.2.840.10008.1.2.4.{n}" for n in (51, 53, 55, 57, 70)),
+        "unpack it, such as with DCMTK: dcmdjpeg IN OUT",
+    ),
+}
 _OTHERS = ("MONOCHROME1", "MONOCHROME2", "ARGB", "CMYK", "HSV", "YBR_PARTIAL_420", "YBR_PARTIAL_422", "XYB")
 
 _META = {0x00020002: "class", 0x00020010: "syntax"}
@@ -71,6 +84,8 @@ _PIXELS = 0x7FE00010
 _FRAGMENTS = re.compile(
     rb"\xe0\x7f\x10\x00(O[BW]\0\0)?\xff{4}"
 )  # so begin pixels of no length; some lack a VR
+_ITEM = b"\xfe\xff\x00\xe0"
+_BEGINNINGS = (b"\xff\xd8\xff", b"\xff\x4f\xff\x51", b"\0\0\0\x0cjP  ")  # of JPEG and JPEG 2000
 _CHARACTER_SET = 0x00080005
 _NO_LENGTH = 0xFFFFFFFF
 _MARKS = {
@@ -123,7 +138,7 @@ def read(stream: Timed, max_pixels: int, warnings: list[str]) -> Image.Image:
     try:
         found = _find(stream)
         width, height = _check(found, max_pixels)
-        picture = _decode(found, width, height)
+        picture = _decode(found, width, height, warnings)
     except (SkinretError, MemoryError):
         raise
     except Exception:  # pydicom and Pillow raise many kinds, whose texts may quote the object
@@ -161,7 +176,7 @@ def _find(stream: Timed) -> _Found:
             code="image-dicom-syntax",
             expected=", ".join(s.name for s in SYNTAXES),
             found=_registered(syntax) or "an unknown transfer syntax",
-            cure="export it uncompressed, such as with `gdcmconv --raw`",
+            cure=_CURES.get(syntax, "export it again, uncompressed or as JPEG baseline"),
         )
     big = syntax == uid.ExplicitVRBigEndian
     values, swapped = {}, False
@@ -178,8 +193,27 @@ def _find(stream: Timed) -> _Found:
             raise damaged(name, "an element that goes beyond its end")
     if "pixels" not in values and syntax in _FRAGMENTED and (begin := _FRAGMENTS.match(_ahead(stream))):
         stream.seek(begin.end(), io.SEEK_CUR)
-        values["pixels"] = get_frame(stream, 0, number_of_frames=1)
+        values["pixels"] = _frame(stream)
     return _Found(name=name, file=stream, syntax=syntax, values=values, swapped=swapped)
+
+
+def _frame(stream: Timed) -> bytes:
+    """Return what all fragments hold: an object of one frame needs no table of where its frames begin.
+
+    A table that is wrong is no matter then, nor is one that is missing, nor a missing end. PS3.5, A.4.
+    """
+    items: list[bytes] = []
+    while (head := stream.read(8))[:4] == _ITEM:
+        (length,) = struct.unpack("<L", head[4:])
+        items.append(stream.read(length) if length != _NO_LENGTH else b"")
+        if len(items[-1]) < length:
+            raise damaged(stream.name, "fragments that go beyond its end")
+    fragments = [item for item in items[1:] if item]
+    if items and (items[0].startswith(_BEGINNINGS) or not fragments):
+        fragments.insert(0, items[0])  # no table at all
+    if sum(fragment.startswith(_BEGINNINGS) for fragment in fragments) > 1:
+        raise _frames(stream.name, "a single one", "the beginnings of several")
+    return b"".join(fragments)
 
 
 def _elements(stream: Timed, implicit: bool, little: bool) -> Iterator[RawDataElement]:
@@ -244,12 +278,7 @@ def _check(found: _Found, max_pixels: int) -> tuple[int, int]:
         )
     frames = int(found.word("frames") or 1)
     if frames != 1:
-        raise InputError(
-            f"{name} has {frames} frames",
-            code="image-dicom-frames",
-            expected="a still picture, of a single frame",
-            cure="export the one frame that shows the lesion",
-        )
+        raise _frames(name, "a still picture, of a single frame", f"{frames} frames")
     photometric = found.word("photometric")
     jpeg, samples = found.syntax == uid.JPEGBaseline8Bit, 1 if photometric == "PALETTE COLOR" else 3
     allowed = [c for c in COLOURS if c not in _UNDONE or found.syntax in _JPEG_2000]
@@ -279,6 +308,16 @@ def _check(found: _Found, max_pixels: int) -> tuple[int, int]:
     return width, height
 
 
+def _frames(name: str, expected: str, found: str) -> InputError:
+    return InputError(
+        f"{name} has another number of frames than one",
+        code="image-dicom-frames",
+        expected=expected,
+        found=found,
+        cure="export the one frame that shows the lesion",
+    )
+
+
 def _check_class(given: str, name: str) -> None:
     if given not in CLASSES:
         raise InputError(
@@ -290,41 +329,87 @@ def _check_class(given: str, name: str) -> None:
         )
 
 
-def _decode(found: _Found, width: int, height: int) -> Image.Image:
+def _decode(found: _Found, width: int, height: int, warnings: list[str]) -> Image.Image:
     photometric = found.word("photometric")
     samples = 1 if photometric == "PALETTE COLOR" else 3
     size, data = (width, height), found.values["pixels"]
     if found.syntax == uid.JPEGBaseline8Bit:
-        return _jpeg(found, data, size)
+        return _jpeg(found, data, size, warnings)
+    coded = photometric in ("YBR_FULL", _SUBSAMPLED)  # YCbCr, if nothing else tells
     if found.syntax in _JPEG_2000:
-        pixels = _jpeg_2000(found, data, size, "L" if samples == 1 else "RGB")
+        pixels, transformed = _jpeg_2000(found, data, size, "L" if samples == 1 else "RGB")
+        told = False if transformed or photometric in _UNDONE else None
+        if samples == 3 and (coded if transformed else photometric in _UNDONE):
+            coded = False
+            warnings.append(_disagreement(photometric, "JPEG 2000"))
     elif found.syntax == uid.RLELossless:
-        pixels = _run_lengths(found, data, size, samples)
+        pixels, told = _run_lengths(found, data, size, samples), None
     else:
-        pixels = _uncompressed(found, data, size, samples)
+        pixels, told = _uncompressed(found, data, size, samples), None
     if photometric == "PALETTE COLOR":
         return Image.fromarray(_palette(found)[pixels[..., 0]])
-    mode = "YCbCr" if photometric in ("YBR_FULL", _SUBSAMPLED) else "RGB"
+    if told is None:
+        warnings += _doubts(pixels, coded)
+    mode = "YCbCr" if coded else "RGB"
     return Image.frombytes(mode, size, np.ascontiguousarray(pixels).data).convert("RGB")
 
 
-def _jpeg(found: _Found, frame: bytes, size: tuple[int, int]) -> Image.Image:
+def _disagreement(photometric: str, syntax: str) -> Remark:
+    said = (
+        f"the DICOM object says {photometric} of its colours and its {syntax} something else, which is taken"
+    )
+    return Remark(said, "image-colour")
+
+
+def _doubts(pixels: Pixels, coded: bool) -> list[Remark]:
+    """Return a remark where samples of which only the object tells the colours look like others.
+
+    In RGB of skin the channels rise and fall together. In YCbCr the last two stay near 128, by themselves.
+    """
+    part = (
+        pixels[:: max(1, len(pixels) // 256), :: max(1, pixels.shape[1] // 256)].reshape(-1, 3).astype(float)
+    )
+    spread = part.std(axis=0)
+    if spread.min() < 2:
+        return []
+    together = np.corrcoef(part.T)[0, 1:]
+    middle = np.abs(part[:, 1:].mean(axis=0) - 128)
+    rgb_like = together.min() > 0.8 and spread[1:].min() > spread[0] / 2
+    ycc_like = together.max() < 0.5 and spread[1:].max() < spread[0] / 3 and middle.max() < 32
+    if not (rgb_like if coded else ycc_like):
+        return []
+    named, other = ("YCbCr", "RGB") if coded else ("RGB", "YCbCr")
+    said = f"the DICOM object says {named} of its colours, which is taken, but they look like {other}"
+    return [Remark(said, "image-colour")]
+
+
+def _jpeg(found: _Found, frame: bytes, size: tuple[int, int], warnings: list[str]) -> Image.Image:
     """Decode JPEG baseline: the stream's own marks tell its colours, the object only where it has none."""
     frame = frame.replace(b"Exif\0\0", bytes(6))  # Pillow would read and log it; it may name the patient
     stream = found.file.within(frame)
-    check_scans(stream)
-    image = Image.open(stream, formats=("JPEG",))
-    if image.size != size or image.mode != "RGB" or not isinstance(image, JpegImagePlugin.JpegImageFile):
+    parts = segments(stream)
+    frame_head = check_frame(parts, found.name)
+    image = codec.Jpeg(stream)
+    if image.size != size or image.mode != "RGB":
         raise damaged(found.name, f"a JPEG of {image.size[0]} x {image.size[1]} pixels, {image.mode}")
-    letters = bytes(component[0] for component in image.layer)
-    marked = "jfif" in image.info or "adobe_transform" in image.info or letters == b"RGB"
-    if found.word("photometric") == "RGB" and not marked:
+    photometric, transform = found.word("photometric"), image.info.get("adobe_transform")
+    letters = frame_head.body[6::3] == b"RGB"
+    marked = "jfif" in image.info or transform is not None or letters
+    coded = "jfif" in image.info or (transform != 0 if transform is not None else not letters)
+    if marked and coded != (photometric != "RGB"):
+        warnings.append(_disagreement(photometric, "JPEG"))
+    if not marked and photometric == "RGB":
         image.draft("YCbCr", size)  # so that the decoder leaves the samples as they are
-        return Image.fromarray(np.asarray(image))
+        codec.load(image)
+        pixels = np.asarray(image)
+        warnings += _doubts(pixels, coded=False)
+        return Image.fromarray(pixels)
+    codec.load(image)
     return image.copy()
 
 
-def _jpeg_2000(found: _Found, frame: bytes, size: tuple[int, int], mode: str) -> Pixels:
+def _jpeg_2000(found: _Found, frame: bytes, size: tuple[int, int], mode: str) -> tuple[Pixels, bool]:
+    """Decode JPEG 2000; also return whether the stream had the decoder make RGB of other colours."""
     if len(frame) > MAX_JPEG_2000:
         raise InputError(
             f"{found.name} has too many bytes",
@@ -333,10 +418,27 @@ def _jpeg_2000(found: _Found, frame: bytes, size: tuple[int, int], mode: str) ->
             found=f"{len(frame) / 1e6:.1f} MB",
             cure="export the picture scaled down, or as JPEG",
         )
-    image = Image.open(found.file.within(frame), formats=("JPEG2000",))
+    image = codec.Jpeg2000(found.file.within(frame))
     if image.size != size or image.mode != mode:
         raise damaged(found.name, f"a JPEG 2000 of {image.size[0]} x {image.size[1]} pixels, {image.mode}")
-    return np.asarray(image).reshape(size[1], size[0], -1)
+    codec.load(image)
+    return np.asarray(image).reshape(size[1], size[0], -1), _transformed(frame)
+
+
+def _transformed(frame: bytes) -> bool:
+    """Return whether a decoder of JPEG 2000 makes RGB of it. ISO/IEC 15444-1, A.6.1 and I.5.3.3.
+
+    It undoes a multiple component transformation, and turns YCbCr into RGB where boxes name the colours.
+    """
+    start = frame.find(b"\xff\x4f\xff\x51")
+    if b"colr\x01" in frame[:start]:
+        return True
+    place = start + 2
+    while frame[place : place + 1] == b"\xff" and frame[place + 1 : place + 2] != b"\x90":  # as far as a tile
+        if frame[place + 1 : place + 2] == b"\x52":
+            return frame[place + 8 : place + 9] not in (b"", b"\0")
+        place += 2 + max(2, int.from_bytes(frame[place + 2 : place + 4], "big"))
+    return False
 
 
 def _run_lengths(found: _Found, frame: bytes, size: tuple[int, int], samples: int) -> Pixels:
@@ -362,13 +464,7 @@ def _uncompressed(found: _Found, data: bytes, size: tuple[int, int], samples: in
     if len(values) < needed or (halved and width % 2):
         raise damaged(found.name, f"{len(values)} bytes of pixels for {width} x {height}")
     if len(values) >= 2 * needed:
-        raise InputError(
-            f"{found.name} has more pixels than one frame",
-            code="image-dicom-frames",
-            expected=f"{needed} bytes",
-            found=f"{len(values)}",
-            cure="export the one frame that shows the lesion",
-        )
+        raise _frames(found.name, f"{needed} bytes of pixels", f"{len(values)}")
     values = values[:needed]
     if halved:  # PS3.3, C.7.6.3.1.2: Y Y Cb Cr for two pixels of a row
         pairs = values.reshape(height, width // 2, 4)

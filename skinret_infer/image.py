@@ -2,7 +2,6 @@
 
 import hashlib
 import io
-import re
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,8 +10,26 @@ from typing import IO, Any, TypeAlias, cast
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageCms, ImageOps, TiffImagePlugin, UnidentifiedImageError
+from PIL import Image, ImageCms
+from PIL.BmpImagePlugin import BmpImageFile
+from PIL.JpegImagePlugin import JpegImageFile
+from PIL.PngImagePlugin import PngImageFile
+from PIL.TiffImagePlugin import TiffImageFile
 
+from . import codec, tiff
+from .container import (
+    CURE,
+    MAX_PROFILE,
+    Check,
+    Contents,
+    identify,
+    orientation,
+    plain_profile,
+    read_bmp,
+    read_jpeg,
+    read_png,
+    read_webp,
+)
 from .errors import InputError, Remark, SkinretError
 
 Pixels: TypeAlias = npt.NDArray[np.uint8]
@@ -21,14 +38,23 @@ ImageSource: TypeAlias = str | Path | bytes | IO[bytes] | Image.Image | Pixels
 MAX_PIXELS = 64_000_000  # above any camera's dermoscopy picture, below what a decompression bomb needs
 MAX_BYTES = 400_000_000  # of a file: so many pixels of 16 bits a channel, without compression
 MAX_SECONDS = 30.0  # to decode a file; an honest one of 64 megapixels takes a few
-MAX_PROFILE = 4_000_000  # bytes of an ICC profile; a printer's takes two million
-MAX_SCANS = 100  # passes of a JPEG over all its pixels; a progressive one has about ten
-MAX_PAGES = 100  # of a TIFF that are looked at to say how many it has
-MAX_SEGMENTS = 100_000  # of a JPEG; each is a marker, and its header is kept
 MIN_SIDE = 32  # fewer pixels than that show no dermoscopic structure
-FORMATS = ("JPEG", "PNG", "TIFF", "BMP", "WEBP")  # Pillow opens MPO, a JPEG of several pictures, as JPEG
-_MARKER = re.compile(rb"\xff([^\x00\x01\xd0-\xd8\xff])")  # of a segment, or of the end
-_CURE = f"give a {', '.join(FORMATS)} file that an image viewer opens, or a DICOM object"
+
+_READERS: dict[bytes, Callable[["Timed", Check], Contents]] = {
+    b"\xff\xd8\xff": read_jpeg,
+    b"\x89PNG\r\n\x1a\n": read_png,
+    **dict.fromkeys((b"II*\0", b"MM\0*", b"II\0*", b"MM*\0", b"II+\0", b"MM\0+"), tiff.read),
+    b"BM": read_bmp,
+}
+_UPRIGHT = {  # how a picture is turned, by EXIF's orientation
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -121,7 +147,7 @@ def decode(
         return _check_array(source, max_pixels)
     try:
         if isinstance(source, Image.Image):
-            return _pixels(source, "the PIL image", max_pixels, said)
+            return _given(source, max_pixels, max_seconds, said)
         return _decode(_open(source, max_seconds), max_pixels, said)
     except MemoryError:
         raise InputError(
@@ -134,82 +160,41 @@ def decode(
 
 def _decode(stream: Timed, max_pixels: int, warnings: list[str]) -> Pixels:
     name = stream.name
+
+    def check(width: int, height: int) -> None:
+        check_size(width, height, name, max_pixels)
+
     try:
         if _is_dicom(stream):
-            return _pixels(_dicom_reader()(stream, max_pixels, warnings), name, max_pixels, warnings)
-        check_scans(stream)
-        with Image.open(stream, formats=FORMATS) as image:
-            if isinstance(image, TiffImagePlugin.TiffImageFile) and image.info.get("compression") == "jpeg":
-                for place in image.tag_v2.get(273) or image.tag_v2.get(324) or ():  # of strips, or of tiles
-                    check_scans(stream, place)
-            if (pictures := _pictures(image)) > 1:
-                or_more = " or more" * (pictures == MAX_PAGES)
-                said = f"the file holds {pictures}{or_more} pictures: the first is taken"
-                warnings.append(Remark(said, "image-several"))
-            return _pixels(image, name, max_pixels, warnings)
-    except UnidentifiedImageError:
-        stream.check()
-        raise InputError(
-            f"{name} is not an image",
-            code="image-unreadable",
-            expected=f"one of {', '.join(FORMATS)}, or DICOM",
-            found=f"a file that begins with {stream.getvalue()[:8]!r}",
-            cure=_CURE,
-        ) from None
+            image = _dicom_reader()(stream, max_pixels, warnings)
+            contents = Contents(image=image, icc=image.info.get("icc_profile"))
+        else:
+            contents = _reader(stream)(stream, check)
+        return _pixels(contents, name, warnings)
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
-        raise _too_large(name, max_pixels, "far more") from None
+        raise InputError(
+            f"{name} has more pixels than another package of this process allows",
+            code="image-too-large",
+            expected=f"at most {Image.MAX_IMAGE_PIXELS} pixels, the value of PIL.Image.MAX_IMAGE_PIXELS",
+            found="more",
+            cure="set it higher, or give the picture as a PNG or JPEG file",
+        ) from None
     except (SkinretError, MemoryError):
         raise
     except Exception as error:
         raise damaged(name, str(error) or type(error).__name__) from None
 
 
-def _pictures(image: Any) -> int:
-    """Return how many pictures a file holds beside previews, gain maps and smaller copies of the first."""
-    if image.format == "MPO":
-        entries = image.mpinfo[0xB002]
-        return 1 + sum("Multi-Frame" in entry["Attribute"]["MPType"] for entry in entries[1:])
-    if image.format != "TIFF":
-        return int(getattr(image, "n_frames", 1))
-    pages = 1
-    try:
-        for page in range(1, MAX_PAGES):
-            image.seek(page)
-            pages += not image.tag_v2.get(254, 0) & 5  # NewSubfileType: a smaller copy, or a mask
-    except SkinretError:
-        raise
-    except Exception:  # there are no more, or what follows is damaged, which the first is not
-        pass
-    image.seek(0)
-    return pages
-
-
-def check_scans(stream: Timed, place: int = 0) -> None:
-    """Raise InputError for a JPEG that goes over its pixels again and again: a megabyte of it takes hours.
-
-    Nor is one in arithmetic coding taken, which hardly a program reads, and of which few bytes take minutes.
-    It is read from its place in the file as decoders read it: from marker to marker, past what cannot be
-    one. What is no JPEG is left.
-    """
-    data = stream.getvalue()
-    if data[place : place + 3] != b"\xff\xd8\xff":
-        return
+def _reader(stream: Timed) -> Callable[[Timed, Check], Contents]:
+    """Return what reads a file, by how it begins: neither its name nor the plugins of Pillow matter."""
     stream.check()
-    place, segments, scans = place + 2, 0, 0
-    while marker := _MARKER.search(data, place):
-        place, segments, scans = marker.end(), segments + 1, scans + (marker[1] == b"\xda")
-        if marker[1] == b"\xd9":
-            return
-        arithmetic = marker[1] in b"\xc9\xca\xcb\xcd\xce\xcf"
-        if arithmetic or scans > MAX_SCANS or segments > MAX_SEGMENTS:
-            raise InputError(
-                f"{stream.name} takes too many steps to decode",
-                code="image-scans",
-                expected=f"Huffman coding, at most {MAX_SCANS} scans and {MAX_SEGMENTS:,} segments",
-                found="arithmetic coding" if arithmetic else "more",
-                cure="open it in an image viewer and save it again",
-            )
-        place += int.from_bytes(data[place : place + 2], "big")
+    begin = stream.getvalue()[:16]
+    if begin[:4] == b"RIFF" and begin[8:12] == b"WEBP":
+        return read_webp
+    for magic, reader in _READERS.items():
+        if begin.startswith(magic) and begin[3:4] != b"\xf7" and begin[8:10] != b"CR":
+            return reader
+    raise identify(stream.getvalue(), stream.name)
 
 
 def prepare(pixels: Pixels, recipe: ImageRecipe) -> Pixels:
@@ -283,7 +268,7 @@ def _open(source: str | Path | bytes | IO[bytes], max_seconds: float) -> Timed:
         )
     if not data:
         raise InputError(
-            f"{name} is empty", code="image-empty", expected="an image", found="0 bytes", cure=_CURE
+            f"{name} is empty", code="image-empty", expected="an image", found="0 bytes", cure=CURE
         )
     if len(data) > MAX_BYTES:
         raise InputError(
@@ -361,29 +346,77 @@ def check_size(width: int, height: int, name: str, max_pixels: int) -> None:
         )
 
 
-def _pixels(image: Image.Image, name: str, max_pixels: int, warnings: list[str]) -> Pixels:
-    check_size(*image.size, name, max_pixels)
+def _pixels(contents: Contents, name: str, warnings: list[str]) -> Pixels:
+    said = f"the file holds {contents.pictures}{' or more' * (contents.pictures == tiff.MAX_PAGES)} pictures"
+    if contents.pictures > 1:
+        warnings.append(Remark(f"{said}: the first is taken", "image-several"))
+    warnings += dict.fromkeys(contents.remarks)
     try:
-        image.load()
-        upright = ImageOps.exif_transpose(image)
-    except (SkinretError, MemoryError):
-        raise
-    except Exception as error:
-        raise damaged(name, str(error) or type(error).__name__) from None
-    try:
-        return np.asarray(_to_rgb(upright, name, warnings))
+        image = _to_rgb(contents.image, contents.icc, name, warnings)
     except ValueError as error:
         raise InputError(
-            f"{name} has pixels of mode {image.mode}",
+            f"{name} has pixels of mode {contents.image.mode}",
             code="image-mode",
             expected="RGB, grey, palette or CMYK",
             found=str(error),
             cure="save it as 8-bit RGB",
         ) from None
+    turn = _UPRIGHT.get(contents.orientation)
+    return np.asarray(image if turn is None else image.transpose(turn))
 
 
-def _to_rgb(image: Image.Image, name: str, warnings: list[str]) -> Image.Image:
-    icc = image.info.get("icc_profile")
+def _given(image: Image.Image, max_pixels: int, max_seconds: float, warnings: list[str]) -> Pixels:
+    """Return the pixels of a PIL image: of its file where that is not read yet, else what it holds."""
+    name = "the PIL image"
+    check_size(*image.size, name, max_pixels)
+    if (data := _unread(image)) is not None:
+        return _decode(Timed(data, name, max_seconds), max_pixels, warnings)
+    try:
+        codec.load(image)
+    except (SkinretError, MemoryError):
+        raise
+    except Exception as error:
+        raise damaged(name, str(error) or type(error).__name__) from None
+    if found := tiff.misread(image):
+        raise InputError(
+            f"{name} was read from a TIFF that Pillow misreads",
+            code="image-mode",
+            expected="8 bits a channel",
+            found=found,
+            cure="give the file itself, by its path or its bytes",
+        )
+    remarks: list[Remark] = []
+    icc, info = image.info.get("icc_profile"), image.info
+    if not icc and isinstance(image, PngImageFile) and "srgb" not in info:
+        icc = plain_profile(info.get("chromaticity", ()), info.get("gamma", 0), remarks)
+    exif, xmp = info.get("exif", b""), info.get("xmp", b"")
+    try:
+        turned = image.getexif().get(0x0112, 1)  # which the caller may have changed
+    except Exception:  # Pillow gives up where a tag that does not matter is broken
+        turned = None
+    if turned not in range(1, 9):
+        exif, xmp = (value if isinstance(value, bytes) else b"" for value in (exif, xmp))
+        turned = orientation(exif.removeprefix(b"Exif\0\0") or b"unclear", xmp, remarks)
+    return _pixels(Contents(image=image, icc=icc, orientation=turned, remarks=remarks), name, warnings)
+
+
+def _unread(image: Image.Image) -> bytes | None:
+    """Return the file of a PIL image, where its pixels are still to be read from it, as they stand there."""
+    if not isinstance(image, JpegImageFile | PngImageFile | TiffImageFile | BmpImageFile):
+        return None
+    if not image.tile or image.fp is None or image.tell() or (image.decoderconfig and image.format != "PNG"):
+        return None  # it is read, or closed, or of another page or size than its file's first
+    try:
+        place = image.fp.tell()
+        image.fp.seek(0)
+        data = image.fp.read(MAX_BYTES + 1)
+        image.fp.seek(place)
+    except (OSError, ValueError):
+        return None
+    return data if 0 < len(data) <= MAX_BYTES else None
+
+
+def _to_rgb(image: Image.Image, icc: bytes | None, name: str, warnings: list[str]) -> Image.Image:
     if image.mode == "RGB" and not image.has_transparency_data:
         return _to_srgb(image, icc, warnings)
     if image.mode == "F":
@@ -403,8 +436,12 @@ def _to_rgb(image: Image.Image, name: str, warnings: list[str]) -> Image.Image:
                 found=f"{grey.min()} to {grey.max()}",
                 cure="save it with 8 bits a channel",
             )
-        return _to_srgb(Image.fromarray((grey // 257).astype(np.uint8)), icc, warnings)
+        clear, image = image.info.get("transparency"), Image.fromarray((grey // 257).astype(np.uint8))
+        if isinstance(clear, int):
+            image.putalpha(Image.fromarray(np.where(grey == clear, 0, 255).astype(np.uint8)))
     if image.has_transparency_data:
+        if image.mode == "La":
+            image = image.convert("LA")
         image = _to_srgb(image.convert("RGBA"), icc, warnings)
         white = Image.new("RGBA", image.size, "white")
         return Image.alpha_composite(white, image).convert("RGB")
