@@ -4,10 +4,11 @@ A broken text, tag or preview so costs no picture, and no setting of Pillow for 
 used is a remark. EXIF 3.0, PNG (third edition), TIFF 6.0, CIPA DC-007, ICC.1:2001-04, ITU-T H.273.
 """
 
+import itertools
 import re
 import struct
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -83,7 +84,6 @@ _KINDS: tuple[tuple[bytes, str, str], ...] = (  # how it begins, what it is, a c
     (rb"GIF8[79]a", "a GIF file", _SAVE),
     (rb"\xff\x0a|\x00\x00\x00\x0cJXL ", "a JPEG XL file", _SAVE),
     (rb"\xff\x4f\xff\x51|\x00\x00\x00\x0cjP  ", "a JPEG 2000 file", _SAVE),
-    (rb"\xff\xd8\xff\xf7", "a JPEG-LS file", _SAVE),
     (rb"II\xbc", "a JPEG XR file", _SAVE),
     (rb"8BPS", "a Photoshop file", _SAVE),
     (rb"\x00\x00[\x01\x02]\x00", "an icon or cursor", _SAVE),
@@ -93,7 +93,7 @@ _KINDS: tuple[tuple[bytes, str, str], ...] = (  # how it begins, what it is, a c
     (rb"\x8a(MNG)|\x8b(JNG)", "an MNG or JNG file", _SAVE),
     (rb"%PDF", "a PDF document", "export the picture that it shows as PNG or JPEG"),
     (rb"%!PS|\xc5\xd0\xd3\xc6", "a PostScript file", "export the picture that it shows as PNG or JPEG"),
-    (rb"FUJIFILMCCD-RAW|II\*\x00....CR|IIR[OS]|MMOR|IIU\x00|FOVb", "a camera raw file",
+    (rb"FUJIFILMCCD-RAW|IIR[OS]|MMOR|IIU\x00|FOVb", "a camera raw file",
      "develop it in the camera's program, and save it there as JPEG or PNG"),
     (rb"\x1f\x8b", "a file packed by gzip", "unpack it, such as with gunzip"),
     (rb"BZh[1-9]|\xfd7zXZ\x00|\x28\xb5\x2f\xfd|7z\xbc\xaf", "a packed file", "unpack it"),
@@ -107,8 +107,9 @@ _KINDS: tuple[tuple[bytes, str, str], ...] = (  # how it begins, what it is, a c
      "write them, such as with DCMTK: dcmconv IN OUT"),
 )  # fmt: skip
 _TEXTS: tuple[tuple[bytes, str, str], ...] = (
-    (rb"(<\?xml[^>]*>\s*)?(<!--.*?-->\s*)*(<!DOCTYPE svg|<svg)", "an SVG drawing", "export it as PNG"),
-    (rb"(<!--.*?-->\s*)*<(!DOCTYPE html|html|head|body)", "a web page, perhaps of an error or a log-in",
+    (rb"(<\?xml[^>]*>\s*)?(<!--((?!-->).)*-->\s*)*(<!DOCTYPE svg|<svg)", "an SVG drawing",
+     "export it as PNG"),
+    (rb"(<!--((?!-->).)*-->\s*)*<(!DOCTYPE html|html|head|body)", "a web page, perhaps of an error",
      "download the picture again"),
     (rb"<\?xml|<[A-Za-z]+>", "an XML document, perhaps of an error", "download the picture again"),
     (rb"[\[{]", "a text, perhaps JSON", CURE),
@@ -145,11 +146,11 @@ class Tag(NamedTuple):
     value: memoryview
     order: str
 
-    def numbers(self) -> npt.NDArray[np.uint64]:
-        """Return its whole numbers. Raises ValueError where it has none."""
+    def numbers(self, most: int = 65536) -> npt.NDArray[np.uint64]:
+        """Return its whole numbers, of very many the first. Raises ValueError where it has none."""
         if self.type not in _NUMBERS or not self.items:
             raise ValueError("a tag without a whole number")
-        return np.frombuffer(self.value, self.order + _NUMBERS[self.type]).astype(np.uint64)
+        return np.frombuffer(self.value, self.order + _NUMBERS[self.type])[:most].astype(np.uint64)
 
     def number(self) -> int:
         """Return the first of its whole numbers."""
@@ -159,8 +160,8 @@ class Tag(NamedTuple):
         """Return its numbers that are fractions. Raises ValueError where it has none."""
         if self.type != 5:
             raise ValueError("a tag without a fraction")
-        pairs = np.frombuffer(self.value, self.order + "u4").reshape(-1, 2).astype(float)
-        return [float(above / below) if below else 0.0 for above, below in pairs[:64]]
+        pairs = np.frombuffer(self.value[:512], self.order + "u4").reshape(-1, 2).astype(float)
+        return [float(above / below) if below else 0.0 for above, below in pairs]
 
 
 Tags = dict[int, Tag]
@@ -169,8 +170,8 @@ Tags = dict[int, Tag]
 def directory(data: bytes, place: int, order: str, *, big: bool = False) -> tuple[Tags, int]:
     """Return the tags of a directory, and the place of the next one, or 0.
 
-    A tag that cannot be read is left out, and so is the second of a number. Raises ValueError where there is
-    no directory.
+    A tag that cannot be read has no items; of two of a number the first counts. Raises ValueError where there
+    is no directory, or not the whole of it.
     """
     view = memoryview(data)
     count_as, wide, size = ("Q", "Q", 20) if big else ("H", "L", 12)
@@ -181,13 +182,14 @@ def directory(data: bytes, place: int, order: str, *, big: bool = False) -> tupl
     tags: Tags = {}
     for at in range(place + head, place + head + size * min(count, MAX_TAGS), size):
         if at + size > len(data):
-            return tags, 0
+            raise ValueError("a directory that is cut short")
         number, kind, items = struct.unpack_from(order + "HH" + wide, data, at)
         length, start = _TYPES.get(kind, 0) * items, at + size - word
         if length > word:
             (start,) = struct.unpack_from(order + wide, data, start)
-        if 0 < length <= len(data) - start:
-            tags.setdefault(number, Tag(kind, items, view[start : start + length], order))
+        value = view[start : start + length]
+        there = 0 < length == len(value)
+        tags.setdefault(number, Tag(kind, items if there else 0, value if there else view[:0], order))
     end = place + head + size * count
     return tags, struct.unpack_from(order + wide, data, end)[0] if end + word <= len(data) else 0
 
@@ -261,8 +263,11 @@ def exif_profile(exif: bytes, remarks: list[Remark]) -> bytes | None:
 def tag_profile(data: bytes, tags: Tags, remarks: list[Remark]) -> bytes | None:
     """Return the ICC profile of the colours that the EXIF within some tags names. DCF 2.0, section 3.4."""
     inner = _inner(data, tags, 0x8769)
-    space = inner[0xA001].number() if 0xA001 in inner and inner[0xA001].type in _NUMBERS else 1
     index = _inner(data, inner, 0xA005).get(1)
+    try:
+        space = inner[0xA001].number() if 0xA001 in inner else 1
+    except ValueError:
+        space = 0
     if space == 2 or (space != 1 and index and bytes(index.value[:3]) == b"R03"):
         return matrix_profile(_ADOBE, 563 / 256)
     if space != 1:
@@ -369,6 +374,8 @@ def segments(stream: "Timed", place: int = 0) -> list[Segment]:
 def check_frame(parts: Sequence[Segment], name: str) -> Segment:
     """Return the segment that says of which kind a JPEG is. Raises InputError for a kind that is not read."""
     frames = [p for p in parts if p.marker in _FRAMES or p.marker in _HIERARCHICAL]
+    if any(p.marker == 0xF7 for p in parts):
+        raise unread(name, "a JPEG-LS file", "a format that is not read", _SAVE)
     if not frames or len(frames[0].body) < 6 or parts[-1].marker != 0xDA:
         raise ValueError("no frame, or no scan of it")
     frame = frames[0]
@@ -390,15 +397,15 @@ def read_jpeg(stream: "Timed", check: Check) -> Contents:
     data, remarks = stream.getvalue(), list[Remark]()
     parts = segments(stream)
     frame = check_frame(parts, stream.name)
-    exif, xmp, pictures, profiles = b"", b"", 1, dict[int, bytes]()
+    exifs, xmp, pictures, profiles = list[bytes](), b"", 1, dict[int, bytes]()
     kept = [b"\xff\xd8"]
     jfif = adobe = False
     of_profile = 0
     for marker, place, body in parts[:-1]:
         if marker == 0xE1 and body.startswith(b"Exif\0\0"):
-            exif += body[6:]
+            exifs.append(body[6:])
         elif marker == 0xE1 and body.startswith(b"http://ns.adobe.com/xap/1.0/\0"):
-            xmp += body
+            xmp = xmp or body
         elif marker == 0xE2 and body.startswith(b"ICC_PROFILE\0") and len(body) > 13:
             profiles[body[12]], of_profile = body[14:], body[13]
         elif marker == 0xE2 and body.startswith(b"MPF\0"):
@@ -424,6 +431,7 @@ def read_jpeg(stream: "Timed", check: Check) -> Contents:
     icc = b"".join(profiles[n] for n in sorted(profiles)) or None
     if icc and len(profiles) != of_profile:
         icc = b"incomplete"
+    exif = b"".join(exifs)
     icc = icc or exif_profile(exif, remarks)
     turned = orientation(exif, xmp, remarks)
     return Contents(image=image, icc=icc, orientation=turned, pictures=pictures, remarks=remarks)
@@ -444,15 +452,15 @@ def _several(mpf: bytes) -> int:
 
 _PNG = b"\x89PNG\r\n\x1a\n"
 _XMP, _RAW_EXIF = b"XML:com.adobe.xmp", b"Raw profile type exif"
-_HELD = (b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND")  # the pixels depend on them
+_HELD = (b"IHDR", b"PLTE", b"tRNS", b"IDAT")  # the pixels depend on them
 _USED = (b"iCCP", b"sRGB", b"gAMA", b"cHRM", b"cICP", b"eXIf", b"acTL", b"fcTL", b"iTXt", b"zTXt", b"tEXt")
 _WHOLE_GAMMA = (0.43, 0.48)  # of gAMA: so near to the curve of sRGB that viewers take that
 
 
-def _chunks(stream: "Timed", broken: set[str]) -> dict[bytes, list[bytes]]:
-    """Return the chunks of a PNG that are used; of those that are damaged beside the pixels, the kinds."""
+def _chunks(stream: "Timed", broken: set[str]) -> dict[bytes, list[memoryview]]:
+    """Return the contents of the chunks of a PNG that are used; name in `broken` what else is damaged."""
     data, place = stream.getvalue(), len(_PNG)
-    found: dict[bytes, list[bytes]] = {}
+    view, found = memoryview(data), dict[bytes, list[memoryview]]()
     for count in range(MAX_SEGMENTS + 1):
         if count % 4096 == 0:
             stream.check()
@@ -466,13 +474,13 @@ def _chunks(stream: "Timed", broken: set[str]) -> dict[bytes, list[bytes]]:
             broken.add("the end")
             return found
         given = int.from_bytes(data[end - 4 : end], "big")
-        whole = zlib.crc32(memoryview(data)[place + 4 : end - 4]) == given
+        whole = zlib.crc32(view[place + 4 : end - 4]) == given
         if not whole and kind in _HELD:
             raise ValueError(f"a wrong check sum of the chunk {kind.decode()}")
         if not whole:
             broken.add(kind.decode())
         elif kind in _HELD or (kind in _USED and (kind != b"fcTL" or b"IDAT" not in found)):
-            found.setdefault(kind, []).append(data[place + 8 : end - 4])
+            found.setdefault(kind, []).append(view[place + 8 : end - 4])
         elif kind == b"CgBI":
             raise unread(stream.name, "a PNG of Apple's own kind (CgBI)", "pixels in another order", _SAVE)
         elif kind[:1].isupper():
@@ -487,8 +495,9 @@ def _chunks(stream: "Timed", broken: set[str]) -> dict[bytes, list[bytes]]:
     )
 
 
-def _chunk(kind: bytes, body: bytes) -> bytes:
-    return struct.pack(">L", len(body)) + kind + body + struct.pack(">L", zlib.crc32(body, zlib.crc32(kind)))
+def _chunk(kind: bytes, body: bytes | memoryview) -> tuple[bytes, bytes | memoryview, bytes]:
+    sums = struct.pack(">L", zlib.crc32(body, zlib.crc32(kind)))
+    return struct.pack(">L", len(body)) + kind, body, sums
 
 
 def read_png(stream: "Timed", check: Check) -> Contents:
@@ -496,13 +505,11 @@ def read_png(stream: "Timed", check: Check) -> Contents:
     broken: set[str] = set()
     remarks: list[Remark] = []
     parts = _chunks(stream, broken)
-    head = parts[b"IHDR"][0]
-    width, height, bits, colour = struct.unpack_from(">LLBB", head)
+    width, height, bits, colour = struct.unpack_from(">LLBB", parts[b"IHDR"][0])
     check(width, height)
-    given = [(kind, body) for kind in _HELD for body in parts.get(kind, ())]
-    if colour != 3:  # Pillow compares pixels of 8 bits with a colour of 16, 4 or 2
-        given = [part for part in given if part[0] != b"tRNS"]
-    data = b"".join([_PNG, *(_chunk(kind, body) for kind, body in given), _chunk(b"IEND", b"")])
+    held = [kind for kind in _HELD if kind != b"tRNS" or colour == 3]  # else by _with_transparent
+    given = [_chunk(kind, body) for kind in held for body in parts.get(kind, ())]
+    data = b"".join([_PNG, *itertools.chain(*given), *_chunk(b"IEND", b"")])
     image: Image.Image = codec.Png(stream.within(data))
     codec.load(image)
     if colour in (0, 2) and b"tRNS" in parts:
@@ -528,7 +535,7 @@ def read_png(stream: "Timed", check: Check) -> Contents:
 def _with_transparent(
     image: Image.Image, key: npt.NDArray[np.int_], bits: int, again: "Timed"
 ) -> Image.Image:
-    """Return a picture with the pixels of one colour transparent."""
+    """Return a picture with one colour transparent, which Pillow takes for a colour of 8 bits."""
     if bits == 16:
         pixels = np.asarray(image).astype(np.uint16)
         if image.mode == "RGB":  # the high bytes: the low ones are another way to read the same
@@ -547,25 +554,27 @@ def _with_transparent(
     return image
 
 
-def _texts(parts: dict[bytes, list[bytes]]) -> tuple[bytes, bytes]:
+def _texts(parts: Mapping[bytes, Sequence[memoryview]]) -> tuple[bytes, bytes]:
     """Return the EXIF and the XMP of a PNG; older programs write EXIF as text."""
-    exif, xmp = (parts.get(b"eXIf") or [b""])[0].removeprefix(b"Exif\0\0"), b""
-    for body in parts.get(b"iTXt", ()):
-        if body.startswith(_XMP + b"\0"):
-            rest = body[len(_XMP) + 1 :]  # whether it is packed, how, language, translated key word, text
-            text = rest[2:].split(b"\0", 2)[-1]
-            xmp = _inflated(text) if rest[:1] == b"\1" else text
-    for kind in (b"zTXt", b"tEXt"):
-        for body in parts.get(kind, ()):
-            if body.startswith(_RAW_EXIF + b"\0") and not exif:
-                text = body[len(_RAW_EXIF) + 1 :]
-                text = _inflated(text[1:]) if kind == b"zTXt" else text
-                try:
-                    exif = bytes.fromhex("".join(text.decode("ascii").split("\n")[3:]))
-                except ValueError:
-                    exif = b"unclear"
-                exif = exif.removeprefix(b"Exif\0\0")
+    texts = [bytes(body) for kind in (b"iTXt", b"zTXt", b"tEXt") for body in parts.get(kind, ())]
+    exif, xmp = _only(parts, b"eXIf").removeprefix(b"Exif\0\0"), b""
+    for body in [text for text in texts if text.startswith(_XMP + b"\0")][:1]:
+        rest = body[len(_XMP) + 1 :]  # whether it is packed, how, language, translated key word, text
+        xmp = rest[2:].split(b"\0", 2)[-1]
+        xmp = _inflated(xmp) if rest[:1] == b"\1" else xmp
+    for body in [text for text in texts if text.startswith(_RAW_EXIF + b"\0") and not exif][:1]:
+        rest = body[len(_RAW_EXIF) + 1 :]
+        rest = rest if rest[:1] == b"\n" else _inflated(rest[1:])
+        try:  # a line of its name, one of its length, then lines of hexadecimal digits
+            exif = bytes.fromhex("".join(rest.decode("ascii").split("\n")[3:])).removeprefix(b"Exif\0\0")
+        except ValueError:
+            exif = b"unclear"
     return exif, xmp
+
+
+def _only(parts: Mapping[bytes, Sequence[memoryview]], kind: bytes) -> bytes:
+    """Return the content of the first chunk of a kind, or none."""
+    return bytes(parts[kind][0]) if kind in parts else b""
 
 
 def _inflated(data: bytes) -> bytes:
@@ -576,9 +585,9 @@ def _inflated(data: bytes) -> bytes:
         return b""
 
 
-def _png_profile(parts: dict[bytes, list[bytes]], remarks: list[Remark]) -> bytes | None:
+def _png_profile(parts: Mapping[bytes, Sequence[memoryview]], remarks: list[Remark]) -> bytes | None:
     """Return the ICC profile of the colours of a PNG, by the first of cICP, iCCP, sRGB, gAMA with cHRM."""
-    coded = (parts.get(b"cICP") or [b""])[0]
+    coded = _only(parts, b"cICP")
     if len(coded) == 4 and coded[0] != 2 and coded[1] != 2:  # 2: not said
         primaries, transfer, matrix, full = coded
         gamma = None if transfer in _LIKE_SRGB else _GAMMAS.get(transfer)
@@ -591,10 +600,10 @@ def _png_profile(parts: dict[bytes, list[bytes]], remarks: list[Remark]) -> byte
         remarks.append(_unclear(f"the colours of the picture, cICP {tuple(coded)}{names}, are not converted"))
         return None
     if b"iCCP" in parts:
-        return _inflated(parts[b"iCCP"][0].partition(b"\0")[2][1:]) or b"damaged"
+        return _inflated(_only(parts, b"iCCP").partition(b"\0")[2][1:]) or b"damaged"
     if b"sRGB" in parts:
         return None
-    wide, curve = (parts.get(b"cHRM") or [b""])[0], (parts.get(b"gAMA") or [b""])[0]
+    wide, curve = _only(parts, b"cHRM"), _only(parts, b"gAMA")
     chromaticity = [n / 100_000 for n in struct.unpack(">8L", wide)] if len(wide) == 32 else []
     power = int.from_bytes(curve, "big") / 100_000 if len(curve) == 4 else 0
     return plain_profile(chromaticity, power, remarks)

@@ -85,6 +85,7 @@ _FRAGMENTS = re.compile(
     rb"\xe0\x7f\x10\x00(O[BW]\0\0)?\xff{4}"
 )  # so begin pixels of no length; some lack a VR
 _ITEM = b"\xfe\xff\x00\xe0"
+_ENDS = (b"\xfe\xff\xdd\xe0", b"\xfc\xff\xfc\xff")  # of fragments, or of all that is of use in the object
 _BEGINNINGS = (b"\xff\xd8\xff", b"\xff\x4f\xff\x51", b"\0\0\0\x0cjP  ")  # of JPEG and JPEG 2000
 _CHARACTER_SET = 0x00080005
 _NO_LENGTH = 0xFFFFFFFF
@@ -205,12 +206,16 @@ def _frame(stream: Timed) -> bytes:
     items: list[bytes] = []
     while (head := stream.read(8))[:4] == _ITEM:
         (length,) = struct.unpack("<L", head[4:])
-        items.append(stream.read(length) if length != _NO_LENGTH else b"")
-        if len(items[-1]) < length:
+        item = stream.read(length) if length != _NO_LENGTH else b""
+        if len(item) < length:
             raise damaged(stream.name, "fragments that go beyond its end")
-    fragments = [item for item in items[1:] if item]
+        if item or not items:
+            items.append(item)
+    fragments = items[1:]
     if items and (items[0].startswith(_BEGINNINGS) or not fragments):
         fragments.insert(0, items[0])  # no table at all
+    if not head.startswith(_ENDS) and any(head):
+        raise damaged(stream.name, "something else between its fragments")
     if sum(fragment.startswith(_BEGINNINGS) for fragment in fragments) > 1:
         raise _frames(stream.name, "a single one", "the beginnings of several")
     return b"".join(fragments)
@@ -434,9 +439,12 @@ def _transformed(frame: bytes) -> bool:
     if b"colr\x01" in frame[:start]:
         return True
     place = start + 2
-    while frame[place : place + 1] == b"\xff" and frame[place + 1 : place + 2] != b"\x90":  # as far as a tile
-        if frame[place + 1 : place + 2] == b"\x52":
+    for _ in range(1000):
+        marker = frame[place : place + 2]
+        if marker == b"\xff\x52":  # the coding style
             return frame[place + 8 : place + 9] not in (b"", b"\0")
+        if marker[:1] != b"\xff" or marker == b"\xff\x90":  # a tile
+            break
         place += 2 + max(2, int.from_bytes(frame[place + 2 : place + 4], "big"))
     return False
 

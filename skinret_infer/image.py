@@ -136,11 +136,30 @@ def decode(
     """Decode an image to H x W x 3 uint8 sRGB, upright.
 
     `source` is a path, the bytes of a file, a binary file object, a PIL image or an H x W x 3 uint8 array. A
-    file is of one of FORMATS or, with the extra `dicom`, a DICOM object. Alpha is laid over white, 16-bit
-    grey is scaled to 8 bits, CMYK and palettes are converted, ICC profile and EXIF orientation are applied.
-    Of several pictures in a file the first is taken. `warnings` gets what a person should know of the
-    picture. Raises InputError for anything that is not a whole image of a usable size, and for a file that
-    is not decoded within `max_seconds`.
+    file is a JPEG, PNG, TIFF, BMP or WebP or, with the extra `dicom`, a DICOM object. Alpha is laid over
+    white, 16 bits are scaled to 8, CMYK and palettes are converted, ICC profile (or colours that the file
+    names in another way) and EXIF orientation are applied. Of several pictures in a file the first is taken.
+    A PIL image whose file is not read yet is decoded from its file. No setting of Pillow that another package
+    of the process makes changes what is read, or lets half a picture pass.
+
+    Parameters
+    ----------
+    max_pixels : width times height of a picture that is taken.
+    max_seconds : that a file may take.
+    warnings : gets what a person should know of the picture, each with a `code`:
+        "image-several", of more pictures in the file;
+        "image-profile", of an ICC profile that cannot be used;
+        "image-colour", of colours that are unclear, contradicted or not converted;
+        "image-depth", of 32 bits a channel that are taken as 16;
+        "image-orientation", of an orientation that cannot be read;
+        "image-metadata", of damage beside the pixels;
+        "image-burned-in" and "image-recognizable", of what a DICOM object says may show the patient.
+
+    Raises
+    ------
+    InputError : for anything that is not a whole image of a usable size, and for a file that is not decoded
+        within `max_seconds`. Its code is "image-unreadable" where the file is of a kind that is not read (the
+        message says of which), and "image-truncated" where it is damaged.
     """
     said = [] if warnings is None else warnings
     if isinstance(source, np.ndarray):
@@ -192,7 +211,7 @@ def _reader(stream: Timed) -> Callable[[Timed, Check], Contents]:
     if begin[:4] == b"RIFF" and begin[8:12] == b"WEBP":
         return read_webp
     for magic, reader in _READERS.items():
-        if begin.startswith(magic) and begin[3:4] != b"\xf7" and begin[8:10] != b"CR":
+        if begin.startswith(magic):
             return reader
     raise identify(stream.getvalue(), stream.name)
 
@@ -404,7 +423,7 @@ def _unread(image: Image.Image) -> bytes | None:
     """Return the file of a PIL image, where its pixels are still to be read from it, as they stand there."""
     if not isinstance(image, JpegImageFile | PngImageFile | TiffImageFile | BmpImageFile):
         return None
-    if not image.tile or image.fp is None or image.tell() or (image.decoderconfig and image.format != "PNG"):
+    if not image.tile or image.fp is None or image.tell() or image.decoderconfig:
         return None  # it is read, or closed, or of another page or size than its file's first
     try:
         place = image.fp.tell()

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 MAX_PAGES = 100  # that are looked at to say how many there are
 MAX_SAMPLES = 16  # of a pixel
+MAX_TILES = 300_000  # or strips; 64 megapixels in tiles of 16 x 16 have 250,000
 
 Samples = npt.NDArray[Any]  # [H, W, samples] of whole numbers
 
@@ -46,6 +47,7 @@ _BITS = {
 _RAW = "a camera's raw pixels"
 _OTHERS = {4: "a mask", 10: "ITU Lab", 32803: _RAW, 32844: "LogL", 32845: "LogLuv", 34892: _RAW}
 # What a decoder of pixels needs beside the size: coding of faxes, tables of JPEG, shared colours
+_POINTERS = {513, 519, 520, 521}  # of those, what tells places in the file: of the older JPEG
 _NEEDED = (258, 266, 292, 293, 317, *range(512, 522), 338, 347, 529, 530, 532)
 
 
@@ -95,10 +97,10 @@ def read(stream: "Timed", check: Check) -> Contents:
         own[262], own[277] = _longs(order, [page.photometric]), _longs(order, [page.samples])
         [image] = _decoded(stream, page, _Layout(page.size, page.tile, own))
     elif page.photometric == _YCBCR:
-        image = Image.fromarray(_ycbcr(stream, page), "YCbCr").convert("RGB")
+        image = Image.frombytes("YCbCr", page.size, _ycbcr(stream, page).data).convert("RGB")
     else:
         image = _image(page, _samples(stream, page), remarks)
-    icc = bytes(tags[34675].value) if 34675 in tags else None
+    icc = bytes(tags[34675].value) or b"damaged" if 34675 in tags else None
     if image.mode == "LAB":
         icc = None  # it has its own white
     elif icc is None:
@@ -123,7 +125,8 @@ def misread(image: Image.Image) -> str:
 
 
 def _whole(tags: Tags) -> bool:
-    return not (254 in tags and tags[254].number() & 5)  # a smaller copy of another picture, or a mask
+    kind = tags.get(254)
+    return not (kind and kind.items and kind.number() & 5)  # a smaller copy of another picture, or a mask
 
 
 def _first(stream: "Timed") -> tuple[str, Tags, int]:
@@ -145,7 +148,7 @@ def _first(stream: "Timed") -> tuple[str, Tags, int]:
             break  # what follows is damaged, which the first is not
     if len(pages) > 1 and not _whole(pages[0]):
         del pages[0]
-    if 50706 in pages[0] or (330 in pages[0] and not _whole(pages[0])):
+    if data[8:10] == b"CR" or 50706 in pages[0] or (330 in pages[0] and not _whole(pages[0])):
         cure = "develop it in the camera's program, and save it there as JPEG or PNG"
         raise unread(stream.name, "a camera raw file", "a TIFF whose first picture is a preview", cure)
     return order, pages[0], len(pages)
@@ -226,32 +229,30 @@ def _decoded(stream: "Timed", page: _Page, layout: _Layout) -> list[Image.Image]
     """Have Pillow decode the strips or tiles of each plane of a page, under a directory of its own."""
     order, tags = page.order, page.tags
     across, down = (math.ceil(whole / part) for whole, part in zip(page.size, page.tile, strict=True))
-    each, tiled = across * down, 322 in tags and 323 in tags
+    each = across * down
     offsets = tags.get(324) or tags.get(273)
     lengths = tags.get(325) or tags.get(279)
-    places = offsets.numbers()[: each * page.planes] if offsets else np.zeros(0, np.uint64)
+    if each * page.planes > MAX_TILES:
+        raise InputError(
+            f"{page.name} takes too many steps to decode",
+            code="image-scans",
+            expected=f"at most {MAX_TILES:,} strips or tiles",
+            found=f"{each * page.planes:,}",
+            cure="open it in an image viewer and save it again",
+        )
+    places = offsets.numbers(each * page.planes) if offsets else np.zeros(0, np.uint64)
     if len(places) < each * page.planes:
         raise ValueError(f"{len(places)} strips or tiles where its size needs {each * page.planes}")
     if page.compression == _JPEG:
         for place in places.tolist():
             segments(stream, place)
-    width, height = layout.size
-    start = len(page.data) + len(page.data) % 2
-    parts: list[bytes] = []
-    for plane in range(page.planes):
-        part = slice(plane * each, (plane + 1) * each)
-        own = dict(layout.tags)
-        named = {256: width, 257: height, 259: page.compression, 284: 1}
-        named |= {322: layout.tile[0], 323: layout.tile[1]} if tiled else {278: layout.tile[1]}
-        own |= {tag: _longs(order, [value]) for tag, value in named.items()}
-        own[324 if tiled else 273] = _longs(order, places[part])
-        if lengths and lengths.items >= part.stop:
-            own[325 if tiled else 279] = _longs(order, lengths.numbers()[part])
-        last = plane == page.planes - 1
-        parts.append(_written(order, own, start + sum(map(len, parts)), last=last))
-    head = struct.pack(order + "2sHL", b"II" if order == "<" else b"MM", 42, start)
-    pad = bytes(len(page.data) % 2)
-    file = stream.within(b"".join([head, memoryview(page.data)[8:], pad, *parts]))
+    if not places.all():
+        raise ValueError("a strip or tile that is not there")
+    moved = 8 + len(
+        _directories(page, layout, places, lengths, 0)
+    )  # new ones stand before: the end stays the end
+    head = struct.pack(order + "2sHL", b"II" if order == "<" else b"MM", 42, 8)
+    file = stream.within(head + _directories(page, layout, places, lengths, moved) + page.data)
     try:
         image = codec.Tiff(file)
     except SyntaxError:
@@ -272,6 +273,26 @@ def _decoded(stream: "Timed", page: _Page, layout: _Layout) -> list[Image.Image]
     return images
 
 
+def _directories(
+    page: _Page, layout: _Layout, places: npt.NDArray[np.uint64], lengths: Tag | None, moved: int
+) -> bytes:
+    """Return a directory for each plane, to stand from byte 8 on, before a file that moves so by bytes."""
+    order, tiled, each = page.order, 322 in page.tags and 323 in page.tags, len(places) // page.planes
+    named = {256: layout.size[0], 257: layout.size[1], 259: page.compression, 284: 1}
+    named |= {322: layout.tile[0], 323: layout.tile[1]} if tiled else {278: layout.tile[1]}
+    own = layout.tags | {tag: _longs(order, [value]) for tag, value in named.items()}
+    for tag in _POINTERS & own.keys():
+        own[tag] = _longs(order, own[tag].numbers() + np.uint64(moved))
+    parts = b""
+    for plane in range(page.planes):
+        part = slice(plane * each, (plane + 1) * each)
+        own[324 if tiled else 273] = _longs(order, places[part] + np.uint64(moved))
+        if lengths and lengths.items >= part.stop:
+            own[325 if tiled else 279] = _longs(order, lengths.numbers(part.stop)[part])
+        parts += _written(order, own, 8 + len(parts), last=plane == page.planes - 1)
+    return parts
+
+
 def _longs(order: str, values: npt.ArrayLike) -> Tag:
     """Return a tag of whole numbers, none of which a file that is taken can need more than 32 bits for."""
     array = np.asarray(values).astype(np.uint64)
@@ -285,6 +306,8 @@ def _written(order: str, tags: Tags, start: int, *, last: bool) -> bytes:
     place = start + 2 + 12 * len(tags) + 4
     entries, values = b"", b""
     for number, tag in sorted(tags.items()):
+        if not tag.items:
+            raise ValueError(f"no tag {number} that can be read")
         value = bytes(tag.value).ljust(4, b"\0")
         entries += struct.pack(order + "HHL", number, tag.type, tag.items)
         if len(value) == 4:
@@ -329,16 +352,16 @@ def _unpacked(rows: npt.NDArray[np.uint8], page: _Page) -> Samples:
     """Return the whole numbers that stand in rows of bytes."""
     if page.bits in (16, 32):
         kind = ("i" if page.number(339, 1) == 2 else "u") + str(page.bits // 8)
-        wide: Samples = np.ascontiguousarray(rows).view(page.order + kind).astype(kind)
-        return wide
+        wide = np.frombuffer(rows.tobytes(), np.dtype(page.order + kind)).reshape(len(rows), -1)
+        return wide.astype(np.dtype(kind))
     if page.bits == 8:
         return rows
     if page.bits == 12:
         rows = np.pad(rows, ((0, 0), (0, -rows.shape[1] % 3))).astype(np.uint16)
         first, middle, last = rows[:, 0::3], rows[:, 1::3], rows[:, 2::3]
         return np.stack([first << 4 | middle >> 4, (middle & 15) << 8 | last], axis=-1).reshape(len(rows), -1)
-    shifts = np.arange(8 - page.bits, -1, -page.bits).astype(np.uint8)
-    return np.bitwise_and(rows[..., None] >> shifts, (1 << page.bits) - 1).reshape(len(rows), -1)
+    parts = [rows >> shift & (1 << page.bits) - 1 for shift in range(8 - page.bits, -1, -page.bits)]
+    return np.stack(parts, axis=-1).reshape(len(rows), -1)
 
 
 def _summed(samples: Samples, page: _Page) -> Samples:
@@ -415,7 +438,7 @@ def _alpha(page: _Page, samples: Samples, remarks: list[Remark]) -> tuple[Sample
 
 def _colour_map(page: _Page) -> npt.NDArray[np.uint8]:
     entries = 1 << page.bits
-    table = page.tags[320].numbers() if 320 in page.tags else np.zeros(0, np.uint64)
+    table = page.tags[320].numbers(3 * entries) if 320 in page.tags else np.zeros(0, np.uint64)
     if len(table) < 3 * entries:
         raise ValueError("no palette of its colours")
     colours = table[: 3 * entries].reshape(3, entries).T

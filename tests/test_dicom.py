@@ -423,7 +423,7 @@ def test_a_frame_that_hides_behind_the_first_is_refused() -> None:
 
 
 def _every_syntax() -> dict[str, bytes]:
-    frame, stream = _saved(PICTURE, "JPEG"), _saved(PICTURE, "JPEG2000", no_jp2=True)
+    frame, stream = _saved(PICTURE, "JPEG"), _saved(PICTURE, "JPEG2000", no_jp2=True, mct=1)
     return {
         "explicit": _object(PICTURE.tobytes()),
         "jpeg": _object(frame, "YBR_FULL_422", uid.JPEGBaseline8Bit),
@@ -569,7 +569,9 @@ def _kinds() -> dict[str, bytes]:
         "palette": _object(_INDEX.tobytes(), "PALETTE COLOR", change=_with_palette()),
         "rle": _object(_run_lengths(PICTURE), "RGB", uid.RLELossless),
         "jpeg": _object(_saved(PICTURE, "JPEG"), "YBR_FULL_422", uid.JPEGBaseline8Bit),
-        "jpeg 2000": _object(_saved(PICTURE, "JPEG2000", no_jp2=True), "YBR_RCT", uid.JPEG2000Lossless),
+        "jpeg 2000": _object(
+            _saved(PICTURE, "JPEG2000", no_jp2=True, mct=1), "YBR_RCT", uid.JPEG2000Lossless
+        ),
     }
 
 
@@ -751,7 +753,7 @@ def test_a_query_by_dicom_is_the_query_by_the_same_pixels_as_png(searcher: Searc
     picture = _smooth(90, 120)
     (tmp_path / "a.png").write_bytes(_saved(picture, "PNG"))
     (tmp_path / "a").write_bytes(_object(picture.tobytes(), size=(120, 90)))  # no extension
-    lossless = _saved(picture, "JPEG2000", no_jp2=True)
+    lossless = _saved(picture, "JPEG2000", no_jp2=True, mct=1)
     (tmp_path / "b.dcm").write_bytes(_object(lossless, "YBR_RCT", uid.JPEG2000Lossless, size=(120, 90)))
     answers = [searcher.query(tmp_path / n, "irregular streaks").to_dict() for n in ("a.png", "a", "b.dcm")]
     for answer in answers:
