@@ -1,0 +1,458 @@
+"""TIFFs of every depth, order and layout, written here by hand: their right pixels, or a refusal."""
+
+import io
+import itertools
+import lzma
+import struct
+import zlib
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+from test_image import PICTURE, _exif, _refusal, _saved
+
+from skinret_infer.errors import InputError
+from skinret_infer.image import decode
+
+HEIGHT, WIDTH, _ = PICTURE.shape
+GREY = PICTURE[..., 1:2]
+CODES = {"": 1, "lzw": 5, "deflate": 8, "packbits": 32773, "lzma": 34925, "zstd": 50000}
+TILE = (32, 16)
+
+
+def _bits(samples: np.ndarray, bits: int, order: str) -> bytes:
+    """Pack rows of samples [H, n], each row to whole bytes."""
+    if bits in (8, 16, 32, 64):
+        return samples.astype(f"{order}u{bits // 8}").tobytes()
+    digits = (samples[..., None].astype(np.uint32) >> np.arange(bits - 1, -1, -1)) & 1
+    return np.packbits(digits.reshape(len(samples), -1).astype(np.uint8), axis=1).tobytes()
+
+
+def _packed(data: bytes, rows: int, compression: str) -> bytes:
+    if compression == "deflate":
+        return zlib.compress(data)
+    if not compression:
+        return data
+    if compression == "lzma":
+        return lzma.compress(data)
+    name = "tiff_lzw" if compression == "lzw" else compression
+    image = Image.frombytes("L", (len(data) // rows, rows), data)  # libtiff packs the bytes of a row
+    saved = _saved(image, "TIFF", compression=name, tiffinfo={278: rows})
+    with Image.open(io.BytesIO(saved)) as file:
+        [place], [length] = file.tag_v2[273], file.tag_v2[279]  # type: ignore[attr-defined]
+    return saved[place : place + length]
+
+
+def _cells(samples: np.ndarray, tiled: bool) -> Iterator[np.ndarray]:
+    """Yield strips of seven rows, or tiles, which stand out beyond the picture."""
+    if not tiled:
+        yield from (samples[top : top + 7] for top in range(0, HEIGHT, 7))
+        return
+    wide, high = TILE
+    full = np.pad(samples, ((0, -HEIGHT % high), (0, -WIDTH % wide), (0, 0)), mode="edge")
+    for top, left in itertools.product(range(0, HEIGHT, high), range(0, WIDTH, wide)):
+        yield full[top : top + high, left : left + wide]
+
+
+def tiff(
+    samples: np.ndarray,
+    bits: int,
+    photometric: int,
+    *,
+    order: str = "<",
+    planar: bool = False,
+    compression: str = "",
+    differences: bool = False,
+    tiled: bool = False,
+    reverse: bool = False,
+    big: bool = False,
+    ahead: bool = False,
+    base: int = 0,
+    tags: dict[int, tuple[int, Any]] | None = None,
+) -> bytes:
+    """Write samples [H, W, n] as a TIFF.
+
+    ahead : the directory stands before the pixels. base : where the file will stand in another one.
+    tags : more of them, each a type of TIFF 6.0 and values.
+    """
+    count = samples.shape[2]
+    planes = np.split(samples, count, axis=2) if planar else [samples]
+    parts = []
+    for cell in (cell for plane in planes for cell in _cells(plane, tiled)):
+        values = cell
+        if differences:
+            values = np.diff(cell.astype(np.int64), axis=1, prepend=0) % (1 << bits)
+        data = _packed(_bits(values.reshape(len(cell), -1), bits, order), len(cell), compression)
+        parts.append(bytes(int(f"{byte:08b}"[::-1], 2) for byte in data) if reverse else data)
+    lengths, wide, room = [*map(len, parts)], "Q" if big else "L", 8 if big else 4
+
+    def directory(at: int, pixels: int) -> bytes:
+        said: dict[int, tuple[int, Any]] = {
+            256: (4, [WIDTH]), 257: (4, [HEIGHT]), 258: (3, [bits] * count), 259: (3, [CODES[compression]]),
+            262: (3, [photometric]), 277: (3, [count]), 284: (3, [2 if planar else 1]),
+        }  # fmt: skip
+        said |= {322: (3, [TILE[0]]), 323: (3, [TILE[1]])} if tiled else {278: (3, [7])}
+        said[324 if tiled else 273] = (
+            4,
+            [base + n for n in itertools.accumulate(lengths[:-1], initial=pixels)],
+        )
+        said[325 if tiled else 279] = (4, lengths)
+        said |= ({317: (3, [2])} if differences else {}) | ({266: (3, [2])} if reverse else {}) | (tags or {})
+        said = {tag: value for tag, value in said.items() if value[0]}
+        place = base + at + (8 if big else 2) + len(said) * (20 if big else 12) + room
+        entries, values = b"", b""
+        for tag, (kind, given) in sorted(said.items()):
+            form = {1: "B", 2: "B", 3: "H", 4: "L", 5: "L", 6: "b", 7: "B", 8: "h"}[kind]
+            written = struct.pack(f"{order}{len(given)}{form}", *given)
+            entries += struct.pack(order + "HH" + wide, tag, kind, len(given) // (2 if kind == 5 else 1))
+            within = len(written) <= room
+            entries += (
+                written.ljust(room, b"\0") if within else struct.pack(order + wide, place + len(values))
+            )
+            values += b"" if within else written
+        return struct.pack(order + ("Q" if big else "H"), len(said)) + entries + bytes(room) + values
+
+    start, mark = 16 if big else 8, b"II" if order == "<" else b"MM"
+    pixels = start + (len(directory(0, 0)) if ahead else 0)
+    at = start if ahead else start + sum(lengths)
+    head = struct.pack(
+        order + ("2sHHHQ" if big else "2sHL"), mark, *((43, 8, 0) if big else (42,)), base + at
+    )
+    written = [directory(at, pixels), *parts] if ahead else [*parts, directory(at, pixels)]
+    return head + b"".join(written)
+
+
+def _deep(samples: np.ndarray, bits: int) -> np.ndarray:
+    """Samples of 8 bits as samples of more or fewer."""
+    top = (1 << bits) - 1
+    return samples.astype(np.int64) * top // 255 if bits > 8 else samples.astype(np.int64) >> (8 - bits)
+
+
+def _is(source: Any, expected: np.ndarray, levels: int = 0) -> None:
+    said: list[str] = []
+    pixels = decode(source, warnings=said)
+    assert pixels.shape == PICTURE.shape and not said
+    assert np.abs(pixels.astype(int) - expected).max() <= levels
+
+
+@pytest.mark.parametrize("order", "<>")
+@pytest.mark.parametrize("bits", [1, 2, 4, 8, 12, 16])
+@pytest.mark.parametrize("white_is_zero", [False, True])
+def test_grey_of_every_depth_keeps_black_white_and_what_lies_between(
+    white_is_zero: bool, bits: int, order: str
+) -> None:
+    top = (1 << bits) - 1
+    stored = _deep(GREY, bits)
+    expected = stored * 255 // top if bits < 8 else GREY
+    for reverse in (False, True):
+        data = tiff(
+            top - stored if white_is_zero else stored,
+            bits,
+            int(not white_is_zero),
+            order=order,
+            reverse=reverse,
+        )
+        _is(data, expected, 1 if bits == 12 else 0)
+
+
+@pytest.mark.parametrize("compression", CODES)
+@pytest.mark.parametrize("planar", [False, True])
+@pytest.mark.parametrize("bits", [8, 12, 16])
+def test_rgb_comes_back_from_every_layout(bits: int, planar: bool, compression: str) -> None:
+    for order, tiled, differences in itertools.product("<>", (False, True), (False, True)):
+        if differences and (bits == 12 or compression in ("", "packbits")):
+            continue
+        data = tiff(
+            _deep(PICTURE, bits), bits, 2, order=order, planar=planar, compression=compression,
+            differences=differences, tiled=tiled, big=tiled,
+        )  # fmt: skip
+        _is(data, PICTURE, 1 if bits == 12 else 0)
+
+
+@pytest.mark.parametrize("bits", [8, 16])
+@pytest.mark.parametrize("kind", [0, 1, 2], ids=["unspecified", "associated", "unassociated"])
+def test_alpha_is_laid_over_white_and_another_channel_left(kind: int, bits: int) -> None:
+    alpha = np.full_like(GREY, 255)
+    alpha[:, 30:] = 102
+    for colours, photometric in ((PICTURE, 2), (GREY, 1), (255 - GREY, 0)):
+        shown = 255 - colours if photometric == 0 else colours
+        weighted = (colours.astype(int) * alpha / 255).round().astype(np.uint8) if kind == 1 else colours
+        expected = shown if kind == 0 else 255 - (255 - shown.astype(int)) * (alpha / 255)
+        if kind == 1 and photometric == 0:
+            continue  # nobody writes that
+        samples = _deep(np.concatenate([weighted, alpha], axis=2), bits)
+        for planar in (False, True):
+            _is(tiff(samples, bits, photometric, planar=planar, tags={338: (3, [kind])}), expected, 2)
+
+
+def test_a_channel_without_a_meaning_is_transparency_and_a_warning() -> None:
+    samples = np.concatenate([PICTURE, np.full_like(GREY, 255)], axis=2)
+    said: list[Any] = []
+    np.testing.assert_array_equal(decode(tiff(samples, 8, 2), warnings=said), PICTURE)
+    assert [remark.code for remark in said] == ["image-colour"]
+
+
+@pytest.mark.parametrize("bits", [1, 2, 4, 8])
+def test_a_palette_gives_its_colours_whatever_bits_they_are_kept_in(bits: int) -> None:
+    colours = np.random.default_rng(bits).integers(0, 256, (1 << bits, 3))
+    index = _deep(GREY, bits)
+    for factor, compression in ((257, ""), (256, "lzw"), (1, "deflate")):
+        table = (colours * factor).T.ravel().tolist()
+        _is(tiff(index, bits, 3, compression=compression, tags={320: (3, table)}), colours[index[..., 0]])
+
+
+@pytest.mark.parametrize("bits", [8, 16])
+@pytest.mark.parametrize("planar", [False, True])
+def test_cmyk_is_converted_at_every_depth(bits: int, planar: bool) -> None:
+    inks = np.concatenate([255 - PICTURE, np.zeros_like(GREY)], axis=2)
+    _is(tiff(_deep(inks, bits), bits, 5, planar=planar), PICTURE)
+
+
+@pytest.mark.parametrize("shared", [(1, 1), (2, 1), (2, 2), (4, 2), None], ids=str)
+def test_ycbcr_of_shared_colours_is_put_together(shared: tuple[int, int] | None) -> None:
+    across, down = shared or (2, 2)  # what TIFF says where nothing is said
+    soft = np.asarray(
+        Image.fromarray(PICTURE).resize((9, 6)).resize((WIDTH, HEIGHT), Image.Resampling.BICUBIC)
+    )
+    colours = np.asarray(Image.fromarray(soft).convert("YCbCr")).astype(int)
+    high, wide = HEIGHT // down, WIDTH // across
+    luma = colours[..., 0].reshape(high, down, wide, across).swapaxes(1, 2).reshape(high, wide, -1)
+    chroma = colours[..., 1:].reshape(high, down, wide, across, 2).mean(axis=(1, 3)).round().astype(int)
+    rows = np.concatenate([luma, chroma], axis=2).reshape(high, -1)
+    if (across, down) == (1, 1):
+        data = tiff(colours, 8, 6, tags={530: (3, [1, 1])})
+    else:
+        body, said = rows.astype(np.uint8).tobytes(), {530: (3, [across, down])} if shared else {}
+        data = tiff(colours, 8, 6, tags={**said, 273: (4, [8]), 278: (3, [HEIGHT]), 279: (4, [len(body)])})
+        data = data[:8] + body + data[8 + len(body) :]
+    _is(data, soft, 24 if (across, down) != (1, 1) else 3)
+    assert np.abs(decode(data).astype(int) - soft).mean() < 3
+
+
+@pytest.mark.parametrize("bits", [8, 16])
+def test_lab_is_converted(bits: int) -> None:
+    levels = np.zeros((HEIGHT, WIDTH, 3), np.int64)
+    levels[..., 0] = np.linspace(0, 255, WIDTH)  # L from black to white, a and b of 0
+    stored = levels * (257 if bits == 16 else 1)
+    for photometric, middle in ((8, 0), (9, 1 << (bits - 1))):
+        grey = decode(tiff(stored + np.array([0, middle, middle]), bits, photometric)).astype(int)
+        assert np.ptp(grey, axis=2).max() <= 2 and grey[0, 0].max() <= 1 and grey[0, -1].min() >= 254
+        assert (np.diff(grey[0, :, 1]) >= 0).all()
+
+
+@pytest.mark.parametrize(
+    ("said", "bits", "tags"),
+    [
+        ("floating-point", 32, {339: (3, [3])}),
+        ("signed", 8, {339: (3, [2])}),
+        ("signed", 16, {339: (3, [2])}),
+        ("values of", 32, {}),
+        ("64 bits", 64, {}),
+        ("5 bits", 8, {258: (3, [5])}),
+        ("a mask", 8, {262: (3, [4])}),
+        ("camera's raw", 16, {262: (3, [32803])}),
+    ],
+)
+def test_pixels_of_other_kinds_are_refused_by_name(said: str, bits: int, tags: dict[int, Any]) -> None:
+    samples = np.broadcast_to(np.int64((1 << bits - 1) - 5 if bits < 64 else 7), GREY.shape)
+    assert said in _refusal(tiff(samples, bits, 1, tags=tags), "image-mode")
+
+
+def test_32_bits_that_hold_16_are_taken_with_a_warning() -> None:
+    said: list[Any] = []
+    pixels = decode(tiff(_deep(GREY, 16), 32, 1), warnings=said)
+    assert (pixels == GREY).all() and [remark.code for remark in said] == ["image-depth"]
+
+
+@pytest.mark.parametrize(
+    ("code", "said"), [(34712, "JPEG 2000"), (50002, "JPEG XL"), (34887, "LERC"), (7777, "7777")]
+)
+def test_a_compression_that_is_not_read_is_named(code: int, said: str) -> None:
+    message = _refusal(tiff(PICTURE, 8, 2, tags={259: (3, [code])}), "image-unreadable")
+    assert "a TIFF" in message and said in message and "is not an image" not in message
+
+
+def test_jpeg_in_planes_and_in_one_is_read() -> None:
+    grey = [
+        _saved(Image.fromarray(np.ascontiguousarray(PICTURE[..., n])), "JPEG", quality=95) for n in range(3)
+    ]
+    places = list(itertools.accumulate(map(len, grey), initial=8))
+    tags = {259: (3, [7]), 273: (4, places[:3]), 278: (3, [HEIGHT]), 279: (4, list(map(len, grey)))}
+    plain = tiff(PICTURE, 8, 2, planar=True, tags=tags)
+    data = plain[:8] + b"".join(grey) + plain[places[3] :]
+    assert np.abs(decode(data).astype(int) - PICTURE).max() <= 9
+
+
+@pytest.mark.parametrize(
+    "tags",
+    [
+        {282: (5, [1, 0])},  # a resolution of 1/0
+        {282: (3, [1])},
+        {282: (0, [])},
+        {305: (7, [255] * 90)},
+        {306: (3, [9] * 40)},
+        {270: (2, [200] * 50)},
+        {700: (7, [60] * 30)},
+        {33723: (4, [7])},
+        {34377: (1, [1] * 31)},
+        {34665: (4, [99_999_999])},  # an EXIF directory that is not there
+        {34665: (4, [8])},
+        {330: (4, [99_999_999])},
+        {254: (2, [65])},
+    ],
+    ids=str,
+)
+def test_a_broken_tag_that_is_not_of_the_pixels_costs_no_picture(
+    tags: dict[int, Any], recwarn: pytest.WarningsRecorder
+) -> None:
+    for order, planar in itertools.product("<>", (False, True)):
+        _is(tiff(_deep(PICTURE, 16), 16, 2, order=order, planar=planar, tags=tags), PICTURE)
+    assert not list(recwarn)
+
+
+@pytest.mark.parametrize("kind", [2, 5, 7])
+def test_an_orientation_that_cannot_be_read_is_a_warning(kind: int) -> None:
+    for value in ([6, 6],) if kind == 5 else ([6], [6, 6, 6, 6, 6]):
+        said: list[Any] = []
+        np.testing.assert_array_equal(
+            decode(tiff(PICTURE, 8, 2, tags={274: (kind, value)}), warnings=said), PICTURE
+        )
+        assert [remark.code for remark in said] == ["image-orientation"]
+
+
+def test_directories_in_a_circle_are_one_picture() -> None:
+    data = bytearray(tiff(PICTURE, 8, 2, big=False))
+    start = int.from_bytes(data[4:8], "little")
+    after = start + 2 + 12 * int.from_bytes(data[start : start + 2], "little")
+    data[after : after + 4] = start.to_bytes(4, "little")
+    _is(bytes(data), PICTURE)
+
+
+@pytest.mark.parametrize("tag", [256, 257, 258, 262, 273, 277, 278, 284])
+def test_a_broken_tag_of_the_pixels_is_damage(tag: int) -> None:
+    data = bytearray(tiff(PICTURE, 8, 2))
+    start = int.from_bytes(data[4:8], "little")
+    for at in range(start + 2, len(data) - 12, 12):
+        if int.from_bytes(data[at : at + 2], "little") == tag:
+            data[at + 2 : at + 12] = struct.pack("<HLL", 4, 1 << 20, 1 << 30)  # far outside of the file
+            break
+    _refusal(bytes(data), "image-truncated")
+
+
+@pytest.mark.parametrize("compression", CODES)
+def test_a_tiff_cut_short_is_refused_in_every_layout(compression: str) -> None:
+    noise = np.random.default_rng(0).integers(0, 65536, PICTURE.shape)
+    for planar, big in itertools.product((False, True), (False, True)):
+        whole = tiff(noise, 16, 2, planar=planar, compression=compression, big=big, ahead=True)
+        np.testing.assert_array_equal(decode(whole), noise >> 8)
+        for cut in (len(whole) // 2, len(whole) - 200):
+            _refusal(whole[:cut], "image-truncated")
+
+
+def test_a_strip_that_is_not_there_is_damage() -> None:
+    _refusal(tiff(PICTURE, 8, 2, tags={273: (4, [8, 0, 8, 8, 8, 8, 8])}), "image-truncated")
+    _refusal(tiff(PICTURE, 8, 2, tags={273: (4, [8, 8])}), "image-truncated")
+
+
+def test_very_many_tiles_are_refused_before_they_are_looked_at() -> None:
+    tags = {256: (4, [7000]), 257: (4, [9000]), 322: (4, [1]), 323: (4, [1])}
+    _refusal(tiff(GREY, 8, 1, tiled=True, tags=tags), "image-scans")
+
+
+@pytest.mark.parametrize("raw", ["dng", "nef", "cr2"])
+def test_the_preview_of_a_camera_raw_file_is_not_taken_for_the_picture(raw: str) -> None:
+    tags = {"dng": {50706: (1, [1, 4, 0, 0])}, "nef": {254: (4, [1]), 330: (4, [8])}, "cr2": {}}[raw]
+    data = tiff(PICTURE, 8, 2, tags=tags)
+    if raw == "cr2":  # its mark stands where a strip would begin
+        data = data[:8] + b"CR\2\0" + data[12:]
+    assert "camera raw" in _refusal(data, "image-unreadable")
+
+
+def test_a_smaller_copy_that_comes_first_is_passed_over() -> None:
+    first = bytearray(tiff(255 - PICTURE, 8, 2, tags={254: (4, [1])}))
+    start = int.from_bytes(first[4:8], "little")
+    after = start + 2 + 12 * int.from_bytes(first[start : start + 2], "little")
+    second = tiff(PICTURE, 8, 2, base=len(first))
+    first[after : after + 4] = second[4:8]
+    _is(bytes(first) + second, PICTURE)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        tiff(_deep(PICTURE, 16), 16, 2, planar=True),
+        tiff(65535 - _deep(GREY, 16), 16, 0),
+        tiff(_deep(GREY, 12), 12, 1),
+    ],
+    ids=["planes", "white is zero", "12 bits"],
+)
+def test_a_pil_image_of_a_tiff_is_read_from_its_file_or_refused(data: bytes) -> None:
+    with Image.open(io.BytesIO(data)) as image:
+        np.testing.assert_array_equal(decode(image), decode(data))
+    with Image.open(io.BytesIO(data)) as image:
+        image.load()  # Pillow has made its own of it
+        assert "by its path" in _refusal(image, "image-mode")
+
+
+def test_tiff_orientation_and_profile_hold_in_every_layout() -> None:
+    from test_image import WIDE_PROFILE, wide_to_srgb
+
+    stored = _deep(np.ascontiguousarray(PICTURE[::-1]), 16)
+    tags = {274: (3, [4]), 34675: (7, list(WIDE_PROFILE))}
+    _is(tiff(stored, 16, 2, planar=True, tags=tags), wide_to_srgb(PICTURE), 2)
+
+
+def test_colours_named_without_a_profile_are_a_warning() -> None:
+    for tags, count in (
+        ({318: (5, [3127, 10000, 3290, 10000])}, 0),
+        ({319: (5, [64, 100, 33, 100, 21, 100, 71, 100, 15, 100, 6, 100])}, 1),
+        ({318: (5, [3457, 10000, 3585, 10000])}, 1),
+    ):
+        said: list[Any] = []
+        np.testing.assert_array_equal(decode(tiff(PICTURE, 8, 2, tags=tags), warnings=said), PICTURE)
+        assert [remark.code for remark in said] == ["image-colour"] * count
+
+
+def test_a_tiff_that_names_no_colours_is_taken_for_what_it_looks_like_with_a_warning() -> None:
+    for samples in (PICTURE, GREY):
+        said: list[Any] = []
+        pixels = decode(tiff(samples, 8, 2, tags={262: (0, [])}), warnings=said)
+        assert (pixels == samples).all() and [remark.code for remark in said] == ["image-colour"]
+
+
+def test_damaged_bytes_of_any_layout_give_an_input_error_or_a_picture() -> None:
+    draw = np.random.default_rng(5)
+    files = [
+        tiff(_deep(PICTURE, bits), bits, 2, planar=planar, compression=compression, tiled=tiled, big=big)
+        for bits, planar, compression, tiled, big in (
+            (16, True, "", False, False), (16, False, "lzw", True, True),
+            (12, False, "deflate", False, False), (8, True, "zstd", True, False),
+        )
+    ]  # fmt: skip
+    for n in range(400):
+        data = bytearray(files[n % len(files)])
+        start = int.from_bytes(data[8:16] if data[2] == 43 else data[4:8], "little")
+        for place in draw.integers(start, len(data), 1 + n % 3):
+            data[place] = draw.choice([0, 1, 2, 127, 255, int(draw.integers(256))])
+        try:
+            pixels = decode(bytes(data), max_pixels=1_000_000)
+        except InputError as error:
+            assert error.code.startswith("image-")
+        else:
+            assert pixels.dtype == np.uint8 and pixels.shape[2] == 3
+
+
+def test_pillows_own_files_are_as_they_were() -> None:
+    for options in (
+        {},
+        {"compression": "tiff_lzw"},
+        {"compression": "jpeg"},
+        {"exif": _exif(6)},
+        {"big_tiff": True},
+    ):
+        saved = _saved(Image.fromarray(PICTURE), "TIFF", **options)
+        with Image.open(io.BytesIO(saved)) as image:
+            image.load()
+            np.testing.assert_array_equal(decode(saved), np.asarray(image))
