@@ -380,7 +380,7 @@ def _doubts(pixels: Pixels, coded: bool) -> list[Remark]:
     together = np.corrcoef(part.T)[0, 1:]
     middle = np.abs(part[:, 1:].mean(axis=0) - 128)
     rgb_like = together.min() > 0.8 and spread[1:].min() > spread[0] / 2
-    ycc_like = together.max() < 0.5 and spread[1:].max() < spread[0] / 3 and middle.max() < 32
+    ycc_like = together.min() < 0.5 and spread[1:].max() < spread[0] / 3 and middle.max() < 32
     if not (rgb_like if coded else ycc_like):
         return []
     named, other = ("YCbCr", "RGB") if coded else ("RGB", "YCbCr")

@@ -1,6 +1,7 @@
 """DICOM objects: each transfer syntax and colour that is read, what is refused, and that no name gets out."""
 
 import io
+import itertools
 import json
 import logging
 import re
@@ -830,3 +831,133 @@ def test_pydicom_is_not_imported_for_other_files() -> None:
 
 def test_every_refusal_is_a_skinret_error() -> None:
     assert issubclass(InputError, SkinretError)
+
+
+# -- labels that disagree with the pixels --
+
+
+def _codes(data: bytes) -> list[str]:
+    said: list[str] = []
+    decode(data, warnings=said)
+    return [getattr(remark, "code", "") for remark in said]
+
+
+@pytest.mark.parametrize("photometric", ["RGB", "YBR_FULL", "YBR_FULL_422", "YBR_RCT", "YBR_ICT"])
+@pytest.mark.parametrize("options", [_LOSSLESS, _LOSSY])
+def test_the_transformation_that_jpeg_2000_names_is_believed(
+    photometric: str, options: dict[str, Any]
+) -> None:
+    frame = _saved(PICTURE, "JPEG2000", no_jp2=True, mct=1, **options)
+    data = _object(frame, photometric, uid.JPEG2000)
+    _close(data, PICTURE)
+    assert _codes(data) == (["image-colour"] if photometric.startswith("YBR_FULL") else [])
+
+
+@pytest.mark.parametrize(
+    ("photometric", "stored", "codes"),
+    [
+        ("RGB", PICTURE, []),
+        ("YBR_FULL", YBR, []),
+        ("YBR_RCT", PICTURE, ["image-colour"]),
+        ("YBR_ICT", PICTURE, ["image-colour"]),
+    ],
+)
+def test_jpeg_2000_without_a_transformation_has_the_colours_that_the_object_names(
+    photometric: str, stored: np.ndarray, codes: list[str]
+) -> None:
+    data = _object(
+        _saved(stored, "JPEG2000", no_jp2=True, mct=0, **_LOSSLESS), photometric, uid.JPEG2000Lossless
+    )
+    _close(data, PICTURE)
+    assert _codes(data) == codes
+
+
+def test_a_jpeg_whose_marks_and_object_disagree_is_a_warning() -> None:
+    ycc, rgb = _saved(PICTURE, "JPEG", quality=90), _saved(PICTURE, "JPEG", quality=97, keep_rgb=True)
+    for frame, photometric, codes in (
+        (ycc, "YBR_FULL_422", []), (ycc, "RGB", ["image-colour"]),
+        (rgb, "RGB", []), (rgb, "YBR_FULL_422", ["image-colour"]),
+    ):  # fmt: skip
+        data = _object(frame, photometric, uid.JPEGBaseline8Bit)
+        _close(data, decode(frame), 0)
+        assert _codes(data) == codes
+
+
+def _skin() -> np.ndarray:
+    """Skin with a lesion: the channels rise and fall together."""
+    y, x = np.mgrid[:HEIGHT, :WIDTH]
+    dark = np.exp(-((x - 36) ** 2 + (y - 24) ** 2) / 180)[..., None]
+    return (np.array([215, 165, 140]) * (1 - 0.7 * dark)).astype(np.uint8)
+
+
+def test_raw_samples_that_look_like_other_colours_than_the_object_says_are_a_warning() -> None:
+    """A camera that wrote RGB and says YCbCr: nothing tells which is right, so the object is believed."""
+    rgb = _skin()
+    ybr = convert_color_space(rgb, "RGB", "YBR_FULL")
+    for pixels, photometric, codes in (
+        (rgb, "RGB", []), (rgb, "YBR_FULL", ["image-colour"]),
+        (ybr, "YBR_FULL", []), (ybr, "RGB", ["image-colour"]),
+    ):  # fmt: skip
+        assert _codes(_object(pixels.tobytes(), photometric)) == codes
+
+
+# -- fragments of one frame --
+
+
+def _in_fragments(
+    frame: bytes, table: bytes, parts: int, *, end: bool = True, photometric: str, syntax: str
+) -> bytes:
+    """An object whose fragments are written by hand: after a table of offsets that may say anything."""
+    cuts = [len(frame) * n // parts // 2 * 2 for n in range(parts)] + [len(frame)]
+    items = [table, *(frame[a:b] for a, b in itertools.pairwise(cuts))]
+    body = b"".join(b"\xfe\xff\x00\xe0" + struct.pack("<L", len(i)) + i for i in items)
+    whole = _object(frame, photometric, syntax)
+    start = whole.index(b"\xe0\x7f\x10\x00OB\0\0\xff\xff\xff\xff") + 12
+    return whole[:start] + body + (b"\xfe\xff\xdd\xe0\0\0\0\0" if end else b"")
+
+
+_TABLES = {
+    "none": b"",
+    "right": struct.pack("<L", 0),
+    "beyond the end": struct.pack("<L", 10**6),
+    "several": struct.pack("<4L", 0, 10, 20, 30),
+    "odd": b"\xff" * 6,
+}
+
+
+@pytest.mark.parametrize("table", _TABLES)
+@pytest.mark.parametrize("parts", [1, 3])
+@pytest.mark.parametrize("kind", ["JPEG", "JPEG 2000", "RLE"])
+def test_all_fragments_are_those_of_the_one_frame_whatever_the_table_says(
+    table: str, parts: int, kind: str
+) -> None:
+    if kind == "JPEG":
+        frame, photometric, syntax = _saved(PICTURE, "JPEG", quality=90), "YBR_FULL_422", uid.JPEGBaseline8Bit
+    elif kind == "JPEG 2000":
+        frame, photometric, syntax = _saved(PICTURE, "JPEG2000", no_jp2=True, mct=1), "YBR_RCT", uid.JPEG2000
+    else:
+        frame = _run_lengths(PICTURE)
+        photometric, syntax = "RGB", uid.RLELossless
+    frame += b"\0" * (len(frame) % 2)
+    for end in (True, False):
+        data = _in_fragments(frame, _TABLES[table], parts, end=end, photometric=photometric, syntax=syntax)
+        assert np.abs(decode(data).astype(int) - PICTURE).mean() < 3
+
+
+# -- cures --
+
+
+@pytest.mark.parametrize(
+    ("syntax", "cure"),
+    [
+        (uid.JPEGLSLossless, "dcmdjpls"),
+        (uid.JPEGLosslessSV1, "dcmdjpeg"),
+        (uid.JPEGExtended12Bit, "dcmdjpeg"),
+        (uid.DeflatedExplicitVRLittleEndian, "dcmconv +te"),
+        (uid.HTJ2KLossless, "JPEG baseline"),
+    ],
+)
+def test_the_cure_is_one_that_takes_dermoscopic_photography(syntax: uid.UID, cure: str) -> None:
+    """gdcmconv does not take that class."""
+    message = _refusal(_object(b"\0" * 100, "RGB", syntax), "image-dicom-syntax")
+    assert cure in message and "gdcmconv" not in message
