@@ -108,8 +108,9 @@ def test_other_settings_of_a_neighbour_change_no_picture(
 
 
 def _broken_exif(orientation: int) -> bytes:
-    """EXIF with an orientation, and a resolution that lies outside of it."""
-    entries = [(0x0112, 3, 1, orientation), (0x011A, 5, 1, 0xFFFFFF00), (0x0132, 2, 20, 0xFFFFFF00)]
+    """EXIF with an orientation, a resolution that is a text, and a date that lies outside of it."""
+    text = int.from_bytes(b"72\0\0", "little")
+    entries = [(0x0112, 3, 1, orientation), (0x011A, 2, 3, text), (0x0132, 2, 20, 0xFFFFFF00)]
     body = b"".join(struct.pack("<HHLL", *entry) for entry in entries)
     return b"II*\0" + struct.pack("<LH", 8, len(entries)) + body + bytes(4)
 
