@@ -292,11 +292,15 @@ def _unclear(said: str) -> Remark:
 def matrix_profile(primaries: Sequence[float], gamma: float | None) -> bytes:
     """Return an ICC profile by x and y of red, green, blue and white, and by a gamma, or sRGB's curve."""
     columns = np.array([(x, y, 1 - x - y) for x, y in zip(primaries[::2], primaries[1::2], strict=True)]).T
+    if columns[1].min() <= 0:
+        raise ValueError("colours that are none")
     white = columns[:, 3] / columns[1, 3]
     rgb = columns[:, :3] * np.linalg.solve(columns[:, :3], white)
     cone = np.array([[0.8951, 0.2664, -0.1614], [-0.7502, 1.7135, 0.0367], [0.0389, -0.0685, 1.0296]])
     d50 = np.array([0.9642, 1.0, 0.8249])
     rgb = np.linalg.inv(cone) @ np.diag((cone @ d50) / (cone @ white)) @ cone @ rgb  # Bradford
+    if not np.abs(rgb).max() < 4:
+        raise ValueError("colours that are too near to each other")
     levels = np.linspace(0, 1, 4096)
     linear = np.where(levels <= 0.04045, levels / 12.92, ((levels + 0.055) / 1.055) ** 2.4)
     curve = (linear if gamma is None else levels**gamma) * 65535
@@ -412,7 +416,7 @@ def read_jpeg(stream: "Timed", check: Check) -> Contents:
             pictures = _several(body[4:])
         elif not (0xE0 <= marker <= 0xEF or marker == 0xFE):
             kept.append(data[place : place + 4 + len(body)])
-        elif (marker == 0xE0 and body.startswith(b"JFIF")) or (marker == 0xEE and body.startswith(b"Adobe")):
+        elif (marker, body[:5]) in ((0xE0, b"JFIF\0"), (0xEE, b"Adobe")) and len(body) >= 12:
             jfif, adobe = jfif or marker == 0xE0, adobe or marker == 0xEE
             kept.append(data[place : place + 4 + len(body)])
     scan = parts[-1].place

@@ -369,18 +369,15 @@ def _disagreement(photometric: str, syntax: str) -> Remark:
 def _doubts(pixels: Pixels, coded: bool) -> list[Remark]:
     """Return a remark where samples of which only the object tells the colours look like others.
 
-    In RGB of skin the channels rise and fall together. In YCbCr the last two stay near 128, by themselves.
+    In RGB of skin the channels rise and fall together. In YCbCr the last two stay near 128.
     """
     part = (
         pixels[:: max(1, len(pixels) // 256), :: max(1, pixels.shape[1] // 256)].reshape(-1, 3).astype(float)
     )
     spread = part.std(axis=0)
-    if spread.min() < 2:
-        return []
-    together = np.corrcoef(part.T)[0, 1:]
-    middle = np.abs(part[:, 1:].mean(axis=0) - 128)
-    rgb_like = together.min() > 0.8 and spread[1:].min() > spread[0] / 2
-    ycc_like = together.min() < 0.5 and spread[1:].max() < spread[0] / 3 and middle.max() < 32
+    ycc_like = spread[0] > 4 and spread[1:].max() < spread[0] / 2.5
+    ycc_like = ycc_like and np.abs(part[:, 1:].mean(axis=0) - 128).max() < 40
+    rgb_like = spread[0] > 4 and spread[1:].min() > spread[0] / 2 and np.corrcoef(part.T)[0, 1:].min() > 0.8
     if not (rgb_like if coded else ycc_like):
         return []
     named, other = ("YCbCr", "RGB") if coded else ("RGB", "YCbCr")

@@ -405,7 +405,8 @@ def _given(image: Image.Image, max_pixels: int, max_seconds: float, warnings: li
             cure="give the file itself, by its path or its bytes",
         )
     remarks: list[Remark] = []
-    icc, info = image.info.get("icc_profile"), image.info
+    info = image.info
+    icc = info.get("icc_profile") if image.mode != "LAB" else None  # which has its own white
     if not icc and isinstance(image, PngImageFile) and "srgb" not in info:
         icc = plain_profile(info.get("chromaticity", ()), info.get("gamma", 0), remarks)
     exif, xmp = info.get("exif", b""), info.get("xmp", b"")

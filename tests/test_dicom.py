@@ -1,10 +1,10 @@
 """DICOM objects: each transfer syntax and colour that is read, what is refused, and that no name gets out."""
 
 import io
-import itertools
 import json
 import logging
 import re
+import shutil
 import struct
 import subprocess
 import sys
@@ -282,6 +282,67 @@ def _unmarked(jpeg: bytes) -> bytes:
     return jpeg
 
 
+def _codes(data: bytes, expected: np.ndarray, levels: int = 2) -> list[str]:
+    said: list[Any] = []
+    pixels = decode(data, warnings=said)
+    assert np.abs(pixels.astype(int) - expected).max() <= levels
+    return [remark.code for remark in said]
+
+
+@pytest.mark.parametrize("lossless", [True, False])
+@pytest.mark.parametrize("label", ["RGB", "YBR_FULL", "YBR_FULL_422", "YBR_RCT", "YBR_ICT"])
+def test_the_transformation_that_jpeg_2000_names_is_believed(label: str, lossless: bool) -> None:
+    syntax = uid.JPEG2000Lossless if lossless else uid.JPEG2000
+
+    def coded(pixels: np.ndarray, **options: Any) -> bytes:
+        frame = _saved(pixels, "JPEG2000", irreversible=not lossless, **options)
+        return _object(frame, label, syntax)
+
+    transformed = coded(PICTURE, no_jp2=True, mct=1)
+    assert _codes(transformed, PICTURE) == ["image-colour"] * (label in ("YBR_FULL", "YBR_FULL_422"))
+    if label.startswith("YBR_FULL"):
+        assert _codes(coded(YBR, no_jp2=True, mct=0), PICTURE, 4) == []
+    else:  # no transformation: what calls itself RCT or ICT is not
+        assert _codes(coded(PICTURE, no_jp2=True, mct=0), PICTURE) == ["image-colour"] * (label != "RGB")
+    for mct in (0, 1):  # boxes say sRGB
+        assert _codes(coded(PICTURE, mct=mct), PICTURE) == ["image-colour"] * label.startswith("YBR_FULL")
+
+
+@pytest.mark.parametrize("label", ["RGB", "YBR_FULL", "YBR_FULL_422"])
+def test_a_jpeg_that_contradicts_its_object_is_believed_with_a_warning(label: str) -> None:
+    jfif, adobe = _saved(PICTURE, "JPEG", quality=97), _saved(PICTURE, "JPEG", quality=97, keep_rgb=True)
+    assert b"JFIF" in jfif and b"Adobe" in adobe
+    for frame, says_rgb in ((jfif, False), (adobe, True)):
+        codes = _codes(_object(frame, label, uid.JPEGBaseline8Bit), decode(frame), 0)
+        assert codes == ["image-colour"] * (says_rgb != (label == "RGB"))
+
+
+def _skin() -> np.ndarray:
+    """A dark lesion on skin, with noise: the channels rise and fall together."""
+    y, x = np.mgrid[:HEIGHT, :WIDTH]
+    dark = np.exp(-(((x - 36) / 14) ** 2 + ((y - 24) / 10) ** 2))[..., None]
+    noise = np.random.default_rng(1).normal(0, 3, (HEIGHT, WIDTH, 1))
+    return (np.array([205, 160, 140]) - dark * np.array([120, 110, 95]) + noise).clip(0, 255).astype(np.uint8)
+
+
+@pytest.mark.parametrize("syntax", [*NATIVE.values(), uid.RLELossless, uid.JPEG2000Lossless], ids=str)
+def test_colours_that_look_like_others_than_the_object_says_are_a_warning(syntax: str) -> None:
+    skin = _skin()
+    coded = convert_color_space(skin, "RGB", "YBR_FULL")
+
+    def written(pixels: np.ndarray, label: str) -> bytes:
+        if syntax == uid.RLELossless:
+            return _object(_run_lengths(pixels), label, syntax)
+        if syntax == uid.JPEG2000Lossless:
+            return _object(_saved(pixels, "JPEG2000", no_jp2=True, mct=0), label, syntax)
+        return _object(pixels.tobytes(), label, syntax)
+
+    assert _codes(written(skin, "RGB"), skin) == []
+    assert _codes(written(coded, "YBR_FULL"), skin) == []
+    for pixels, label in ((skin, "YBR_FULL"), (coded, "RGB")):
+        assert _codes(written(pixels, label), skin, 255) == ["image-colour"]
+
+
 def test_a_jpeg_without_marks_has_the_colours_that_the_object_names() -> None:
     rgb, ybr = (_saved(p, "JPEG", quality=97, keep_rgb=True) for p in (PICTURE, YBR))
     expected = decode(rgb)
@@ -305,6 +366,91 @@ def test_a_frame_in_several_fragments_is_put_together() -> None:
     for table in (True, False):
         data = _object(frame, "YBR_FULL_422", uid.JPEGBaseline8Bit, change=split(table))
         _close(data, decode(frame), 0)
+
+
+def _frames_of_each_kind() -> dict[str, tuple[bytes, str, str]]:
+    jpeg = _saved(PICTURE, "JPEG", quality=90)
+    jpeg_2000 = _saved(PICTURE, "JPEG2000", no_jp2=True, mct=1)
+    return {
+        "jpeg": (jpeg + b"\0" * (len(jpeg) % 2), "YBR_FULL_422", uid.JPEGBaseline8Bit),
+        "jpeg 2000": (jpeg_2000 + b"\0" * (len(jpeg_2000) % 2), "YBR_RCT", uid.JPEG2000Lossless),
+        "rle": (_run_lengths(PICTURE), "RGB", uid.RLELossless),
+    }
+
+
+def _item(content: bytes) -> bytes:
+    return struct.pack("<HHL", 0xFFFE, 0xE000, len(content)) + content
+
+
+_END = struct.pack("<HHL", 0xFFFE, 0xE0DD, 0)
+_TABLES = {
+    "none": b"",
+    "right": struct.pack("<L", 0),
+    "too far": struct.pack("<L", 4),
+    "beyond the end": struct.pack("<L", 0x7FFFFFF0),
+    "of more frames": struct.pack("<3L", 0, 100, 200),
+    "of noise": b"\x55" * 8,
+    "of no whole number": b"\0\0\0\0\0\0",
+    "of zeros": bytes(32),
+}
+
+
+@pytest.mark.parametrize("table", _TABLES)
+@pytest.mark.parametrize("kind", _frames_of_each_kind())
+def test_all_fragments_of_one_frame_are_its_own_whatever_its_table_says(kind: str, table: str) -> None:
+    frame, label, syntax = _frames_of_each_kind()[kind]
+    expected = decode(_object(frame, label, syntax))
+    half = len(frame) // 4 * 2
+    for parts in (
+        [frame],
+        [frame[:half], frame[half:]],
+        [b"", frame],
+        [frame[:half], b"", frame[half:], b""],
+    ):
+        for end in (_END, b"", _END + struct.pack("<HH2sHL", 0xFFFC, 0xFFFC, b"OB", 0, 2) + b"\0\0"):
+            items = b"".join(map(_item, (_TABLES[table], *parts))) + end
+            _close(_with_items(frame, label, syntax, items), expected, 0)
+
+
+def _with_items(frame: bytes, label: str, syntax: str, items: bytes) -> bytes:
+    data = _object(frame, label, syntax)
+    return data[: data.rindex(b"\xe0\x7f\x10\0OB") + 12] + items
+
+
+@pytest.mark.parametrize("kind", _frames_of_each_kind())
+def test_fragments_without_any_table_are_read(kind: str) -> None:
+    frame, label, syntax = _frames_of_each_kind()[kind]
+    expected = decode(_object(frame, label, syntax))
+    _close(_with_items(frame, label, syntax, _item(frame) + _END), expected, 0)
+    if kind != "rle":
+        items = _item(frame[:100]) + _item(frame[100:]) + _END
+        _close(_with_items(frame, label, syntax, items), expected, 0)
+
+
+def test_an_extended_table_of_offsets_is_passed_over() -> None:
+    frame, label, syntax = _frames_of_each_kind()["jpeg"]
+
+    def wrong(ds: Dataset) -> None:
+        ds.ExtendedOffsetTable, ds.ExtendedOffsetTableLengths = struct.pack("<Q", 777), struct.pack("<Q", 3)
+
+    _close(_object(frame, label, syntax, change=wrong), decode(frame), 0)
+
+
+@pytest.mark.parametrize("kind", _frames_of_each_kind())
+def test_fragments_that_are_damaged_or_of_several_frames_are_refused(kind: str) -> None:
+    frame, label, syntax = _frames_of_each_kind()[kind]
+    table = _item(b"")
+    if kind != "rle":
+        several = table + _item(frame) + _item(frame) + _END
+        _refusal(_with_items(frame, label, syntax, several), "image-dicom-frames")
+    for items in (
+        table + _item(frame[:200]) + b"noise, noise" + _item(frame[200:]) + _END,
+        table + _item(frame)[:-300],
+        table + struct.pack("<HHL", 0xFFFE, 0xE000, 0xFFFFFFFF) + frame + _END,
+    ):
+        _refusal(_with_items(frame, label, syntax, items), "image-truncated")
+    for items in (b"", table, _END, table + _END, table + _item(b"") + _END):
+        _refusal(_with_items(frame, label, syntax, items), "image-dicom-pixels")
 
 
 def test_fragments_that_stand_as_words_or_without_a_type_are_read() -> None:
@@ -511,6 +657,48 @@ def test_an_unknown_class_is_refused() -> None:
 def test_other_transfer_syntaxes_are_refused_by_name(syntax: uid.UID) -> None:
     data = _object(PICTURE.tobytes(), syntax=syntax)
     assert syntax.name in _refusal(data, "image-dicom-syntax")
+
+
+_CODERS = {
+    "JPEG Lossless": ("dcmcjpeg", "+e1"),
+    "JPEG Lossless, other": ("dcmcjpeg", "+el"),
+    "JPEG Extended": ("dcmcjpeg", "+ee"),
+    "JPEG Spectral Selection": ("dcmcjpeg", "+es"),
+    "JPEG Full Progression": ("dcmcjpeg", "+ep"),
+    "JPEG-LS Lossless": ("dcmcjpls", "+el"),
+    "JPEG-LS Lossy": ("dcmcjpls", "+en"),
+    "Deflated": ("dcmconv", "+td"),
+}
+
+
+@pytest.mark.skipif(not shutil.which("dcmcjpls"), reason="DCMTK is not installed")
+@pytest.mark.parametrize("syntax", _CODERS)
+def test_the_cure_of_an_object_that_is_compressed_otherwise_works(syntax: str, tmp_path: Path) -> None:
+    path, coded, cured = (tmp_path / name for name in ("plain.dcm", "coded.dcm", "cured.dcm"))
+    path.write_bytes(_object(PICTURE.tobytes(), change=lambda ds: setattr(ds, "SOPInstanceUID", "1.2.3.4")))
+    subprocess.run([*_CODERS[syntax], path, coded], check=True, capture_output=True)
+    cure = re.search(r"DCMTK: (.+) IN OUT\.$", _refusal(coded.read_bytes(), "image-dicom-syntax"))
+    assert cure
+    subprocess.run([*cure[1].split(), coded, cured], check=True, capture_output=True)
+    assert np.abs(decode(cured).astype(int) - PICTURE).mean() < 3
+
+
+@pytest.mark.skipif(not shutil.which("dcmconv"), reason="DCMTK is not installed")
+def test_the_cure_of_an_object_without_its_beginning_works(tmp_path: Path) -> None:
+    bare, cured = tmp_path / "bare.dcm", tmp_path / "cured.dcm"
+    bare.write_bytes(_object(PICTURE.tobytes())[132:])
+    cure = re.search(r"DCMTK: (.+) IN OUT\.$", _refusal(bare.read_bytes(), "image-unreadable"))
+    assert cure
+    subprocess.run([*cure[1].split(), bare, cured], check=True, capture_output=True)
+    _close(cured.read_bytes(), PICTURE, 0)
+
+
+@pytest.mark.parametrize("syntax", uid.AllTransferSyntaxes, ids=str)
+def test_no_cure_names_a_program_that_does_not_take_the_object(syntax: uid.UID) -> None:
+    try:
+        decode(_object(PICTURE.tobytes(), syntax=syntax))
+    except InputError as error:
+        assert "gdcmconv" not in str(error)
 
 
 def test_a_file_that_names_no_transfer_syntax_is_refused() -> None:
@@ -831,133 +1019,3 @@ def test_pydicom_is_not_imported_for_other_files() -> None:
 
 def test_every_refusal_is_a_skinret_error() -> None:
     assert issubclass(InputError, SkinretError)
-
-
-# -- labels that disagree with the pixels --
-
-
-def _codes(data: bytes) -> list[str]:
-    said: list[str] = []
-    decode(data, warnings=said)
-    return [getattr(remark, "code", "") for remark in said]
-
-
-@pytest.mark.parametrize("photometric", ["RGB", "YBR_FULL", "YBR_FULL_422", "YBR_RCT", "YBR_ICT"])
-@pytest.mark.parametrize("options", [_LOSSLESS, _LOSSY])
-def test_the_transformation_that_jpeg_2000_names_is_believed(
-    photometric: str, options: dict[str, Any]
-) -> None:
-    frame = _saved(PICTURE, "JPEG2000", no_jp2=True, mct=1, **options)
-    data = _object(frame, photometric, uid.JPEG2000)
-    _close(data, PICTURE)
-    assert _codes(data) == (["image-colour"] if photometric.startswith("YBR_FULL") else [])
-
-
-@pytest.mark.parametrize(
-    ("photometric", "stored", "codes"),
-    [
-        ("RGB", PICTURE, []),
-        ("YBR_FULL", YBR, []),
-        ("YBR_RCT", PICTURE, ["image-colour"]),
-        ("YBR_ICT", PICTURE, ["image-colour"]),
-    ],
-)
-def test_jpeg_2000_without_a_transformation_has_the_colours_that_the_object_names(
-    photometric: str, stored: np.ndarray, codes: list[str]
-) -> None:
-    data = _object(
-        _saved(stored, "JPEG2000", no_jp2=True, mct=0, **_LOSSLESS), photometric, uid.JPEG2000Lossless
-    )
-    _close(data, PICTURE)
-    assert _codes(data) == codes
-
-
-def test_a_jpeg_whose_marks_and_object_disagree_is_a_warning() -> None:
-    ycc, rgb = _saved(PICTURE, "JPEG", quality=90), _saved(PICTURE, "JPEG", quality=97, keep_rgb=True)
-    for frame, photometric, codes in (
-        (ycc, "YBR_FULL_422", []), (ycc, "RGB", ["image-colour"]),
-        (rgb, "RGB", []), (rgb, "YBR_FULL_422", ["image-colour"]),
-    ):  # fmt: skip
-        data = _object(frame, photometric, uid.JPEGBaseline8Bit)
-        _close(data, decode(frame), 0)
-        assert _codes(data) == codes
-
-
-def _skin() -> np.ndarray:
-    """Skin with a lesion: the channels rise and fall together."""
-    y, x = np.mgrid[:HEIGHT, :WIDTH]
-    dark = np.exp(-((x - 36) ** 2 + (y - 24) ** 2) / 180)[..., None]
-    return (np.array([215, 165, 140]) * (1 - 0.7 * dark)).astype(np.uint8)
-
-
-def test_raw_samples_that_look_like_other_colours_than_the_object_says_are_a_warning() -> None:
-    """A camera that wrote RGB and says YCbCr: nothing tells which is right, so the object is believed."""
-    rgb = _skin()
-    ybr = convert_color_space(rgb, "RGB", "YBR_FULL")
-    for pixels, photometric, codes in (
-        (rgb, "RGB", []), (rgb, "YBR_FULL", ["image-colour"]),
-        (ybr, "YBR_FULL", []), (ybr, "RGB", ["image-colour"]),
-    ):  # fmt: skip
-        assert _codes(_object(pixels.tobytes(), photometric)) == codes
-
-
-# -- fragments of one frame --
-
-
-def _in_fragments(
-    frame: bytes, table: bytes, parts: int, *, end: bool = True, photometric: str, syntax: str
-) -> bytes:
-    """An object whose fragments are written by hand: after a table of offsets that may say anything."""
-    cuts = [len(frame) * n // parts // 2 * 2 for n in range(parts)] + [len(frame)]
-    items = [table, *(frame[a:b] for a, b in itertools.pairwise(cuts))]
-    body = b"".join(b"\xfe\xff\x00\xe0" + struct.pack("<L", len(i)) + i for i in items)
-    whole = _object(frame, photometric, syntax)
-    start = whole.index(b"\xe0\x7f\x10\x00OB\0\0\xff\xff\xff\xff") + 12
-    return whole[:start] + body + (b"\xfe\xff\xdd\xe0\0\0\0\0" if end else b"")
-
-
-_TABLES = {
-    "none": b"",
-    "right": struct.pack("<L", 0),
-    "beyond the end": struct.pack("<L", 10**6),
-    "several": struct.pack("<4L", 0, 10, 20, 30),
-    "odd": b"\xff" * 6,
-}
-
-
-@pytest.mark.parametrize("table", _TABLES)
-@pytest.mark.parametrize("parts", [1, 3])
-@pytest.mark.parametrize("kind", ["JPEG", "JPEG 2000", "RLE"])
-def test_all_fragments_are_those_of_the_one_frame_whatever_the_table_says(
-    table: str, parts: int, kind: str
-) -> None:
-    if kind == "JPEG":
-        frame, photometric, syntax = _saved(PICTURE, "JPEG", quality=90), "YBR_FULL_422", uid.JPEGBaseline8Bit
-    elif kind == "JPEG 2000":
-        frame, photometric, syntax = _saved(PICTURE, "JPEG2000", no_jp2=True, mct=1), "YBR_RCT", uid.JPEG2000
-    else:
-        frame = _run_lengths(PICTURE)
-        photometric, syntax = "RGB", uid.RLELossless
-    frame += b"\0" * (len(frame) % 2)
-    for end in (True, False):
-        data = _in_fragments(frame, _TABLES[table], parts, end=end, photometric=photometric, syntax=syntax)
-        assert np.abs(decode(data).astype(int) - PICTURE).mean() < 3
-
-
-# -- cures --
-
-
-@pytest.mark.parametrize(
-    ("syntax", "cure"),
-    [
-        (uid.JPEGLSLossless, "dcmdjpls"),
-        (uid.JPEGLosslessSV1, "dcmdjpeg"),
-        (uid.JPEGExtended12Bit, "dcmdjpeg"),
-        (uid.DeflatedExplicitVRLittleEndian, "dcmconv +te"),
-        (uid.HTJ2KLossless, "JPEG baseline"),
-    ],
-)
-def test_the_cure_is_one_that_takes_dermoscopic_photography(syntax: uid.UID, cure: str) -> None:
-    """gdcmconv does not take that class."""
-    message = _refusal(_object(b"\0" * 100, "RGB", syntax), "image-dicom-syntax")
-    assert cure in message and "gdcmconv" not in message
