@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 MAX_PAGES = 100  # that are looked at to say how many there are
 MAX_SAMPLES = 16  # of a pixel
+MAX_UNPACKED = 512_000_000  # bytes: 64 megapixels of RGB and alpha with 16 bits
 MAX_TILES = 300_000  # or strips; 64 megapixels in tiles of 16 x 16 have 250,000
 
 Samples = npt.NDArray[Any]  # [H, W, samples] of whole numbers
@@ -91,6 +92,14 @@ def read(stream: "Timed", check: Check) -> Contents:
     order, tags, pictures = _first(stream)
     page = _page(stream.name, data, order, tags, remarks)
     check(*page.size)
+    if page.size[0] * page.size[1] * page.samples * page.bits > 8 * MAX_UNPACKED:
+        raise InputError(
+            f"{page.name} has too many bytes",
+            code="image-too-large",
+            expected=f"at most {MAX_UNPACKED / 1e6:g} MB without compression",
+            found=f"{page.samples} samples of {page.bits} bits a pixel",
+            cure="give it as RGB of 8 bits, or scaled down",
+        )
     simple = (page.photometric, page.samples) in ((_GREY, 1), (_RGB, 3), (_CMYK, 4)) and page.bits == 8
     if page.planes == 1 and (simple or page.compression in _PICTURES):
         own = {tag: tags[tag] for tag in _NEEDED if tag in tags}
@@ -163,8 +172,8 @@ def _page(name: str, data: bytes, order: str, tags: Tags, remarks: list[Remark])
     tile = (tags[322].number(), tags[323].number()) if tiled else (size[0], size[1])
     if not tiled and 278 in tags:
         tile = size[0], min(size[1], tags[278].number())
-    if not all(size + tile):
-        raise ValueError("a size of 0")
+    if not all(size + tile) or tile[0] * tile[1] > max(1 << 22, 4 * size[0] * size[1]):
+        raise ValueError("a size of 0, or tiles far larger than the picture")
     compression = tags[259].number() if 259 in tags else 1
     if compression not in _PLAIN + _PICTURES:
         found = f"the compression {_COMPRESSIONS.get(compression, compression)}"
@@ -352,8 +361,7 @@ def _unpacked(rows: npt.NDArray[np.uint8], page: _Page) -> Samples:
     """Return the whole numbers that stand in rows of bytes."""
     if page.bits in (16, 32):
         kind = ("i" if page.number(339, 1) == 2 else "u") + str(page.bits // 8)
-        wide = np.frombuffer(rows.tobytes(), np.dtype(page.order + kind)).reshape(len(rows), -1)
-        return wide.astype(np.dtype(kind))
+        return rows.view(np.dtype(page.order + kind)).astype(np.dtype(kind), copy=False)
     if page.bits == 8:
         return rows
     if page.bits == 12:

@@ -130,7 +130,25 @@ def _pictures() -> dict[str, bytes]:
     files["group4.tif"] = _saved(rgb.convert("1"), "TIFF", compression="group4")
     files["pages.tif"] = _saved(grey, "TIFF", save_all=True, append_images=[grey])
     files["big.tif"] = _saved(rgb, "TIFF", big_tiff=True)
-    return files
+    return files | _by_hand()
+
+
+def _by_hand() -> dict[str, bytes]:
+    """Files that Pillow does not write, or does not read: deep TIFFs, PNGs with their colours named."""
+    from test_container import _EXIFS, jpeg, png
+    from test_tiff import PICTURE, tiff
+
+    deep = PICTURE.astype(np.int64) * 257
+    texts = b"XML:com.adobe.xmp\0\1\0\0\0" + zlib.compress(b'tiff:Orientation="6"')
+    named = [(b"cICP", bytes((9, 14, 0, 1))), (b"cHRM", bytes(range(32))), (b"gAMA", b"\0\0\xff\xff")]
+    return {
+        "planes.tif": tiff(deep, 16, 2, planar=True, order=">"),
+        "tiles.tif": tiff(deep, 16, 2, compression="lzw", differences=True, tiled=True, big=True),
+        "twelve.tif": tiff(deep[..., :1] >> 4, 12, 0, compression="deflate"),
+        "colours.png": png(*(_chunk(*chunk) for chunk in named)),
+        "beside.png": png(_chunk(b"iTXt", texts), _chunk(b"tRNS", bytes(6)), pixels=deep, bits=16),
+        "beside.jpg": jpeg((0xE1, b"Exif\0\0" + _EXIFS["an inner directory outside"])),
+    }
 
 
 def _interlaced() -> bytes:

@@ -56,6 +56,7 @@ def _sources(data: bytes, path: Path) -> dict[str, Callable[[], Any]]:
     }
 
 
+@pytest.mark.filterwarnings("ignore")  # Pillow's, where the test opens a file
 @pytest.mark.parametrize("kind", WHOLES)
 def test_half_a_picture_is_refused_whatever_a_neighbour_sets(
     kind: str, lenient: None, tmp_path: Path

@@ -120,6 +120,7 @@ def test_a_picture_is_upright_whatever_else_is_broken_in_its_exif(
             assert np.abs(decode(image).astype(int) - PICTURE).mean() < 1.5, name
 
 
+@pytest.mark.filterwarnings("ignore")  # Pillow's, where the test opens a file
 @pytest.mark.parametrize("fault", _EXIFS)
 def test_a_pil_image_that_is_loaded_is_upright_too(fault: str) -> None:
     with Image.open(io.BytesIO(_carrying(TURNED, _EXIFS[fault])["JPEG"])) as image:

@@ -361,6 +361,12 @@ def test_very_many_tiles_are_refused_before_they_are_looked_at() -> None:
     _refusal(tiff(GREY, 8, 1, tiled=True, tags=tags), "image-scans")
 
 
+def test_what_unpacks_to_far_more_than_a_picture_is_refused_before_it_is_unpacked() -> None:
+    samples = np.zeros((HEIGHT, WIDTH, 16), np.int64)
+    _refusal(tiff(samples, 16, 2, tags={256: (4, [7000]), 257: (4, [9000])}), "image-too-large")
+    _refusal(tiff(GREY, 8, 1, tiled=True, tags={322: (4, [40_000]), 323: (4, [40_000])}), "image-truncated")
+
+
 @pytest.mark.parametrize("raw", ["dng", "nef", "cr2"])
 def test_the_preview_of_a_camera_raw_file_is_not_taken_for_the_picture(raw: str) -> None:
     tags = {"dng": {50706: (1, [1, 4, 0, 0])}, "nef": {254: (4, [1]), 330: (4, [8])}, "cr2": {}}[raw]
