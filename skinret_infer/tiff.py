@@ -5,6 +5,8 @@ What they mean (bits, byte order, planes, differences, palettes, white as zero) 
 TIFF 6.0 and its supplements.
 """
 
+import functools
+import io
 import math
 import struct
 from dataclasses import dataclass
@@ -32,6 +34,14 @@ Samples = npt.NDArray[Any]  # [H, W, samples] of whole numbers
 _PLAIN = (1, 5, 8, 32773, 32946, 34925, 50000)  # compressions that give back the very bytes
 _DIFFERENCES = (5, 8, 32946, 34925, 50000)  # those that may keep differences
 _FAX, _JPEG, _WEBP = (2, 3, 4), 7, 50001
+_OPTIONAL = {34925: "LZMA", 50000: "Zstandard", _WEBP: "WebP"}
+_PIXELS = {  # a black one in each
+    34925: bytes.fromhex(
+        "fd377a585a000000ff12d9410200210116000000742fe5a301000200000000000001130303a560d806729e7a010000000000595a"
+    ),
+    50000: bytes.fromhex("28b52ffd2003190000000000"),
+    _WEBP: bytes.fromhex("524946461a000000574542505650384c0e0000002f00000000071011fd0f4444ff03"),
+}
 _UNPACK = "save it without compression, or as PNG, in a program that shows it"
 _PICTURES = (*_FAX, 6, _JPEG, _WEBP)  # compressions that give pixels
 _COMPRESSIONS = {
@@ -274,10 +284,12 @@ def _decoded(stream: "Timed", page: _Page, layout: _Layout) -> list[Image.Image]
         try:
             codec.load(image)
         except OSError:
-            if page.compression != _WEBP:
+            if _is_configured(page.compression):
                 raise
-            found = "the compression WebP, which Pillow here does not read, or which is damaged"
-            raise unread(page.name, "a TIFF that cannot be unpacked", found, _UNPACK) from None
+            found = f"the compression {_OPTIONAL[page.compression]}, which Pillow here was built without"
+            raise unread(
+                page.name, "a TIFF that is compressed in a way that is not read", found, _UNPACK
+            ) from None
         images.append(image.copy() if page.planes > 1 else image)
     return images
 
@@ -300,6 +312,23 @@ def _directories(
             own[325 if tiled else 279] = _longs(order, lengths.numbers(part.stop)[part])
         parts += _written(order, own, 8 + len(parts), last=plane == page.planes - 1)
     return parts
+
+
+@functools.cache
+def _is_configured(compression: int) -> bool:
+    """Return whether Pillow was built with a compression, as it tells by reading a pixel."""
+    pixel = _PIXELS.get(compression)
+    if pixel is None:
+        return True
+    numbers = {256: 1, 257: 1, 258: 8, 259: compression, 262: _RGB, 273: 8, 277: 3, 278: 1, 279: len(pixel)}
+    tags = {tag: _longs("<", [number]) for tag, number in numbers.items()}
+    place = 8 + len(pixel)
+    file = struct.pack("<2sHL", b"II", 42, place) + pixel + _written("<", tags, place, last=True)
+    try:
+        codec.load(codec.Tiff(io.BytesIO(file)))
+    except OSError:
+        return False
+    return True
 
 
 def _longs(order: str, values: npt.ArrayLike) -> Tag:

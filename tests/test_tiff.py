@@ -13,12 +13,17 @@ import pytest
 from PIL import Image
 from test_image import PICTURE, _exif, _refusal, _saved
 
+from skinret_infer import tiff as tiff_module
 from skinret_infer.errors import InputError
 from skinret_infer.image import decode
 
 HEIGHT, WIDTH, _ = PICTURE.shape
 GREY = PICTURE[..., 1:2]
-CODES = {"": 1, "lzw": 5, "deflate": 8, "packbits": 32773, "lzma": 34925, "zstd": 50000}
+
+
+CODES = {"": 1, "lzw": 5, "deflate": 8, "packbits": 32773}
+# Builds of Pillow differ
+CODES |= {name: code for name, code in (("lzma", 34925), ("zstd", 50000)) if tiff_module._is_configured(code)}
 TILE = (32, 16)
 
 
@@ -274,6 +279,15 @@ def test_a_compression_that_is_not_read_is_named(code: int, said: str) -> None:
     assert "a TIFF" in message and said in message and "is not an image" not in message
 
 
+@pytest.mark.parametrize("code", [50000, 50001, 34925])
+def test_a_compression_that_pillow_was_built_without_is_named(
+    code: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = tiff(PICTURE, 8, 2, tags={259: (3, [code])})  # whose strips are no such thing
+    monkeypatch.setattr("skinret_infer.tiff._is_configured", lambda _: False)
+    assert "was built without" in _refusal(data, "image-unreadable")
+
+
 def test_jpeg_in_planes_and_in_one_is_read() -> None:
     grey = [
         _saved(Image.fromarray(np.ascontiguousarray(PICTURE[..., n])), "JPEG", quality=95) for n in range(3)
@@ -434,7 +448,7 @@ def test_damaged_bytes_of_any_layout_give_an_input_error_or_a_picture() -> None:
         tiff(_deep(PICTURE, bits), bits, 2, planar=planar, compression=compression, tiled=tiled, big=big)
         for bits, planar, compression, tiled, big in (
             (16, True, "", False, False), (16, False, "lzw", True, True),
-            (12, False, "deflate", False, False), (8, True, "zstd", True, False),
+            (12, False, "deflate", False, False), (8, True, "packbits", True, False),
         )
     ]  # fmt: skip
     for n in range(400):
