@@ -31,8 +31,7 @@ def _wholes() -> dict[str, bytes]:
     files["animated PNG"] = _saved(image, "PNG", save_all=True, append_images=[image.rotate(90)])
     for name in ("tiff_lzw", "tiff_adobe_deflate", "packbits", "jpeg"):
         files[f"TIFF {name}"] = _saved(image, "TIFF", compression=name)
-    wide = np.tile(PICTURE.astype(np.int64) * 257, 1)
-    files["TIFF in planes"] = tiff(wide, 16, 2, planar=True, ahead=True)
+    files["TIFF in planes"] = tiff(PICTURE.astype(np.int64) * 257, 16, 2, planar=True, ahead=True)
     return files
 
 
