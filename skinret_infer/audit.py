@@ -20,7 +20,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
-from .errors import AuditError
+from .errors import AuditError, printable
 from .files import _sync
 
 _RESERVED = ("sequence", "previous", "hash")
@@ -176,7 +176,7 @@ class Verified:
         ]
         said += [f"note: {note}" for note in self.notes]
         said += [f"fault: {fault}" for fault in self.faults]
-        return "\n".join(said)
+        return "\n".join(map(printable, said))
 
 
 def verify(path: str | Path, *, removed: int = 0, head: str | None = None) -> Verified:

@@ -174,11 +174,11 @@ def below(folder: str | Path, name: str) -> Path:
     for flavour in (PureWindowsPath, PurePosixPath):
         parts.clear()
         for part in flavour(name).parts:
-            if part != "..":
+            if part.rstrip(" ."):
                 parts.append(part)
-            elif parts:
+            elif part == ".." and parts:
                 parts.pop()
-            else:
+            else:  # Windows leaves spaces and dots at an end out, so that ".. " may be ".."
                 outside = True
     if outside:
         raise InputError(

@@ -90,7 +90,8 @@ def lacking(name: str, extra: str, error: ModuleNotFoundError) -> click.Command:
 @contextlib.contextmanager
 def progress(label: str) -> Iterator[Callable[[int, int], None]]:
     """Show a bar on stderr if that is a terminal; give the function that moves it."""
-    with click.progressbar(length=1, label=label, file=sys.stderr, hidden=not sys.stderr.isatty()) as bar:
+    hidden = sys.stderr is None or not sys.stderr.isatty()  # there is none in a window, by pythonw
+    with click.progressbar(length=1, label=label, file=sys.stderr, hidden=hidden) as bar:
 
         def move(done: int, total: int) -> None:
             bar.length = total

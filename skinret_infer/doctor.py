@@ -23,7 +23,7 @@ from .archive import SCHEMA, Archive, check_sqlite
 from .bundle import Bundle
 from .engines import PRECISIONS, available, cache_folder, choose, cure, precisions, usable_cpus
 from .engines.base import version
-from .errors import ArchiveError, BundleError, SkinretError
+from .errors import ArchiveError, BundleError, SkinretError, printable
 from .searcher import Searcher
 
 NOTHING_RUNS = 'nothing here; pip install "skinret-infer[cpu]"'
@@ -120,7 +120,7 @@ def describe(report: Mapping[str, Any]) -> str:
         lines += _bundle_lines(bundle)
     if archive := report.get("archive"):
         lines += _archive_lines(archive)
-    return "\n".join([*lines, "healthy" if report["healthy"] else "NOT healthy"])
+    return "\n".join([*map(printable, lines), "healthy" if report["healthy"] else "NOT healthy"])
 
 
 def _cpu() -> dict[str, Any]:

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from .cases import Case
-from .errors import InputError
+from .errors import InputError, printable
 from .gate import KINDS
 from .metrics import (
     ACC_AT,
@@ -151,7 +151,7 @@ def _rows(kind: str, figures: dict[str, Any]) -> list[tuple[str, dict[str, Any]]
     """Return the rows of a kind of query: over all, by the query's group, and the mean over the groups."""
     return [
         (kind.replace("_", " "), figures),
-        *((f"  {group} ({f['queries']})", f) for group, f in figures["by_group"].items()),
+        *((f"  {printable(group)} ({f['queries']})", f) for group, f in figures["by_group"].items()),
         ("  balanced", figures["balanced"]),
     ]
 

@@ -1,15 +1,16 @@
 """What free words state of a case's criteria, where that is sure.
 
-A doctor must not read that a case is as she wrote when it is the opposite. So this reader knows few words,
-and a sentence that has another one says nothing: the unknown word may deny, in any language. A criterion is
-stated where its thing, such as "pigment network", stands in an item of a sentence with a value, or a word
-that says whether it is there; and all statements of a criterion in a text must agree.
+A doctor must not read that a case is as she wrote when it is the opposite. So this reader knows few words and
+forms, and a text that has another one states nothing: what is not known may deny or doubt the rest, in any
+language and over the end of a sentence ("V.a. streaks", "Both were ruled out."). A criterion is stated where
+its thing, such as "pigment network", stands in an item of a sentence with a value, or with a word that says
+whether it is there; and all statements of a criterion in a text must agree.
 
     sentence    items between commas and words such as "and", "with", "shows"; ends at . ; ! "but" or the line
     item        [no] [value] thing [seen | not seen | : value | (value) | : none | absent | - | +]
 
-"No" before an item may go for the items after it, and "absent" behind one for those before it. Where that is
-open they state nothing; in "no A, B or C" it is not open.
+A word at one item may go for others: "no" or a value for the items after it, "absent" for those on either
+side. Where that is open they are left open; in "no A, B or C" it is not.
 """
 
 import re
@@ -20,28 +21,36 @@ from typing import Any, NamedTuple
 
 from .text import DERM7PT_VALUES
 
-_TOKEN = re.compile(r"[^\W_]+|\n|\S")
+_TOKEN = re.compile(r"[^\W_]+(?:-[^\W_]+)*|\n|\S")
 _ENDS = frozenset(".;!\n•") | {"but"}
-_LINKS = frozenset(",/&") | {
-    "and", "or", "nor", "with", "plus", "also", "there", "in", "on", "at", "has", "have", "having", "show",
-    "shows", "showing", "displays", "displaying",
+_AND = frozenset("&") | {"and"}
+_OR = frozenset("/") | {"or"}
+_HAS = {
+    "with", "in", "on", "at", "has", "have", "having", "show", "shows", "showing", "displays", "displaying",
 }  # fmt: skip
-_PLAIN = {
-    "a", "an", "the", "this", "these", "is", "are", "was", "were", "be", "been", "can", "could", "dermoscopy",
-    "dermatoscopy", "dermoscopic", "dermatoscopic", "finding", "findings", "feature", "features", "criteria",
+_LINKS = frozenset(",") | _AND | _OR | _HAS | {"nor", "plus", "also", "there"}
+_TITLES = {
+    "dermoscopy", "dermatoscopy", "dermoscopic", "dermatoscopic", "finding", "findings", "feature",
+    "features", "criteria",
 }  # fmt: skip
+_PLAIN = _TITLES | {"a", "an", "the", "this", "these"}
+_IS = {"is", "are", "was", "were"}
 _SEEN = {"seen", "present", "visible", "found", "noted", "observed", "detected", "identified", "evident"}
 _YES = _SEEN | {"yes", "positive", "+"}
 _NO = {"no", "not", "without", "neither", "nor", "lacks", "lacking"}
 _NO_BY_TWO = {("absence", "of"), ("lack", "of"), ("free", "of"), ("none", "of"), ("negative", "for")}
-_AFTER_NO = _SEEN | {"sign", "signs", "evidence", "of", "any", ":"}  # "no sign of any streaks"
+_AFTER_NO = _SEEN | {"sign", "signs", "evidence", "of", "any"}  # "no sign of any streaks"
 _NONE = {"absent", "none", "no", "negative", "nil", "-", "missing", "lacking"}
+_SEVERAL = "combination"  # a case of this value may have each of the others of its criterion
 
 
 class _Thing(NamedTuple):
     """The name of a criterion, in a sentence in the place of its thing's words."""
 
     name: str
+
+
+_Token = str | _Thing
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,9 +63,13 @@ class _Statement:
     no_before: bool  # as in "no streaks"
     behind: bool  # as in "streaks absent"
 
+    @property
+    def bare(self) -> bool:
+        return self.value is None and not self.behind
+
 
 class _Unsure(Exception):
-    """A sentence has a word or a form that is not known."""
+    """A text has a word or a form that is not known."""
 
 
 def compare(
@@ -69,150 +82,186 @@ def compare(
     """
     owned = {n: value for n in phrases if (value := _normal(attributes.get(n)))}
     values = {n: {_normal(v) for v in DERM7PT_VALUES.get(n, ())} | {owned.get(n, "absent")} for n in phrases}
-    stated, unsure = _read(text, phrases, values)
+    stated, left_open = _read(text, phrases, values)
     shared: dict[str, str] = {}
     differing: dict[str, str] = {}
     for name, own in owned.items():
         answers = {_holds(each, own) for each in stated if each.name == name}
-        if name not in unsure and answers in ({True}, {False}):
+        if name not in left_open and answers in ({True}, {False}):
             (shared if answers == {True} else differing)[name] = str(attributes[name])
     return shared, differing
 
 
 def _holds(stated: _Statement, own: str) -> bool | None:
     """Say whether a case with a value of its own is as stated; None where that is open."""
-    known = {_normal(value) for value in DERM7PT_VALUES.get(stated.name, ("absent", "present"))}
+    known = _known(stated.name) or {"absent", "present"}
     if stated.value in (None, "present", "absent"):
         if own not in known or not known & {"absent", "present"}:
             return None
         return (own == "absent") == (stated.denied or stated.value == "absent")
     if own == stated.value:
         return not stated.denied
-    return stated.denied if own in known else None
+    return stated.denied if own in known - {_SEVERAL} else None
+
+
+def _known(name: str) -> set[str]:
+    return {_normal(value) for value in DERM7PT_VALUES.get(name, ())}
 
 
 def _read(
     text: str, phrases: Mapping[str, str], values: Mapping[str, Collection[str]]
 ) -> tuple[list[_Statement], set[str]]:
-    """Return what a text states, and the names of the criteria of which it leaves something open."""
-    things = {tuple(map(_singular, _words(phrase.format("")))): name for name, phrase in phrases.items()}
+    """Return what a text states, and the names of the criteria that it leaves open."""
+    things = {_normal(phrase.format("")): name for name, phrase in phrases.items()}
     stated: list[_Statement] = []
-    unsure: set[str] = set()
-    last: set[str] = set()  # the criteria of the sentence before
-    heading = False  # a line such as "Absent:", which goes for what follows
-    for sentence, end in _sentences(_things(_words(text), things)):
-        names = {token.name for token in sentence if isinstance(token, _Thing)}
-        words = {token for token in sentence if isinstance(token, str)}
-        if not names and words - _PLAIN - _LINKS - {":"}:
-            unsure |= last  # "These are not seen."
-            heading = heading or end == "\n" or ":" in words or bool(words & (_NO | _NONE))
-        if not names:
-            continue
-        last = names
-        try:
-            if heading:
-                raise _Unsure
-            found, left_open = _items(sentence, values)
+    left_open: set[str] = set()
+    try:
+        for sentence in _sentences(_things(_words(text), things)):
+            items, links = _split(sentence)
+            found = [_item(item, link, values) for item, link in zip(items, links, strict=True)]
+            found, unsure = _spread(found, links, values)
             stated += found
-            unsure |= left_open
-        except _Unsure:
-            unsure |= names
-    return stated, unsure
+            left_open |= unsure
+    except _Unsure:
+        return [], set()
+    own = {each.name for each in stated if each.value not in {None, "absent", "present", *_known(each.name)}}
+    if own:  # a word of the case's own, which may deny or doubt what stands beside it: "keine", "possible"
+        left_open |= {each.name for each in stated} - own
+    return stated, left_open
 
 
 def _words(text: str) -> list[str]:
-    """Return words, without case and inner hyphens, and signs."""
+    """Return words without case, those with hyphens whole, and signs."""
     text = unicodedata.normalize("NFKC", text).casefold()
     text = re.sub(r"[\u2010-\u2015\u2212]", "-", text)
-    text = re.sub(r"(?<=\w)-(?=\w)", " ", text)
-    text = re.sub(r"n['’]t\b", " not", text).replace("cannot", "can not")
+    text = "\n".join(line for line in text.splitlines() if line.strip())
+    text = re.sub(r"\bcan['’]t\b|\bcannot\b", "can not", text)
+    text = re.sub(r"\b(is|are|was|were|could)n['’]t\b", r"\1 not", text)
     return _TOKEN.findall(text)
 
 
 def _normal(value: object) -> str:
-    return " ".join(map(_singular, _words("" if value is None else str(value))))
+    return _joined(_words("" if value is None else str(value)))
 
 
-def _singular(word: str) -> str:
-    return word.removesuffix("s")
+def _joined(words: Sequence[str]) -> str:
+    """Join words, whose hyphens and s of the plural make no difference."""
+    parts = (part for word in words for part in (word.split("-") if word != "-" else [word]))
+    return " ".join(part.removesuffix("s") for part in parts)
 
 
-def _things(words: Sequence[str], things: Mapping[tuple[str, ...], str]) -> Iterator[str | _Thing]:
+def _things(words: Sequence[str], things: Mapping[str, str]) -> list[_Token]:
     """Put criteria in the place of the words of their things, the longest first."""
-    longest = max(map(len, things), default=0)
+    longest = max((len(thing.split()) for thing in things), default=0)
+    tokens: list[_Token] = []
     place = 0
     while place < len(words):
         for length in range(longest, 0, -1):
-            if name := things.get(tuple(map(_singular, words[place : place + length]))):
-                yield _Thing(name)
+            if name := things.get(_joined(words[place : place + length])):
+                tokens.append(_Thing(name))
                 place += length
                 break
         else:
-            yield words[place]
+            tokens.append(words[place])
             place += 1
+    return tokens
 
 
-def _sentences(tokens: Iterator[str | _Thing]) -> Iterator[tuple[list[str | _Thing], str]]:
-    """Give sentences with the sign or word at which each ends."""
-    sentence: list[str | _Thing] = []
-    for token in (*tokens, "."):
-        if isinstance(token, str) and token in _ENDS:
-            if sentence:
-                yield sentence, token
-            sentence = []
-        else:
+def _sentences(tokens: Sequence[_Token]) -> Iterator[list[_Token]]:
+    """Give the sentences; a line that a comma or "or" ends or begins goes on over its end."""
+    sentence: list[_Token] = []
+    ended = [*tokens, "."]
+    for token, following in zip(ended, [*ended[1:], "."], strict=True):
+        if token == "\n" and ((sentence and sentence[-1] in _LINKS) or following in _LINKS):
+            continue
+        if token not in _ENDS:
             sentence.append(token)
+        elif sentence:
+            yield sentence
+            sentence = []
 
 
-def _items(
-    sentence: Sequence[str | _Thing], values: Mapping[str, Collection[str]]
-) -> tuple[list[_Statement], set[str]]:
-    """Return what a sentence states, and the criteria that it leaves open. Raises _Unsure."""
-    items: list[list[str | _Thing]] = [[]]
-    links = [""]  # what stands before each item
+def _split(sentence: Sequence[_Token]) -> tuple[list[list[_Token]], list[set[str]]]:
+    """Return the items of a sentence and the links that stand before each. Raises _Unsure."""
+    items: list[list[_Token]] = [[]]
+    links: list[set[str]] = [set()]
     for token in sentence:
-        if token not in _LINKS:
+        if isinstance(token, _Thing) or token not in _LINKS:
             items[-1].append(token)
             continue
         if items[-1]:
             items.append([])
-            links.append("")
-        links[-1] = f"{links[-1]} {token}".strip()
+            links.append(set())
+        links[-1].add(token)
         if token == "nor":
             items[-1].append(token)
-    stated = [_item(item, values) for item in items]
-    left_open: set[str] = set()
+    if not items[-1] and links[-1] == {","}:
+        del items[-1], links[-1]
+    if items and _TITLES & set(items[0]) and not set(items[0]) - _PLAIN - {":"}:  # "dermoscopy shows"
+        del items[0], links[0]
+    if links and links[0] & _OR:
+        raise _Unsure
+    return items, links
 
+
+def _spread(
+    stated: list[_Statement], links: Sequence[set[str]], values: Mapping[str, Collection[str]]
+) -> tuple[list[_Statement], set[str]]:
+    """Let what stands at one item go for others; return all that is stated, and what that leaves open."""
+    names = [each.name for each in stated]
+    left_open: set[str] = set()
     first_no = next((n for n, each in enumerate(stated) if each.no_before), len(stated))
     after = range(first_no + 1, len(stated))
-    bare = all(stated[n].value is None and not stated[n].behind for n in after)
-    listed = all(links[n].lstrip(", ") in ("", "or", "nor") for n in after) and links[-1] != ","
-    if after and bare and listed:
-        for n in after:
-            stated[n] = replace(stated[n], denied=True, no_before=True)
-    for each in (stated[n] for n in after):
-        if not (each.no_before or each.denied or each.value == "absent"):  # which deny by themselves
-            left_open.add(each.name)
+    listed = bool(after) and all(stated[n].bare and links[n] <= {",", "or", "nor"} for n in after)
+    listed = listed and links[-1] != {","}
 
+    head: _Statement | None = None  # the last item with words that may go for the bare ones after it
+    for n, each in enumerate(stated):
+        if each.no_before or not each.bare:
+            head = each
+        elif head and _goes_on(head, links[n], values[each.name]):
+            left_open.add(each.name)
+    if listed:
+        stated = [replace(each, denied=True) if n in after else each for n, each in enumerate(stated)]
+    for n in range(1, len(stated)):
+        each = stated[n]
+        if n in after and not (each.no_before or each.denied or each.value == "absent"):
+            left_open.add(each.name)
+        if n in after and links[n] & _HAS:  # "no flat lesion with streaks"
+            left_open.update(names[first_no : n + 1])
+        if links[n] & _OR and not listed:
+            left_open.update(names[: n + 1])
     ahead: set[str] = set()  # the items before, as far as the last with something behind it
     for each in stated:
-        if each.behind:
+        if each.behind and (each.denied or each.value):
             left_open |= ahead
+        if each.behind:
             ahead = set()
         elif not each.no_before:
             ahead.add(each.name)
-    return [each for each in stated if each.name not in left_open], left_open
+    return stated, left_open
 
 
-def _item(tokens: Sequence[str | _Thing], values: Mapping[str, Collection[str]]) -> _Statement:
+def _goes_on(head: _Statement, links: set[str], values: Collection[str]) -> bool:
+    """Say whether the words of an item may go for a bare one with such values, as in "absent A and B"."""
+    if head.value == "absent":
+        return bool(links & _AND) or (links == {","} and "present" not in values)
+    if head.value is None:
+        return head.behind and head.denied and bool(links & _AND)
+    return not {head.value, *head.value.split()}.isdisjoint(values)
+
+
+def _item(tokens: Sequence[_Token], links: set[str], values: Mapping[str, Collection[str]]) -> _Statement:
     """Read an item. Raises _Unsure unless it has one thing and each of its words is known."""
-    places = [n for n, token in enumerate(tokens) if isinstance(token, _Thing)]
-    if len(places) != 1:
+    things = [token for token in tokens if isinstance(token, _Thing)]
+    if len(things) != 1:
         raise _Unsure
-    name = tokens[places[0]].name  # type: ignore[union-attr]
-    no, words = _denial([str(token) for token in tokens[: places[0]]])
+    name, place = things[0].name, tokens.index(things[0])
+    before, behind = ([str(token) for token in part] for part in (tokens[:place], tokens[place + 1 :]))
+    if "there" in links and before and before[0] in _IS:
+        del before[0]
+    no, words = _denial(before)
     value = _value(words, values[name])
-    behind = [str(token) for token in tokens[places[0] + 1 :]]
     if not behind:
         if no and value == "absent":
             raise _Unsure
@@ -222,7 +271,10 @@ def _item(tokens: Sequence[str | _Thing], values: Mapping[str, Collection[str]])
     if behind[0] == "-" and len(behind) > 1:
         behind[0] = ":"
     told = behind[0] == ":"
-    behind = [word for word in behind[told:] if word not in _PLAIN]
+    if told or behind[0] in _IS:
+        del behind[0]
+    elif behind[:3] in (["can", "not", "be"], ["could", "not", "be"]):
+        behind = behind[1:2] + behind[3:]
     match behind:
         case [word] if word in _SEEN and not told:
             denied = no
@@ -251,7 +303,9 @@ def _denial(words: Sequence[str]) -> tuple[bool, list[str]]:
         elif word in _NO:
             denials += 1
         elif not (
-            word in _PLAIN or (word == ":" and not left) or (denials and not left and word in _AFTER_NO)
+            word in _PLAIN
+            or (word == ":" and not (denials or left))
+            or (denials and not left and word in _AFTER_NO)
         ):
             left.append(word)
         place += 1
@@ -262,7 +316,7 @@ def _denial(words: Sequence[str]) -> tuple[bool, list[str]]:
 
 def _value(words: Sequence[str], values: Collection[str]) -> str | None:
     """Return the value that words are, None for no words. Raises _Unsure for others."""
-    found = " ".join(map(_singular, words))
+    found = _joined(words)
     if found and found not in {*values, "absent", "present"}:
         raise _Unsure
     return found or None

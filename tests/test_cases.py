@@ -656,3 +656,10 @@ def test_two_spellings_beside_each_other_are_told_apart_or_ambiguous(tmp_path: P
         assert find_file(tmp_path, f"{name}.jpg").read_bytes() == name.encode()
     with pytest.raises(InputError, match="one of several"):
         find_file(tmp_path, f"{COMPOSED.upper()}.jpg")
+
+
+@pytest.mark.parametrize("name", [".. /a.jpg", "... /a.jpg", "a/.. ./../b.jpg", r"..\..\a.jpg", " ", ". ."])
+def test_a_name_that_windows_reads_as_a_way_out_is_refused(name: str, tmp_path: Path) -> None:
+    with pytest.raises(InputError) as caught:
+        below(tmp_path, name)
+    assert caught.value.code == "image-outside"

@@ -606,3 +606,19 @@ def test_where_on_the_command_line_finds_numbers_and_texts_but_no_other_id(
         ]
         done = CliRunner().invoke(main, [*command, "--runtime", "onnxruntime-cpu"])
         assert {hit["case_id"] for hit in json.loads(done.stdout)["hits"]} == found
+
+
+def test_no_group_or_log_forges_a_line_of_a_report(bundle: Path, cases: list[Case], tmp_path: Path) -> None:
+    forged = "nevus\n  mel (9)   100.0\x1b[2A"
+    table = tmp_path / "CASES.csv"
+    shutil.copy(str(cases[0].image), tmp_path / "a.jpg")
+    shutil.copy(str(cases[1].image), tmp_path / "b.jpg")
+    table.write_text(f'case_id,image,diagnosis\n1,a.jpg,"{forged}"\n2,b.jpg,"{forged}"\n')
+    archive = tmp_path / "a.skinret"
+    assert run("index", bundle, archive, table, "--runtime", "onnxruntime-cpu").exit_code == 0
+    said = run("evaluate", bundle, archive, table, "--runtime", "onnxruntime-cpu").stdout
+    assert r"nevus\n  mel (9)   100.0\x1b[2A (2)" in said and "\x1b" not in said
+    log = tmp_path / "a\nb\x1b.jsonl"
+    log.write_text("{}\n")
+    said = run("audit", "verify", log).stdout
+    assert "\x1b" not in said and len(said.splitlines()) == 3 + said.count("fault: ")

@@ -11,7 +11,7 @@ from skinret_infer import Case
 from skinret_infer.statements import compare
 from skinret_infer.text import DERM7PT_PHRASES, DERM7PT_VALUES, describe
 
-QUICK = settings(max_examples=300, deadline=None, derandomize=True, database=None)
+QUICK = settings(max_examples=100, deadline=None, derandomize=True, database=None)
 CASE = {
     "pigment_network": "atypical", "streaks": "absent", "dots_and_globules": "irregular",
     "blue_whitish_veil": "present", "regression_structures": "absent", "vascular_structures": "absent",
@@ -65,7 +65,6 @@ NETWORK, STREAKS, GLOBULES, VEIL = "pigment_network", "streaks", "dots_and_globu
         "streaks negative",
         "no streaks seen",
         "no streaks are visible",
-        "not seen: streaks",
         "STREAKS: NONE",
         "no streak",
         "no\N{NO-BREAK SPACE}streaks",
@@ -146,6 +145,7 @@ def test_what_is_affirmed_is_shared_by_a_case_with_it(text: str) -> None:
             {NETWORK, VEIL, STREAKS},
             set(),
         ),
+        ("irregular streaks and dots and globules", set(), {STREAKS}),  # are the globules irregular too?
         ("flat lesion, female patient", {"elevation", "sex"}, set()),
         ("palpable lesion, male patient", set(), {"elevation", "sex"}),
         ("the patient is female; the lesion is not seen", {"sex"}, set()),
@@ -163,7 +163,13 @@ def test_lists_share_what_denies_them_as_far_as_it_is_sure(
         ("no streaks, blue-whitish veil", {STREAKS}),  # is the veil denied too?
         ("no streaks, atypical pigment network", {STREAKS}),
         ("without streaks and blue-whitish veil", {STREAKS}),
-        ("no streaks with blue-whitish veil", {STREAKS}),
+        ("no streaks with blue-whitish veil", set()),
+        ("absent streaks and dots and globules", {STREAKS}),  # are the globules absent too?
+        ("streaks or a blue-whitish veil", set()),
+        ("not seen: streaks", set()),
+        ("v.a. blue-whitish veil", set()),
+        ("blue-whitish veil. Both were ruled out.", set()),
+        ("blue-whitish veil. Irregular streaks. Nothing else of note.", set()),
         ("blue-whitish veil, streaks absent", {STREAKS}),
         ("atypical pigment network and streaks not seen", {STREAKS}),
         *(
@@ -249,6 +255,15 @@ def test_a_value_outside_the_checklist_is_compared_by_its_words_alone() -> None:
     assert compare("irregular streaks, streaks, no rosettes", case, phrases) == ({}, {})
     assert compare("irregular streaks", {"streaks": True}, phrases) == ({}, {})
     assert compare("rosettes", {"rosettes": "Present "}, phrases) == ({"rosettes": "Present "}, {})
+
+
+def test_a_case_with_several_values_differs_from_none_of_them() -> None:
+    """Combinations of regression structures have blue areas and white ones."""
+    own = {"regression_structures": "combinations"}
+    for value in ("blue areas", "white areas"):
+        assert _said(f"{value} regression structures", own) == (set(), set())
+    assert _said("no regression structures", own) == (set(), set(own))
+    assert _said("combinations regression structures", own) == (set(own), set())
 
 
 def test_the_words_of_a_case_are_shared_by_it_in_full(cases: list[Case]) -> None:
