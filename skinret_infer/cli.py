@@ -16,10 +16,11 @@ from .cases import read_cases, read_ids
 from .cli_archive import archive as archive_group
 from .cli_audit import audit as audit_group
 from .cli_bundle import bundle as bundle_group
-from .console import PATH, json_option, lacking, progress, replace_option, report_errors, skip_option
+from .console import PATH, json_option, progress, replace_option, report_errors, skip_option, unable
 from .descriptor import LEVELS
 from .engines import RUNTIMES, cache_folder, open_engine
-from .errors import InputError, printable
+from .errors import InputError, RuntimeUnavailable, printable
+from .extras import missing_extra
 from .figure import draw_results
 from .filters import read_number
 from .searcher import Searcher
@@ -38,9 +39,19 @@ class _Group(click.Group):
         if entry is None:
             return super().get_command(ctx, name)
         try:
-            return entry.load()  # type: ignore[no-any-return]
-        except ModuleNotFoundError as error:
-            return lacking(f"skinret {name}", "export", error)
+            if isinstance(command := entry.load(), click.Command):
+                return command
+            error: Exception = TypeError(f"{type(command).__name__} is no command")
+        except Exception as raised:  # whatever it is, the other commands go on
+            error = raised
+        wrong = f"`skinret {name}` cannot run here"
+        if entry.module.startswith("skinret_"):
+            return unable(name, missing_extra(wrong, error, "export"))
+        found, cure = f"{type(error).__name__}: {error}", "install anew the package that brings it"
+        why = RuntimeUnavailable(
+            wrong, code="command-broken", expected=f"a command at {entry.value}", found=found, cure=cure
+        )
+        return unable(name, why)
 
 
 def _announced() -> importlib.metadata.EntryPoints:

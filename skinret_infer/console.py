@@ -4,7 +4,6 @@ import contextlib
 import errno
 import functools
 import importlib
-import importlib.util
 import io
 import sys
 from collections.abc import Callable, Iterator
@@ -13,7 +12,8 @@ from typing import ParamSpec, TypeVar
 
 import click
 
-from .errors import RuntimeUnavailable, SkinretError, printable
+from .errors import SkinretError, printable
+from .extras import missing_extra
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -57,34 +57,27 @@ def load_command(module: str, name: str, extra: str) -> click.Command:
     """Return the command `main` of a module, or one that says which extra it lacks, with exit code 4."""
     try:
         command: click.Command = importlib.import_module(module).main
-    except ModuleNotFoundError as error:
-        return lacking(name, extra, error)
+    except (ImportError, OSError) as error:  # a library that is not found is an OSError
+        if isinstance(error, ImportError) and (error.name or "").startswith("skinret"):
+            raise  # a fault of ours
+        return unable(name, missing_extra(f"`{name}` cannot run here", error, extra))
     return command
 
 
-def lacking(name: str, extra: str, error: ModuleNotFoundError) -> click.Command:
-    """Return a command that says which extra it lacks. Raises the error again if something else is wrong."""
-    package = (error.name or "").partition(".")[0]
-    if not package or package.startswith("skinret") or importlib.util.find_spec(package) is not None:
-        raise error  # a package that is there, but not whole
+def unable(name: str, why: SkinretError) -> click.Command:
+    """Return a command that cannot run here, and says why."""
 
     @click.command(
         name,
-        short_help=f"Needs skinret-infer[{extra}].",
+        short_help=f"Cannot run here: expected {why.expected}.",
         context_settings={"ignore_unknown_options": True, "allow_extra_args": True},
     )
     @report_errors
-    def lacks() -> None:
-        """It cannot run here: an extra is not installed."""
-        raise RuntimeUnavailable(
-            f"`{name}` cannot run here",
-            code="extra-missing",
-            expected=f"the extra {extra}",
-            found=f"no package {package}",
-            cure=f'pip install "skinret-infer[{extra}]" -c constraints.txt',
-        )
+    def says() -> None:
+        """It cannot run here; run it to see why."""
+        raise why
 
-    return lacks
+    return says
 
 
 @contextlib.contextmanager

@@ -46,6 +46,10 @@ class InputError(SkinretError):
     """An image, text, case, table or option given by the caller cannot be used."""
 
 
+class MissingExtra(RuntimeUnavailable, InputError):
+    """A package of an extra is not installed, or cannot be imported."""
+
+
 class AuditError(SkinretError):
     """The audit log cannot be written or read."""
 

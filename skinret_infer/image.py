@@ -31,6 +31,7 @@ from .container import (
     read_webp,
 )
 from .errors import InputError, Remark, SkinretError
+from .extras import missing_extra
 
 Pixels: TypeAlias = npt.NDArray[np.uint8]
 ImageSource: TypeAlias = str | Path | bytes | IO[bytes] | Image.Image | Pixels
@@ -318,14 +319,9 @@ def _is_dicom(stream: Timed) -> bool:
 def _dicom_reader() -> Callable[[Timed, int, list[str]], Image.Image]:
     try:
         from . import dicom
-    except (ImportError, AttributeError):
-        raise InputError(
-            "a DICOM object cannot be read here",
-            code="image-dicom-extra",
-            expected="the extra dicom",
-            found="no pydicom 3",
-            cure='pip install "skinret-infer[dicom]"',
-        ) from None
+    except (ImportError, AttributeError) as error:  # the latter with pydicom 2
+        wrong = "a DICOM object cannot be read here"
+        raise missing_extra(wrong, error, "dicom", "image-dicom-extra") from None
     return dicom.read
 
 

@@ -15,6 +15,7 @@ from . import __version__
 from .descriptor import COSINES, LEVELS
 from .errors import InputError
 from .evidence import Evidence, Map, add_up
+from .extras import missing_extra
 from .files import whole_file
 from .image import ImageSource, Pixels
 from .results import Asked, Hit, Results
@@ -98,14 +99,8 @@ def write_report(
 def _template() -> "Template":
     try:
         import jinja2
-    except ImportError:
-        raise InputError(
-            "a report cannot be written here",
-            code="report-extra",
-            expected="the extra report",
-            found="no Jinja2",
-            cure='pip install "skinret-infer[report]"',
-        ) from None
+    except ImportError as error:
+        raise missing_extra("a report cannot be written here", error, "report", "report-extra") from None
     pages = jinja2.Environment(
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )

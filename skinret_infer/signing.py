@@ -14,7 +14,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, ParamSpec, TypeVar
 
-from .errors import BundleError, InputError, RuntimeUnavailable
+from .errors import BundleError, InputError
+from .extras import missing_extra
 from .files import whole_file
 
 if TYPE_CHECKING:
@@ -39,13 +40,8 @@ def _needs_cryptography(function: Callable[P, R]) -> Callable[P, R]:
         try:
             return function(*args, **kwargs)
         except ImportError as error:
-            raise RuntimeUnavailable(
-                "keys and signatures of bundles cannot be read here",
-                code="sign-extra",
-                expected="the extra sign",
-                found=str(error),
-                cure='pip install "skinret-infer[sign]"',
-            ) from None
+            wrong = "keys and signatures of bundles cannot be read here"
+            raise missing_extra(wrong, error, "sign", "sign-extra") from None
 
     return wrapped
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from skinret_infer.cases import CaseTable
-from skinret_infer.errors import InputError, SkinretError
+from skinret_infer.errors import InputError, MissingExtra, SkinretError
 from skinret_infer.evaluate import evaluate_parts
 from skinret_infer.files import whole_file
 from skinret_infer.image import ImageRecipe
@@ -181,7 +181,7 @@ def _through_the_product(
 
 def _check_export() -> None:
     if missing := [m for m in ("onnx", "onnxscript", "onnxruntime") if importlib.util.find_spec(m) is None]:
-        raise SkinretError(
+        raise MissingExtra(
             "the cross-validation exports each model, and the export cannot run here",
             code="export-missing",
             expected="the packages that skinret-export needs",
@@ -191,7 +191,7 @@ def _check_export() -> None:
 
 
 def _export(checkpoint: Path, bundle: Path) -> None:
-    options = [str(checkpoint), "--out", str(bundle), "--no-gate"]
+    options = [str(checkpoint), "--out", str(bundle), "--no-gate", "--engine", "none"]
     command = [sys.executable, "-m", "skinret_export.cli", *options]
     done = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL)
     if done.returncode:
