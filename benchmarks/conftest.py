@@ -5,6 +5,7 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import pytest
@@ -23,6 +24,7 @@ from skinret_infer.text import TextEncoderInput
 
 sys.path.append(str(Path(__file__).parents[1] / "tests"))  # where durability.py is, of both
 _SHORT = "The short form, of a tiny model and few rounds: it shows that all runs; its figures mean nothing."
+AnyReport = TypeVar("AnyReport", bound=Report)
 _REPORT, _SEARCH = pytest.StashKey[Report](), pytest.StashKey[SearchReport]()
 
 
@@ -54,20 +56,24 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
                 terminalreporter.write_line(f"written: {path}")
 
 
+def _marked(report: AnyReport) -> AnyReport:
+    """Mark a report of the short form, its picture too."""
+    if SHORT:
+        report.note(_SHORT)
+        report.title = f"NOT to be quoted. {report.title}"
+    return report
+
+
 @pytest.fixture(scope="session")
 def report(request: pytest.FixtureRequest) -> Report:
-    made = Report(threads=usable_cpus())
-    if SHORT:
-        made.note(_SHORT)
+    made = _marked(Report(threads=usable_cpus()))
     request.config.stash[_REPORT] = made
     return made
 
 
 @pytest.fixture(scope="session")
 def search_report(request: pytest.FixtureRequest) -> SearchReport:
-    made = SearchReport(threads=usable_cpus(), bundle=f"{LAYOUT.length:,} numbers a case")
-    if SHORT:
-        made.note(_SHORT)
+    made = _marked(SearchReport(threads=usable_cpus(), bundle=f"{LAYOUT.length:,} numbers a case"))
     request.config.stash[_SEARCH] = made
     return made
 
