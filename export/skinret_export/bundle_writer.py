@@ -1,10 +1,11 @@
 """Write a bundle from a checkpoint: whole and proven, or not at all."""
 
+import contextlib
 import dataclasses
 import importlib.metadata
 import json
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +14,23 @@ import onnx
 import torch
 
 from skinret_infer import gate
-from skinret_infer.bundle import GRAPHS, SCHEMA, TRAITS, Bundle, Level, Manifest, file_sha256, graph_file
+from skinret_infer.bundle import (
+    FILES,
+    GRAPHS,
+    SCHEMA,
+    TRAITS,
+    Bundle,
+    Level,
+    Manifest,
+    file_sha256,
+    graph_file,
+)
 from skinret_infer.cases import Case
 from skinret_infer.engines import available, open_engine, precisions, usable_cpus
 from skinret_infer.errors import InputError, ParityError
 from skinret_infer.files import whole_file, whole_folder
 from skinret_infer.image import decode, prepare
+from skinret_infer.signing import SIGNATURE
 from skinret_infer.text import TextEncoderInput, describe
 from skinret_training.checkpoint import Checkpoint
 from skinret_training.model import Skinret
@@ -30,6 +42,8 @@ from .portable import check_portable
 from .precision import write_fp16
 
 MIN_IMAGES = 64
+_PARTS = {*FILES, TRAITS, *(graph_file(name, "fp16") for name in GRAPHS), "manifest.json", SIGNATURE}
+_LITTER = {".DS_Store", "Thumbs.db", "desktop.ini"}  # of file managers
 _PACKAGES = ("torch", "transformers", "onnx", "onnxscript", "onnxruntime", "numpy")
 
 
@@ -50,20 +64,23 @@ def export_bundle(
     cases : at least 200 with words, on which lower precisions are measured (gate.py); none draws them.
     fp16 : also write the graphs in fp16, for graphics cards; half as much again on the disk.
     gates : measure the lower precisions of the runtimes that are installed here.
+    overwrite : replace a bundle that is there, once the new one is proven; nothing but a bundle is replaced.
     say : told of each step.
 
     Raises ParityError if any graph is not what the contract says or disagrees with PyTorch; the report is
-    then `OUT.parity.json`, and nothing stands at `out` that did not stand there before.
+    then `OUT.parity.json`, and nothing stands at `out` that did not stand there before. Raises InputError for
+    a checkpoint or a place that cannot be used, before the work, and if the disk fills up meanwhile.
     """
     out = Path(out)
     _check_out(out, overwrite)
+    out = out.resolve() if out.is_symlink() else out  # the folder is replaced, and the link stays
     torch.set_num_threads(min(torch.get_num_threads(), usable_cpus()))  # it does not know of quotas
     loaded = Checkpoint.load(checkpoint)
     probe = make_probe(loaded, images)
     model = loaded.model()
     report_path = out.with_name(out.name + ".parity.json")
     report: dict[str, Any] = {}
-    with whole_folder(out) as folder:
+    with _can_write(out), whole_folder(out) as folder:
         try:
             for name, spec in graph_specs(model, loaded.text.length).items():
                 say(f"{name}.onnx")
@@ -95,34 +112,53 @@ def export_bundle(
             measured = measure_precisions(Bundle(folder, manifest), asked, say)
             manifest = dataclasses.replace(manifest, gates=measured)
         (folder / "manifest.json").write_text(manifest.to_json(), "utf-8")
+        _check_out(out, overwrite)  # another export may have come first
     report_path.unlink(missing_ok=True)
     return Bundle.unverified(out)
 
 
 def _check_out(out: Path, overwrite: bool) -> None:
-    """Raise InputError, before the work, unless a bundle may be written in a place."""
-    if out.exists() or out.is_symlink():
-        is_bundle = (out / "manifest.json").is_file()
-        if not (overwrite and is_bundle):
-            raise InputError(
-                f"{out} exists",
-                code="exists",
-                expected="a new folder",
-                found="a bundle" if is_bundle else "a folder or file that is no bundle, and is left as it is",
-                cure="give another --out" + (", or --overwrite" if is_bundle else ""),
-            )
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent):
+    """Raise InputError, before the work, unless a bundle may be written in a place. Creates nothing."""
+    with _can_write(out):
+        if out.exists() or out.is_symlink():
+            why_not = _no_bundle(out)
+            if why_not or not overwrite:
+                raise InputError(
+                    f"{out} exists",
+                    code="exists",
+                    expected="a new folder",
+                    found=f"{why_not}, which is left as it is" if why_not else "a bundle",
+                    cure="give another --out" + ("" if why_not else ", or --overwrite"),
+                )
+        there = next(folder for folder in out.absolute().parents if folder.exists())
+        with tempfile.TemporaryDirectory(prefix=".skinret-", dir=there):
             return
+
+
+def _no_bundle(path: Path) -> str:
+    """Return what stands at a path if it is not a bundle, whole or damaged, and nothing else; or ""."""
+    if not path.is_dir():
+        return "a file that is no bundle"
+    names = {file.name for file in path.iterdir()}
+    if "manifest.json" not in names or not names & {*FILES}:
+        return "a folder that is no bundle"
+    more = names - _PARTS - _LITTER
+    return f"a folder with {min(more)} beside a bundle" if more else ""
+
+
+@contextlib.contextmanager
+def _can_write(out: Path) -> Iterator[None]:
+    """Turn what the system says of a full disk or a folder without permission into an InputError."""
+    try:
+        yield
     except OSError as error:
         raise InputError(
             f"{out} cannot be written",
             code="out-path",
-            expected="a folder that can be written",
-            found=error.strerror or str(error),
-            cure="give another --out",
-        ) from None
+            expected="a folder that can be written, with room for a bundle",
+            found=str(error),
+            cure="make room, or give another --out",
+        ) from error
 
 
 def measure_precisions(

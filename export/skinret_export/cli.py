@@ -1,6 +1,8 @@
 """skinret-export: ckpt.pt in, a proven bundle out; TensorRT engines too, where they can be built."""
 
+import os
 import shlex
+from collections.abc import Sequence
 from pathlib import Path
 
 import click
@@ -8,7 +10,8 @@ import click
 from skinret_infer.cases import read_cases
 from skinret_infer.console import report_errors
 from skinret_infer.engines import tensorrt
-from skinret_infer.errors import RuntimeUnavailable, printable
+from skinret_infer.errors import SkinretError, printable
+from skinret_infer.signing import KEY
 
 from .bundle_writer import export_bundle
 from .engines import build_engines
@@ -23,7 +26,7 @@ _PATH = click.Path(path_type=Path)
 @click.option(
     "--out",
     type=_PATH,
-    help="The bundle folder to write.  [default: beside CHECKPOINT, under its name without .pt]",
+    help="The bundle folder to write.  [default: beside CHECKPOINT: ckpt for ckpt.pt, ckpt.bundle for ckpt]",
 )
 @click.option(
     "--images", type=_PATH, help="Folder of at least 64 images to prove the bundle on.  [default: drawn ones]"
@@ -41,9 +44,9 @@ _PATH = click.Path(path_type=Path)
 )
 @click.option(
     "--engine",
-    type=click.Choice(["tensorrt", "tensorrt-rtx"]),
-    help="Build engines for this runtime; CHECKPOINT may be a bundle then.  "
-    "[default: for the card that is here]",
+    default="auto",
+    type=click.Choice(["auto", "none", *tensorrt.MODULES]),
+    help="Build engines for this runtime, of a bundle too; auto: of a new bundle, for the card that is here.",
 )
 @click.option("--precision", default="fp32", type=click.Choice(["fp32", "fp16"]), help="Of the engines.")
 @click.option(
@@ -65,7 +68,7 @@ def main(
     fp16: bool,
     gate: bool,
     overwrite: bool,
-    engine: str | None,
+    engine: str,
     precision: str,
     capability: tuple[str, ...],
     cache: Path | None,
@@ -76,43 +79,59 @@ def main(
     built too. Exit code 3 if the graphs disagree with PyTorch; a report then says which and how far off, and
     no bundle is written.
     """
-    bundle = checkpoint
-    if not (checkpoint / "manifest.json").is_file():
-        bundle = out = out or _beside(checkpoint)
-        table = read_cases(cases, None) if cases else None
-        written = export_bundle(
-            checkpoint,
-            out,
-            images=images,
-            cases=table.cases if table else (),
-            fp16=fp16,
-            gates=gate,
-            overwrite=overwrite,
-            say=_say,
-        )
-        parity = written.manifest.parity
-        _say(
-            f"{out}: proven on {parity['images']} {parity['source']}; "
-            f"largest difference of S {parity['max_score_error']:.1e}; top-{parity['top']} lists equal: "
-            f"{parity['lists_equal_up_to_ties']} ({parity['lists_identical']} to the letter)"
-        )
-        if not engine:
-            _build_for_card(out, precision, cache)
-        _say(f"the bundle is {out}; next, where it shall run:")
-        _say(f"  skinret doctor {_quoted(out)}")
-        _say(f"  skinret index {_quoted(out)} cases.skinret CASES.csv")
-        _say(f"  skinret query {_quoted(out)} cases.skinret --image PICTURE --text WORDS")
-    elif not engine:
-        raise click.UsageError(f"{checkpoint} is a bundle already; --engine builds engines of it.")
-    if engine:
-        for path in build_engines(bundle, engine, precision, capabilities=capability, cache=cache, say=_say):
-            click.echo(path)
+    named = engine in tensorrt.MODULES
+    if capability and not named:
+        raise click.UsageError("--capability is of the engines that --engine tensorrt-rtx builds.")
+    if (checkpoint / "manifest.json").is_file():
+        if not named:
+            raise click.UsageError(f"{checkpoint} is a bundle already; --engine builds engines of it.")
+        if out or images or cases or fp16 or overwrite:
+            raise click.UsageError(f"{checkpoint} is a bundle already, and is not exported again.")
+        _build(checkpoint, engine, precision, capability, cache)
+        return
+    if precision == "fp16" and not fp16:
+        raise click.UsageError("--precision fp16 is of the graphs that --fp16 writes.")
+    out = out or _beside(checkpoint)
+    table = read_cases(cases, None) if cases else None
+    written = export_bundle(
+        checkpoint,
+        out,
+        images=images,
+        cases=table.cases if table else (),
+        fp16=fp16,
+        gates=gate,
+        overwrite=overwrite,
+        say=_say,
+    )
+    parity = written.manifest.parity
+    _say(
+        f"{out}: proven on {parity['images']} {parity['source']}; "
+        f"largest difference of S {parity['max_score_error']:.1e}; top-{parity['top']} lists equal: "
+        f"{parity['lists_equal_up_to_ties']} ({parity['lists_identical']} to the letter)"
+    )
+    if named:
+        _build(out, engine, precision, capability, cache)
+    elif engine == "auto":
+        _build_for_card(out, precision, cache)
+    _say(f"the bundle is {out}; next, where it shall run:")
+    if KEY in os.environ:
+        _say(f"  skinret bundle sign {_quoted(out)} --key PRIVATE.pem")
+    _say(f"  skinret doctor {_quoted(out)}")
+    _say(f"  skinret index {_quoted(out)} cases.skinret CASES.csv")
+    _say(f"  skinret query {_quoted(out)} cases.skinret --image PICTURE --text WORDS")
 
 
 def _beside(checkpoint: Path) -> Path:
     """Return where the bundle of a checkpoint lies by default."""
-    suffix = "" if checkpoint.suffix else ".bundle"
-    return checkpoint.with_suffix(suffix)
+    known = checkpoint.suffix in (".pt", ".pth", ".ckpt")  # the 2 of skin-0.2 is none
+    return checkpoint.parent / (checkpoint.stem if known else f"{checkpoint.name}.bundle")
+
+
+def _build(
+    bundle: Path, engine: str, precision: str, capabilities: Sequence[str], cache: Path | None
+) -> None:
+    for path in build_engines(bundle, engine, precision, capabilities=capabilities, cache=cache, say=_say):
+        click.echo(path)
 
 
 def _build_for_card(bundle: Path, precision: str, cache: Path | None) -> None:
@@ -121,10 +140,9 @@ def _build_for_card(bundle: Path, precision: str, cache: Path | None) -> None:
     if name is None:
         return
     try:
-        for path in build_engines(bundle, name, precision, cache=cache, say=_say):
-            click.echo(path)
-    except RuntimeUnavailable as error:
-        _say(f"warning: no engines for {name}: {printable(str(error))}")
+        _build(bundle, name, precision, (), cache)
+    except SkinretError as error:
+        _say(f"warning: no engines for {name}: {printable(str(error))} [{error.code}]")
 
 
 def _quoted(path: Path) -> str:
