@@ -255,7 +255,7 @@ def read_ids(path: str | Path) -> set[str]:
     """Read case ids, one a line. Raises InputError."""
     path = Path(path)
     try:
-        lines = {line.strip() for line in _text(path).splitlines() if line.strip()}
+        lines = {_clean(line) for line in _text(path).splitlines()} - {""}
     except (OSError, ValueError) as error:
         raise InputError(
             f"{path} cannot be read",

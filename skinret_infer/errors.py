@@ -75,3 +75,6 @@ class Remark(str):
         remark = super().__new__(cls, text)
         remark.code = code
         return remark
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (str(self), self.code)

@@ -663,3 +663,8 @@ def test_a_name_that_windows_reads_as_a_way_out_is_refused(name: str, tmp_path: 
     with pytest.raises(InputError) as caught:
         below(tmp_path, name)
     assert caught.value.code == "image-outside"
+
+
+def test_a_file_of_ids_is_read_in_any_spelling(tmp_path: Path) -> None:
+    (tmp_path / "ids.txt").write_text(f"\ufeff{DECOMPOSED}\u200b\n\xa02 \n\n", "utf-8")
+    assert read_ids(tmp_path / "ids.txt") == {COMPOSED, "2"}

@@ -66,8 +66,9 @@ def test_a_process_pool_tells_the_cause() -> None:
 
 def test_warnings_and_results_come_back_whole(searcher: Searcher, cases: list[Case]) -> None:
     remark = Remark("words that the model does not know", "words-unknown")
-    again = pickle.loads(pickle.dumps(remark))  # noqa: S301
-    assert again == remark and again.code == "words-unknown"
+    for protocol in range(pickle.HIGHEST_PROTOCOL + 1):
+        again = pickle.loads(pickle.dumps(remark, protocol))  # noqa: S301
+        assert again == remark and again.code == "words-unknown"
     results = searcher.query(cases[0].image, "zzz irregular streaks", k=3)
     copied = pickle.loads(pickle.dumps(results))  # noqa: S301
     assert copied == results and [w.code for w in copied.warnings] == [w.code for w in results.warnings]
