@@ -21,6 +21,7 @@ Listings = dict[Path, dict[str, list[str]]]  # of a folder: its files by their n
 MAX_BYTES = 100_000_000  # of a table or a file of ids: a million cases of a hundred characters
 MAX_COLUMNS = 1000
 MAX_CELL = 100_000  # characters
+_FILES = ("image", "derm")  # columns of them
 _NO_WIDTH = "\u200b\u200c\u200d\u200e\u200f\u2060\ufeff"  # spaces and marks that nobody sees
 
 # The three groups of the paper. `bkl` is seborrheic keratosis and melanosis.
@@ -255,7 +256,7 @@ def read_ids(path: str | Path) -> set[str]:
     """Read case ids, one a line. Raises InputError."""
     path = Path(path)
     try:
-        lines = {_clean(line) for line in _text(path).splitlines()} - {""}
+        lines = {nfc(_trimmed(line)) for line in _text(path).splitlines()} - {""}
     except (OSError, ValueError) as error:
         raise InputError(
             f"{path} cannot be read",
@@ -300,9 +301,8 @@ def _text(path: Path) -> str:
         ) from None
 
 
-def _clean(text: str) -> str:
-    """Return a cell in normal form C, without the spaces around it."""
-    text = nfc(text)
+def _trimmed(text: str) -> str:
+    """Return a cell without the spaces around it."""
     while (shorter := text.strip().strip(_NO_WIDTH)) != text:
         text = shorter
     return text
@@ -375,7 +375,7 @@ def _read_csv(path: Path, needed: tuple[str, ...]) -> tuple[list[str], list[tupl
     """Return the names of the columns, and of each row its line and its cells by name."""
     try:
         reader = csv.reader(io.StringIO(_text(path), newline=""), strict=True)
-        header = [_clean(name) for name in next(reader, [])]
+        header = [nfc(_trimmed(name)) for name in next(reader, [])]
         _check_header(header, needed, path)
         columns = [name for name in header if name]
         rows = []
@@ -399,9 +399,9 @@ def _read_csv(path: Path, needed: tuple[str, ...]) -> tuple[list[str], list[tupl
                         expected=f"text of at most {MAX_CELL:,} characters",
                         found=f"{len(cell):,}" if len(cell) > MAX_CELL else "a NUL",
                     )
-                if name:
-                    row[name] = _clean(cell)
-                elif _clean(cell):
+                if name:  # a file has its name in the very spelling
+                    row[name] = _trimmed(cell) if name in _FILES else nfc(_trimmed(cell))
+                elif _trimmed(cell):
                     raise InputError(
                         f"{where}: a cell stands below a column without a name",
                         code="table-columns",

@@ -265,6 +265,8 @@ def evaluate_command(
     picture under another id are left out. Equal scores are in no order.
     """
     table = read_cases(cases, images)
+    for note in table.notes:
+        click.echo(note, err=True)
     wanted = read_ids(ids) if ids else {case.case_id for case in table.cases}
     chosen = [case for case in table.cases if case.case_id in wanted]
     _check_ids(wanted, {case.case_id for case in chosen}, cases)
@@ -302,6 +304,8 @@ def gate_command(
     precision that passed is used from then on by "auto". Exit code 3 if it is refused.
     """
     loaded, table = Bundle.load(bundle), read_cases(cases, images)
+    for note in table.notes:
+        click.echo(note, err=True)
     chosen = table.cases
     if ids:
         wanted = read_ids(ids)

@@ -16,7 +16,7 @@ from .errors import InputError
 FIELDS = ("diagnosis", "group", "confirmed_by")  # of every case; an attribute of such a name is not asked
 _Key: TypeAlias = tuple[str, AttributeValue]  # the kind of a value, and the value
 # A text that is a number: 00123 and 1e3 are names.
-_NUMBER = re.compile(r"[+-]?(0|[1-9]\d{0,14})(\.\d{1,15})?", re.ASCII)
+_NUMBER = re.compile(r"-?(0|[1-9]\d{0,14})(\.\d{1,15})?", re.ASCII)
 
 
 @dataclass(frozen=True, slots=True)

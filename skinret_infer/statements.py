@@ -40,7 +40,7 @@ _YES = _SEEN | {"yes", "positive", "+"}
 _NO = {"no", "not", "without", "neither", "nor", "lacks", "lacking"}
 _NO_BY_TWO = {("absence", "of"), ("lack", "of"), ("free", "of"), ("none", "of"), ("negative", "for")}
 _AFTER_NO = _SEEN | {"sign", "signs", "evidence", "of", "any"}  # "no sign of any streaks"
-_NONE = {"absent", "none", "no", "negative", "nil", "-", "missing", "lacking"}
+_NONE = {"absent", "none", "negative", "nil", "missing"}
 _SEVERAL = "combination"  # a case of this value may have each of the others of its criterion
 
 
@@ -112,7 +112,7 @@ def _read(
     text: str, phrases: Mapping[str, str], values: Mapping[str, Collection[str]]
 ) -> tuple[list[_Statement], set[str]]:
     """Return what a text states, and the names of the criteria that it leaves open."""
-    things = {_normal(phrase.format("")): name for name, phrase in phrases.items()}
+    things = {thing: name for name, phrase in phrases.items() if (thing := _normal(phrase.format("")))}
     stated: list[_Statement] = []
     left_open: set[str] = set()
     try:
@@ -133,7 +133,7 @@ def _read(
 def _words(text: str) -> list[str]:
     """Return words without case, those with hyphens whole, and signs."""
     text = unicodedata.normalize("NFKC", text).casefold()
-    text = re.sub(r"[\u2010-\u2015\u2212]", "-", text)
+    text = re.sub(r"[\u2010-\u2013\u2212]", "-", text)  # a longer one parts sentences
     text = "\n".join(line for line in text.splitlines() if line.strip())
     text = re.sub(r"\bcan['’]t\b|\bcannot\b", "can not", text)
     text = re.sub(r"\b(is|are|was|were|could)n['’]t\b", r"\1 not", text)
@@ -168,8 +168,10 @@ def _things(words: Sequence[str], things: Mapping[str, str]) -> list[_Token]:
 
 
 def _sentences(tokens: Sequence[_Token]) -> Iterator[list[_Token]]:
-    """Give the sentences; a line that a comma or "or" ends or begins goes on over its end."""
+    """Give the sentences; a line that a comma or "or" ends or begins goes on over its end. Raises _Unsure."""
     sentence: list[_Token] = []
+    if tokens and tokens[-1] == "but":
+        raise _Unsure  # what follows is missing
     ended = [*tokens, "."]
     for token, following in zip(ended, [*ended[1:], "."], strict=True):
         if token == "\n" and ((sentence and sentence[-1] in _LINKS) or following in _LINKS):
@@ -282,13 +284,17 @@ def _item(tokens: Sequence[_Token], links: set[str], values: Mapping[str, Collec
             denied = False
         case [word] if word in _NONE and not no:
             denied = True
+        case ["no"] if told and not no:
+            denied = True
+        case ["-"] if value is None and not no:
+            denied = True
         case ["not" | "no", word] if word in _SEEN and not no:
             denied = True
         case [_, *_] if not no and value is None:
             value, denied = _value(behind, values[name]), False
         case _:
             raise _Unsure
-    if denied and value == "absent":
+    if value == "absent" and (denied or words):
         raise _Unsure
     return _Statement(name, value, denied, no, True)
 
@@ -298,6 +304,8 @@ def _denial(words: Sequence[str]) -> tuple[bool, list[str]]:
     denials, left, place = 0, list[str](), 0
     while place < len(words):
         word = words[place]
+        if left and word in _NO:  # "irregular no streaks"
+            raise _Unsure
         if tuple(words[place : place + 2]) in _NO_BY_TWO:
             denials, place = denials + 1, place + 1
         elif word in _NO:

@@ -1102,6 +1102,7 @@ def mixed(path: Path) -> Iterator[Archive]:
         ({"age": "63"}, "d"),
         ({"age": ["63", 63]}, "abd"),
         ({"age": "063"}, ""),
+        ({"age": "+63"}, ""),
         ({"group": "mel"}, "ab"),
         ({"confirmed_by": "histopathology"}, "d"),
         ({"sex": "female"}, "ac"),

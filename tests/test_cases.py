@@ -668,3 +668,14 @@ def test_a_name_that_windows_reads_as_a_way_out_is_refused(name: str, tmp_path: 
 def test_a_file_of_ids_is_read_in_any_spelling(tmp_path: Path) -> None:
     (tmp_path / "ids.txt").write_text(f"\ufeff{DECOMPOSED}\u200b\n\xa02 \n\n", "utf-8")
     assert read_ids(tmp_path / "ids.txt") == {COMPOSED, "2"}
+
+
+def test_of_two_spellings_a_table_gets_the_file_that_it_names(tmp_path: Path) -> None:
+    for name in (COMPOSED, DECOMPOSED):
+        (tmp_path / f"{name}.jpg").write_bytes(name.encode())
+    if len(list(tmp_path.iterdir())) < 2:
+        pytest.skip("this file system does not tell the two spellings apart")
+    table = tmp_path / "CASES.csv"
+    table.write_text(f"{HEADER}1,{COMPOSED}.jpg,nevus\n2, {DECOMPOSED}.jpg ,nevus\n", "utf-8")
+    found = [Path(str(case.image)).read_bytes().decode() for case in read_cases(table).cases]
+    assert found == [COMPOSED, DECOMPOSED]

@@ -250,7 +250,8 @@ def test_the_shell_lines_of_the_readme_are_commands_that_exist() -> None:
     assert len(lines) >= 12
     for line in lines:
         command, words = _command(shlex.split(line, comments=True))
-        command.make_context(line, words)  # as a shell would have it: nothing unknown, nothing missing
+        above = click.Context(skinret, **skinret.context_settings)  # a command keeps the first -h that it has
+        command.make_context(line, words, above)  # as by a shell: nothing unknown, nothing missing
     mentioned = re.findall(r"`(skinret(?:-train|-export)?\s[^`]*--[^`]*)`", readme)
     assert len(mentioned) >= 3
     for text in mentioned:
