@@ -12,7 +12,7 @@ import click
 
 from . import __version__, doctor, evaluate, gate
 from .bundle import Bundle
-from .cases import read_cases, read_ids
+from .cases import Case, read_cases, read_ids
 from .cli_archive import archive as archive_group
 from .cli_audit import audit as audit_group
 from .cli_bundle import bundle as bundle_group
@@ -134,14 +134,7 @@ def index(
     CASES is a CSV with columns case_id, image, diagnosis and any more, which become attributes, or a Derm7pt
     release_v0 folder. A case that is there already, unchanged, is left; one with other facts is an error.
     """
-    table = read_cases(cases, images)
-    for note in table.notes:
-        click.echo(note, err=True)
-    chosen = table.cases
-    if ids:
-        wanted = read_ids(ids)
-        chosen = [case for case in chosen if case.case_id in wanted]
-        _check_ids(wanted, {case.case_id for case in chosen}, cases)
+    chosen = _chosen(cases, images, ids)
     with (
         Searcher(bundle, archive, runtime=runtime, precision=precision, threads=threads) as searcher,
         progress("indexing") as bar,
@@ -264,12 +257,7 @@ def evaluate_command(
     A hit is right if its group is the query's. A query never finds itself: its own case id and its very
     picture under another id are left out. Equal scores are in no order.
     """
-    table = read_cases(cases, images)
-    for note in table.notes:
-        click.echo(note, err=True)
-    wanted = read_ids(ids) if ids else {case.case_id for case in table.cases}
-    chosen = [case for case in table.cases if case.case_id in wanted]
-    _check_ids(wanted, {case.case_id for case in chosen}, cases)
+    chosen = _chosen(cases, images, ids)
     with (
         Searcher(bundle, archive, runtime=runtime, precision=precision, threads=threads) as searcher,
         progress("queries") as bar,
@@ -303,14 +291,7 @@ def gate_command(
     At least 200 cases with words are needed. The verdict is kept in the cache folder for this bundle; a
     precision that passed is used from then on by "auto". Exit code 3 if it is refused.
     """
-    loaded, table = Bundle.load(bundle), read_cases(cases, images)
-    for note in table.notes:
-        click.echo(note, err=True)
-    chosen = table.cases
-    if ids:
-        wanted = read_ids(ids)
-        chosen = [case for case in chosen if case.case_id in wanted]
-        _check_ids(wanted, {case.case_id for case in chosen}, cases)
+    loaded, chosen = Bundle.load(bundle), _chosen(cases, images, ids)
     asked = gate.questions(loaded.manifest, loaded.tokenizer(), chosen, f"cases of {cases.name}")
     reference = open_engine(loaded, "onnxruntime-cpu", threads, precision="fp32")
     candidate = open_engine(loaded, runtime, threads, precision=precision, gated=False)
@@ -388,14 +369,23 @@ def _named(item: str, option: str, form: str) -> tuple[str, str]:
     return name, value
 
 
-def _check_ids(wanted: set[str], found: set[str], table: Path) -> None:
-    if unknown := sorted(wanted - found):
+def _chosen(cases: Path, images: Path | None, ids: Path | None) -> list[Case]:
+    """Read a table, print its notes, and return its cases, or those whose ids a file lists."""
+    table = read_cases(cases, images)
+    for note in table.notes:
+        click.echo(note, err=True)
+    if ids is None:
+        return table.cases
+    wanted = read_ids(ids)
+    chosen = [case for case in table.cases if case.case_id in wanted]
+    if unknown := sorted(wanted - {case.case_id for case in chosen}):
         raise InputError(
-            f"{len(unknown)} of the ids are not in {table}",
+            f"{len(unknown)} of the ids are not in {cases}",
             code="ids-unknown",
             expected="case ids of the table",
             found=", ".join(unknown[:5]),
         )
+    return chosen
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The extras: what is said where a package of one is not installed, or is there and cannot be imported."""
+"""The error of an extra whose package is not installed, or is installed and cannot be imported."""
 
 import importlib.util
 

@@ -13,6 +13,7 @@ A word at one item may go for others: "no" or a value for the items after it, "a
 side. Where that is open they are left open; in "no A, B or C" it is not.
 """
 
+import functools
 import re
 import unicodedata
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -81,7 +82,7 @@ def compare(
     is shared by a case without it. A criterion is in neither where the words or the case leave it open.
     """
     owned = {n: value for n in phrases if (value := _normal(attributes.get(n)))}
-    values = {n: {_normal(v) for v in DERM7PT_VALUES.get(n, ())} | {owned.get(n, "absent")} for n in phrases}
+    values = {n: _known(n) | {owned.get(n, "absent")} for n in phrases}
     stated, left_open = _read(text, phrases, values)
     shared: dict[str, str] = {}
     differing: dict[str, str] = {}
@@ -104,8 +105,10 @@ def _holds(stated: _Statement, own: str) -> bool | None:
     return stated.denied if own in known - {_SEVERAL} else None
 
 
-def _known(name: str) -> set[str]:
-    return {_normal(value) for value in DERM7PT_VALUES.get(name, ())}
+@functools.cache
+def _known(name: str) -> frozenset[str]:
+    """Return the values that the checklist has of a criterion."""
+    return frozenset(_normal(value) for value in DERM7PT_VALUES.get(name, ()))
 
 
 def _read(
