@@ -16,10 +16,10 @@ from report import Report
 from search_contestant import LAYOUT
 from search_report import SearchReport
 
-from skinret_infer import gate
 from skinret_infer.bundle import Bundle
 from skinret_infer.cases import read_cases
 from skinret_infer.engines import Engine, available, open_engine, precisions, usable_cpus
+from skinret_infer.evaluation import precision as gate
 from skinret_infer.text import TextEncoderInput
 
 sys.path.append(str(Path(__file__).parents[1] / "tests"))  # where durability.py is, of both

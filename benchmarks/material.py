@@ -12,13 +12,14 @@ import numpy as np
 from PIL import Image
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
 
-from skinret_infer.archive import Archive
+from skinret_infer.archive.archive import Archive
+from skinret_infer.archive.store import Record
 from skinret_infer.bundle import Bundle
 from skinret_infer.cases import Case
 from skinret_infer.descriptor import Layout, Vector
 from skinret_infer.engines import open_engine
-from skinret_infer.image import ImageRecipe, decode, prepare
-from skinret_infer.store import Record
+from skinret_infer.imaging.decode import decode
+from skinret_infer.imaging.recipe import ImageRecipe, prepare
 from skinret_infer.text import TextRecipe, describe, phrases_of
 from skinret_training.synthetic import random_lesions
 
@@ -74,7 +75,7 @@ def full_size(cache: Path) -> tuple[Path, Path]:
 
     import skinret_export
     import skinret_training
-    from skinret_export.bundle_writer import export_bundle
+    from skinret_export.export import export_bundle
     from skinret_training.checkpoint import Checkpoint
     from skinret_training.model import ModelConfig, Skinret
 

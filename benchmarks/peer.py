@@ -10,7 +10,8 @@ import torch
 
 from skinret_infer.bundle import GRAPHS
 from skinret_infer.descriptor import weigh
-from skinret_infer.image import decode, prepare
+from skinret_infer.imaging.decode import decode
+from skinret_infer.imaging.recipe import prepare
 from skinret_infer.text import TextEncoderInput
 from skinret_training.checkpoint import Checkpoint
 from skinret_training.model import Skinret

@@ -17,7 +17,7 @@ from typing import Any
 import psutil
 from PIL import Image, ImageDraw, ImageFont
 
-from skinret_infer.files import whole_file
+from skinret_infer._files import whole_file
 
 GRAPHS, QUERY, INDEX, COLD, MEMORY = SECTIONS = (
     "Each graph",

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from cold_start import memory
 
-from skinret_infer.archive import Archive
+from skinret_infer.archive.archive import Archive
 from skinret_infer.descriptor import Layout, part_weights
 
 DEFAULT = os.environ.get("SKINRET_SEARCH") == "default"

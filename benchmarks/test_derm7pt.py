@@ -15,7 +15,7 @@ import pytest
 from click.testing import CliRunner
 
 from skinret_export.cli import main as export
-from skinret_infer.cli import main as skinret
+from skinret_infer.cli.main import main as skinret
 from skinret_training.cli import main as train
 
 NEEDED = ("SKINRET_DERM7PT", "SKINRET_VISION", "SKINRET_TEXT")

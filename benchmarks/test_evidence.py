@@ -15,7 +15,8 @@ from material import Product
 
 from skinret_infer import Case, Searcher
 from skinret_infer.descriptor import Vector, part_weights, products
-from skinret_infer.image import Pixels, decode, prepare
+from skinret_infer.imaging.decode import decode
+from skinret_infer.imaging.recipe import Pixels, prepare
 from skinret_infer.text import describe
 
 Cells = npt.NDArray[np.int64]

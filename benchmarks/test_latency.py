@@ -28,7 +28,8 @@ from report import COLD, GRAPHS, INDEX, MEMORY, QUERY, Report
 from skinret_infer import Case, Searcher
 from skinret_infer.descriptor import COMPOSED, LEVELS, weigh
 from skinret_infer.engines import Engine
-from skinret_infer.image import decode, prepare
+from skinret_infer.imaging.decode import decode
+from skinret_infer.imaging.recipe import prepare
 from skinret_infer.text import TextEncoderInput
 
 # Seconds until the threads of the one before sleep: numpy's OpenBLAS keeps one spinning for a tenth.

@@ -29,9 +29,9 @@ from material import SHORT, formed, learned_like
 from search_contestant import FLAT, IVF, KINDS, LAYOUT, MODEL, NUMPY, OURS, PROBES, SQ8, STEP, Lists
 from search_report import MANY, ONE, UNSTRUCTURED, SearchReport, section_of
 
-from skinret_infer.archive import Archive
+from skinret_infer.archive.archive import Archive
+from skinret_infer.archive.store import Record
 from skinret_infer.descriptor import Vector
-from skinret_infer.store import Record
 
 ASKED = 100 if SHORT else 1000  # queries; at most 60 of them are timed one by one
 NAP = 0.0 if SHORT else 0.1  # seconds until the threads of the one before sleep

@@ -14,8 +14,8 @@ import pytest
 from material import Product
 
 from skinret_infer import Searcher
-from skinret_infer.audit import verify
 from skinret_infer.text import describe
+from skinret_infer.trust.audit import verify
 
 THREADS = 8
 STEP = 1000

@@ -1,8 +1,7 @@
 """skinret: the most similar confirmed cases of an archive, for a dermoscopy image and a few words."""
 
-__version__ = "0.1.0"  # before what says it
-
-from . import telemetry as telemetry  # first of all: it is off in whatever loads from here on
+from . import _telemetry as _telemetry  # first of all: it is off in whatever loads from here on
+from ._version import __version__ as __version__
 from .cases import Case
 from .errors import ArchiveError, BundleError, InputError, ParityError, RuntimeUnavailable, SkinretError
 from .results import Hit, Results

@@ -1,6 +1,6 @@
 """skinret, as `python -m skinret_infer`."""
 
-from .cli import main
+from .cli.main import main
 
 if __name__ == "__main__":
     main(prog_name="skinret")

@@ -11,13 +11,13 @@ from typing import Any, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from . import signing
 from .descriptor import COMPOSED, LEVELS, Layout
 from .errors import BundleError, SkinretError
-from .graph import MAX_BYTES as MAX_GRAPH
-from .graph import check_graph
-from .image import ImageRecipe
+from .imaging.recipe import ImageRecipe
 from .text import TextRecipe
+from .trust import signing
+from .trust.onnx_check import MAX_BYTES as MAX_GRAPH
+from .trust.onnx_check import check_graph
 
 Shapes = dict[str, tuple[int | str | None, ...]]
 SCHEMA = 1

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
 from .errors import InputError
-from .image import ImageSource
+from .imaging.decode import ImageSource
 from .text import DERM7PT_PHRASES, DERM7PT_VALUES
 
 AttributeValue = str | int | float | bool

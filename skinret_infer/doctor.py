@@ -18,13 +18,16 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from . import __version__, gate, signing, telemetry
-from .archive import SCHEMA, Archive, check_sqlite
+from . import _telemetry
+from ._version import __version__
+from .archive.archive import SCHEMA, Archive, check_sqlite
 from .bundle import Bundle
 from .engines import PRECISIONS, available, cache_folder, choose, cure, precisions, usable_cpus
 from .engines.base import version
 from .errors import ArchiveError, BundleError, SkinretError, printable
+from .evaluation import precision as gate
 from .searcher import Searcher
+from .trust import signing
 
 NOTHING_RUNS = 'nothing here; pip install "skinret-infer[cpu]"'
 CPU_FLAGS = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_bf16", "amx_int8")
@@ -72,7 +75,7 @@ def examine(bundle: str | Path | None = None, archive: str | Path | None = None)
             name: {"runs": not reason, "reason": reason, "cure": _cure(name, reason, gpu)}
             for name, reason in reasons.items()
         },
-        "telemetry": {name: telemetry.state(name) for name in ("onnxruntime", "openvino")},
+        "telemetry": {name: _telemetry.state(name) for name in ("onnxruntime", "openvino")},
         "auto": next((name for name, reason in reasons.items() if not reason), None),
     }
     healthy = report["auto"] is not None and not report["sqlite_fault"]

@@ -9,7 +9,8 @@ from typing import Any, Protocol
 from .cases import AttributeValue
 from .errors import InputError, printable
 from .evidence import Evidence
-from .image import ImageSource, Pixels
+from .imaging.decode import ImageSource
+from .imaging.recipe import Pixels
 
 
 class Asked(Protocol):
@@ -138,7 +139,7 @@ class Results:
 
         Needs the extra `report`, and the Searcher still open. Raises InputError, ArchiveError.
         """
-        from .report import write_report
+        from .report.html import write_report
 
         write_report(self, path, image, images)
 

@@ -18,9 +18,10 @@ from typing import Any, Self
 import numpy as np
 import numpy.typing as npt
 
-from . import __version__, forks, gate
-from .archive import Archive
-from .audit import AuditLog
+from . import _forks
+from ._version import __version__
+from .archive.archive import Archive
+from .archive.store import Added, Match, Record, Store, check_on_duplicate, duplicate
 from .bundle import Bundle
 from .cases import AttributeValue, Case, can_be_stored, find_file, nfc
 from .descriptor import (
@@ -37,12 +38,14 @@ from .descriptor import (
 from .engines import CARDS, Array, Engine, cache_folder, open_engine, usable_cpus
 from .engines.base import Words
 from .errors import ArchiveError, InputError, RuntimeUnavailable, SkinretError
+from .evaluation import precision as gate
 from .evidence import Evidence, Maps, split_score
-from .image import ImageSource, Pixels, decode, digest, prepare, seen_box
+from .imaging.decode import ImageSource, decode
+from .imaging.recipe import Pixels, digest, prepare, seen_box
 from .results import Hit, Results
 from .statements import compare
-from .store import Added, Match, Record, Store, check_on_duplicate, duplicate
 from .text import TextEncoderInput, check_text
+from .trust.audit import AuditLog
 
 BATCH = 8  # images encoded at once, and cases written in one transaction
 _STEP = 4  # tokens: texts are padded to a multiple of it
@@ -136,7 +139,7 @@ class Searcher:
         self._audit = AuditLog(audit) if isinstance(audit, str | Path) else audit
         self._seen: OrderedDict[bytes, Array] = OrderedDict()  # token ids -> tokens [n, d_T]
         self._renew()
-        forks.renew(self)
+        _forks.renew(self)
 
     def _renew(self) -> None:
         self._pool = ThreadPoolExecutor(_WORKERS, "skinret-words")
@@ -147,7 +150,7 @@ class Searcher:
         """Let go of the runtime of the parent, in a forked child; the first use opens another."""
         if self._opened and self._opened.name in CARDS:
             self._runtime = self._opened.name, self._opened.precision
-        forks.abandon(self._opened, self._writing)
+        _forks.abandon(self._opened, self._writing)
         self._opened = self._writing = None
         self._renew()
 
@@ -205,7 +208,7 @@ class Searcher:
     def warmup(self) -> None:
         """Run every graph once, so that the first query is as fast as the next."""
         size = self.manifest.image.size
-        with forks.no_fork():
+        with _forks.no_fork():
             self._describe([_Asked(self, np.zeros((size, size, 3), np.uint8), None, "lesion")], {})
 
     def add(
@@ -319,7 +322,7 @@ class Searcher:
             for each in asked:
                 each.how = how
             for start in range(0, len(asked), BATCH):
-                with forks.no_fork():
+                with _forks.no_fork():
                     answers += self._answer(asked[start : start + BATCH], where)
         return answers
 
@@ -425,7 +428,7 @@ class Searcher:
         """Return the descriptor of a query, or without text of a case: float32 [D], as its Layout says."""
         asked = _Asked(self, image, text)
         asked.text = check_text(text, self.manifest.text)
-        with forks.no_fork():
+        with _forks.no_fork():
             self._describe([asked], {})
         return asked.descriptor
 
@@ -476,7 +479,7 @@ class Searcher:
                 new.append(read)
                 pixels.append(read.pixels)
         if new:
-            with forks.no_fork():
+            with _forks.no_fork():
                 descriptors = self._writer().describe(np.stack(pixels), None)
                 self._archive.write([read.record for read in new], descriptors)
             for read in new:
@@ -526,7 +529,7 @@ class Searcher:
 
     def _maps(self, engine: Engine, pixels: Pixels, text: str) -> Maps:
         """Return what the descriptor of a query or, without text, of a case is pooled from."""
-        with forks.no_fork():
+        with _forks.no_fork():
             maps = engine.run("visual_encoder", {"pixels": pixels[None]}, LEVELS)
             if text:
                 tokens, mask, _ = self._words([text], {})
@@ -643,7 +646,7 @@ class _Asked:
         split = partial(
             split_score, manifest=searcher.manifest, reading=searcher._traits, weights=self.weights
         )
-        with forks.no_fork():  # a child would wait for the lock of the property, had another thread held it
+        with _forks.no_fork():  # a child would wait for the lock of the property, had another thread held it
             own = self.maps
         query, missed = split(own, self.descriptor, descriptor, box=self.box)
         side, picture = None, None

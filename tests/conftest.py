@@ -13,12 +13,12 @@ import pytest
 import torch
 from filelock import FileLock
 
-from skinret_export import bundle_writer
-from skinret_export.bundle_writer import export_bundle
+from skinret_export import export
 from skinret_export.demo import write_small_tokenizer
+from skinret_export.export import export_bundle
 from skinret_infer import Case, Searcher
 from skinret_infer.cases import read_cases
-from skinret_infer.image import ImageRecipe
+from skinret_infer.imaging.recipe import ImageRecipe
 from skinret_infer.text import TextRecipe
 from skinret_training.checkpoint import Checkpoint
 from skinret_training.model import ModelConfig, Skinret
@@ -173,9 +173,9 @@ def full_bundle(tokenizer: str, tmp_path_factory: pytest.TempPathFactory) -> Pat
         config=model.config, image=ImageRecipe(), text=TextRecipe(), tokenizer=tokenizer,
         state=model.state_dict(), name="full", version="1",
     ).save(folder / "full.pt")  # fmt: skip
-    probe = bundle_writer.make_probe
+    probe = export.make_probe
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(bundle_writer, "make_probe", lambda loaded, images: probe(loaded, images, count=16))
+        patch.setattr(export, "make_probe", lambda loaded, images: probe(loaded, images, count=16))
         return export_bundle(folder / "full.pt", folder / "bundle", fp16=True, gates=False).path
 
 

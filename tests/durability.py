@@ -31,11 +31,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from skinret_infer import archive as archive_module
-from skinret_infer import scan as scan_module
-from skinret_infer.archive import Archive
+from skinret_infer.archive import archive as archive_module
+from skinret_infer.archive import pruning as scan_module
+from skinret_infer.archive.archive import Archive
+from skinret_infer.archive.store import Record
 from skinret_infer.descriptor import Layout, Vector, part_weights, products
-from skinret_infer.store import Record
 
 LAYOUT = Layout(local=(24, 24, 24), global_=(24, 24, 24), traits=(3, 2))
 TRACE = re.compile(rb"(?:case|mark)-[0-9a-f]{12}")  # every case has two such texts, like those of no other

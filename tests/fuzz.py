@@ -37,16 +37,18 @@ import psutil
 import pytest
 from PIL import Image, ImageCms
 
-from skinret_infer import SkinretError, gate
-from skinret_infer import archive as archive_module
-from skinret_infer.archive import Archive
-from skinret_infer.audit import AuditLog, verify
+from skinret_infer import SkinretError
+from skinret_infer.archive import archive as archive_module
+from skinret_infer.archive.archive import Archive
+from skinret_infer.archive.exchange import archive_for, export_archive, import_archive
 from skinret_infer.bundle import GRAPHS, TRAITS, Bundle, Level, Manifest, contract
 from skinret_infer.cases import read_cases, read_ids
 from skinret_infer.descriptor import Layout, part_weights
-from skinret_infer.exchange import archive_for, export_archive, import_archive
-from skinret_infer.image import ImageRecipe, decode
+from skinret_infer.evaluation import precision as gate
+from skinret_infer.imaging.decode import decode
+from skinret_infer.imaging.recipe import ImageRecipe
 from skinret_infer.text import TextEncoderInput, TextRecipe, describe
+from skinret_infer.trust.audit import AuditLog, verify
 
 MEMORY = 50_000_000  # bytes that a process may grow by
 _PIXELS = 2_000_000  # of a picture that is decoded: the way of a larger one is the same

@@ -22,10 +22,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from skinret_infer import ArchiveError, Case, InputError, Searcher, SkinretError
-from skinret_infer import archive as archive_module
-from skinret_infer.archive import Archive, sqlite_uri
+from skinret_infer.archive import archive as archive_module
+from skinret_infer.archive.archive import Archive, sqlite_uri
+from skinret_infer.archive.store import Match, Record
 from skinret_infer.descriptor import Layout, Vector, part_weights
-from skinret_infer.store import Match, Record
 
 LAYOUT = Layout(local=(4, 6, 8), global_=(4, 6, 8), traits=(3, 2))
 GAMMA = 0.5

@@ -19,10 +19,10 @@ from click.testing import CliRunner
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from skinret_infer import audit
-from skinret_infer.audit import AuditLog, Verified, verify
-from skinret_infer.cli import main
+from skinret_infer.cli.main import main
 from skinret_infer.errors import AuditError
+from skinret_infer.trust import audit
+from skinret_infer.trust.audit import AuditLog, Verified, verify
 
 posix = pytest.mark.skipif(os.name != "posix", reason="signals, limits and permissions of POSIX")
 
@@ -54,7 +54,8 @@ def _run(program: str, *arguments: object) -> Any:
     """Run a program in a process of its own and return the JSON that it prints last."""
     start = (
         "import json, os, resource, signal, sys, threading, time; from pathlib import Path\n"
-        "from skinret_infer.audit import AuditLog, verify; from skinret_infer.errors import AuditError\n"
+        "from skinret_infer.trust.audit import AuditLog, verify\n"
+        "from skinret_infer.errors import AuditError\n"
     )
     done = subprocess.run(
         [sys.executable, "-c", start + program, *map(str, arguments)],

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from skinret_infer import BundleError, Case, Searcher, SkinretError
 from skinret_infer.bundle import FILES, GRAPHS, TRAITS, Bundle, Manifest, read_manifest
 from skinret_infer.descriptor import Layout
-from skinret_infer.image import ImageRecipe
+from skinret_infer.imaging.recipe import ImageRecipe
 from skinret_infer.text import TextRecipe
 
 

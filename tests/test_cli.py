@@ -20,11 +20,11 @@ from PIL import Image
 from skinret_export import demo
 from skinret_export.cli import main as export_main
 from skinret_infer import Case, Searcher, doctor
-from skinret_infer import archive as archive_module
-from skinret_infer.cli import _range, main
-from skinret_infer.cli_archive import archive as archive_group
-from skinret_infer.cli_audit import audit as audit_group
-from skinret_infer.cli_bundle import bundle as bundle_group
+from skinret_infer.archive import archive as archive_module
+from skinret_infer.cli.archive import archive as archive_group
+from skinret_infer.cli.audit import audit as audit_group
+from skinret_infer.cli.bundle import bundle as bundle_group
+from skinret_infer.cli.main import _range, main
 from skinret_infer.engines import RUNTIMES
 from skinret_training.cli import main as train_main
 
@@ -481,7 +481,7 @@ def test_stdout_is_json_alone_when_run_as_a_program(bundle: Path, archive: Path,
     command = [
         sys.executable,
         "-m",
-        "skinret_infer.cli",
+        "skinret_infer.cli.main",
         "query",
         bundle,
         archive,

@@ -16,7 +16,7 @@ from test_image import FORMATS, PICTURE, SAVED, _refusal, _saved
 from test_tiff import tiff
 
 from skinret_infer.errors import InputError
-from skinret_infer.image import decode
+from skinret_infer.imaging.decode import decode
 
 NOISE = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
 
@@ -204,7 +204,7 @@ def test_a_time_limit_holds_whatever_block_a_neighbour_sets(monkeypatch: pytest.
             sizes.append(-1 if size is None else size)
             return super().read(size)
 
-    from skinret_infer import codec
+    from skinret_infer.imaging import codec
 
     codec.load(codec.Jpeg(Seen(_saved(Image.fromarray(np.tile(NOISE, (12, 12, 1))), "JPEG"))))
     assert max(sizes) <= 65536

@@ -26,8 +26,8 @@ from test_image import (
     wide_to_srgb,
 )
 
-from skinret_infer import container
-from skinret_infer.image import decode
+from skinret_infer.imaging import metadata
+from skinret_infer.imaging.decode import decode
 
 HEIGHT, WIDTH, _ = PICTURE.shape
 BAD = b"\xee" * 30
@@ -510,7 +510,7 @@ def test_colours_that_exif_leaves_open_are_a_warning_unless_a_profile_tells() ->
 
 
 def test_a_profile_that_is_made_is_that_of_its_colours() -> None:
-    made = container.matrix_profile(_ADOBE, 563 / 256)
+    made = metadata.matrix_profile(_ADOBE, 563 / 256)
     assert (
         np.abs(
             decode(png(_chunk(b"iCCP", b"a\0\0" + zlib.compress(made)))).astype(int) - wide_to_srgb(PICTURE)

@@ -22,13 +22,13 @@ from transformers import BertConfig, BertModel, SwinBackbone, SwinConfig
 from skinret_export.demo import write_small_tokenizer
 from skinret_infer import Case, SkinretError
 from skinret_infer.cases import CaseTable, read_cases
-from skinret_infer.image import ImageRecipe
+from skinret_infer.imaging.recipe import ImageRecipe
 from skinret_infer.text import TextRecipe
 from skinret_training import baselines, crossval
 from skinret_training.baselines import Features, judge, late_fusion, linear_probe, one_hot, resnet50_cossim
 from skinret_training.cli import main
+from skinret_training.crossval_report import FIGURES, grid, markdown, overview, spread, summarize
 from skinret_training.data import load_dataset, split
-from skinret_training.report import FIGURES, grid, markdown, overview, spread, summarize
 from skinret_training.train import TrainConfig, train
 
 ARCHIVES = ("training_folds", "held_out_fold")

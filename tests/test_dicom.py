@@ -18,10 +18,10 @@ import pytest
 from PIL import Image
 
 from skinret_infer import Case, Searcher, SkinretError
-from skinret_infer import image as image_module
 from skinret_infer.cases import read_cases
 from skinret_infer.errors import InputError
-from skinret_infer.image import decode
+from skinret_infer.imaging import decode as image_module
+from skinret_infer.imaging.decode import decode
 
 pydicom = pytest.importorskip("pydicom", reason="the extra dicom is not installed")
 
@@ -595,7 +595,7 @@ def test_a_jpeg_of_very_many_scans_within_an_object_is_refused() -> None:
 
 
 def test_jpeg_2000_of_too_many_bytes_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("skinret_infer.dicom.MAX_JPEG_2000", 100)
+    monkeypatch.setattr("skinret_infer.imaging.dicom.MAX_JPEG_2000", 100)
     _refusal(_every_syntax()["jpeg 2000"], "image-too-large")
 
 
@@ -975,7 +975,7 @@ def test_a_table_may_name_dicom_objects(bundle: Path, tmp_path: Path) -> None:
     run = [
         sys.executable,
         "-m",
-        "skinret_infer.cli",
+        "skinret_infer.cli.main",
         "index",
         bundle,
         tmp_path / "c.skinret",
@@ -995,7 +995,7 @@ def test_without_pydicom_the_refusal_names_the_extra_and_other_files_are_read(tm
     code = """
 import sys
 sys.modules["pydicom"] = None
-from skinret_infer.image import decode
+from skinret_infer.imaging.decode import decode
 from skinret_infer.errors import InputError
 print(decode("a.png").shape)
 try:

@@ -22,10 +22,10 @@ import pytest
 from durability import LAYOUT, State, check_answers, descriptors, held, opened, record, run, traces, traces_of
 
 from skinret_infer import ArchiveError, InputError
-from skinret_infer import archive as archive_module
-from skinret_infer.archive import Archive
+from skinret_infer._files import whole_file
+from skinret_infer.archive import archive as archive_module
+from skinret_infer.archive.archive import Archive
 from skinret_infer.descriptor import part_weights
-from skinret_infer.files import whole_file
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="signals, limits and permissions of POSIX")
 WEIGHTS = part_weights(LAYOUT, 0.6, 0.5)

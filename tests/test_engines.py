@@ -19,12 +19,14 @@ import onnxruntime as ort
 import pytest
 from test_searcher import WORDS
 
-from skinret_infer import BundleError, Case, InputError, RuntimeUnavailable, Searcher, doctor, engines, gate
+from skinret_infer import BundleError, Case, InputError, RuntimeUnavailable, Searcher, doctor, engines
 from skinret_infer.bundle import GRAPHS, Bundle
 from skinret_infer.descriptor import COMPOSED, LEVELS
 from skinret_infer.engines import Engine, cache, choose, cpus, onnxruntime, open_engine, openvino, usable_cpus
 from skinret_infer.engines.onnxruntime import OnnxRuntimeCpu, OnnxRuntimeCuda
-from skinret_infer.image import decode, prepare
+from skinret_infer.evaluation import precision as gate
+from skinret_infer.imaging.decode import decode
+from skinret_infer.imaging.recipe import prepare
 
 with_openvino = pytest.mark.skipif(
     importlib.util.find_spec("openvino") is None, reason="the package openvino is not installed"
@@ -490,7 +492,7 @@ def test_the_command_says_that_its_cache_cannot_be_written(
     (tmp_path / "file").touch()
     command = ["query", bundle, archive, "--image", str(cases[50].image), "--runtime", "openvino"]
     done = subprocess.run(
-        [sys.executable, "-m", "skinret_infer.cli", *command],
+        [sys.executable, "-m", "skinret_infer.cli.main", *command],
         capture_output=True, text=True, env={**os.environ, "SKINRET_CACHE": str(tmp_path / "file")},
     )  # fmt: skip
     assert done.returncode == 0 and done.stderr.count("cannot be written") == 1, done.stderr

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from skinret_infer import Case, InputError, Searcher
-from skinret_infer.evaluate import evaluate, evaluate_parts, table
-from skinret_infer.metrics import Labels, Ranking, retrieval_metrics
+from skinret_infer.evaluation.evaluate import evaluate, evaluate_parts, table
+from skinret_infer.evaluation.metrics import Labels, Ranking, retrieval_metrics
 from skinret_infer.text import describe
 
 

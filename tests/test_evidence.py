@@ -12,7 +12,7 @@ import torch
 from conftest import tiny_checkpoint, tiny_config
 from PIL import Image
 
-from skinret_export.bundle_writer import export_bundle
+from skinret_export.export import export_bundle
 from skinret_infer import ArchiveError, Case, InputError, Searcher
 from skinret_infer.descriptor import COSINES
 from skinret_infer.evidence import Evidence, add_up, global_map, local_map, on_grid, path_of

@@ -30,11 +30,11 @@ from test_archive import (
 )
 
 from skinret_infer import ArchiveError, InputError
-from skinret_infer import exchange as exchange_module
-from skinret_infer.archive import Archive
+from skinret_infer.archive import exchange as exchange_module
+from skinret_infer.archive.archive import Archive
+from skinret_infer.archive.exchange import archive_for, export_archive, import_archive
+from skinret_infer.archive.store import Record
 from skinret_infer.descriptor import Vector
-from skinret_infer.exchange import archive_for, export_archive, import_archive
-from skinret_infer.store import Record
 
 COLUMNS = ["case_id", "diagnosis", "group", "confirmed_by", "attributes", "image_ref", "image_sha256"]
 TYPED = {
@@ -256,8 +256,8 @@ def test_many_cases_go_in_several_steps(tmp_path: Path) -> None:
 
 
 def test_an_export_is_of_one_moment(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("skinret_infer.archive._STEP", 5)
-    monkeypatch.setattr("skinret_infer.archive._BUSY_SECONDS", 0.05)
+    monkeypatch.setattr("skinret_infer.archive.archive._STEP", 5)
+    monkeypatch.setattr("skinret_infer.archive.archive._BUSY_SECONDS", 0.05)
     with contextlib.closing(_open(_made(path))) as archive, contextlib.closing(_open(path)) as other:
 
         def disturb(done: int, total: int) -> None:

@@ -11,15 +11,17 @@ import torch
 from click.testing import CliRunner
 from conftest import TRAITS, tiny_checkpoint, tiny_config
 
-from skinret_export import bundle_writer, parity
-from skinret_export.bundle_writer import export_bundle, make_probe
+from skinret_export import export, parity
 from skinret_export.cli import main
+from skinret_export.export import export_bundle, make_probe
 from skinret_export.graphs import OUTPUTS, GraphSpec, check_graph, graph_specs, write_graph
-from skinret_infer import Case, InputError, ParityError, Searcher, gate
+from skinret_infer import Case, InputError, ParityError, Searcher
 from skinret_infer.bundle import FILES, GRAPHS, Bundle, file_sha256
 from skinret_infer.descriptor import score_weights
 from skinret_infer.engines import open_engine, openvino
-from skinret_infer.image import ImageRecipe, decode, prepare
+from skinret_infer.evaluation import precision as gate
+from skinret_infer.imaging.decode import decode
+from skinret_infer.imaging.recipe import ImageRecipe, prepare
 from skinret_infer.text import TextEncoderInput
 from skinret_training.checkpoint import Checkpoint
 from skinret_training.model import ModelConfig
@@ -127,7 +129,7 @@ def take_graphs(monkeypatch: pytest.MonkeyPatch, bundle: Path, off: str = "", by
                 tensor.CopyFrom(onnx.numpy_helper.from_array(values, tensor.name))
         onnx.save(model, path)
 
-    monkeypatch.setattr(bundle_writer, "write_graph", write)
+    monkeypatch.setattr(export, "write_graph", write)
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ from pathlib import Path
 from PIL import Image, ImageColor
 
 from skinret_infer import Case, Searcher
-from skinret_infer.figure import draw_results
+from skinret_infer.report.figure import draw_results
 
 
 def test_a_hits_border_has_its_groups_colour(

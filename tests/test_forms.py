@@ -11,8 +11,8 @@ import pytest
 import torch
 from conftest import SWIN, tiny_config
 
-from skinret_export.forms import export_form
 from skinret_export.graphs import check_graph, graph_specs, write_graph
+from skinret_export.swin import export_form
 from skinret_training.model import ModelConfig, Skinret, VisualEncoder
 
 SHIFTED = {**SWIN, "depths": [2, 2, 2, 2]}  # windows of 2 on maps of 16, 8, 4 and 2, the last of one window

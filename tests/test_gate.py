@@ -11,10 +11,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from skinret_export import bundle_writer
-from skinret_infer import Case, InputError, RuntimeUnavailable, gate
+from skinret_export import export
+from skinret_infer import Case, InputError, RuntimeUnavailable
 from skinret_infer.bundle import Bundle
-from skinret_infer.gate import Questions
+from skinret_infer.evaluation import precision as gate
+from skinret_infer.evaluation.precision import Questions
 
 N = 200
 ROWS = {
@@ -250,7 +251,7 @@ def test_precisions_are_measured_without_a_folder_for_temporary_files(
     asked = gate.questions(copy.manifest, copy.tokenizer(), cases[:9], "drawn")
     monkeypatch.setattr(tempfile, "tempdir", None)
     monkeypatch.setattr(tempfile, "_candidate_tempdir_list", lambda: ["/proc/none"])
-    bundle_writer.measure_precisions(copy, asked)
+    export.measure_precisions(copy, asked)
     assert [path.name for path in tmp_path.iterdir()] == ["bundle"]
 
 

@@ -14,7 +14,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from skinret_infer import BundleError
 from skinret_infer.bundle import GRAPHS
-from skinret_infer.graph import MAX_FIELDS, check_graph
+from skinret_infer.trust.onnx_check import MAX_FIELDS, check_graph
 
 VALUES = np.arange(12, dtype=np.float32).reshape(3, 4)
 

@@ -19,9 +19,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageCms, JpegImagePlugin
 
-from skinret_infer import image as image_module
 from skinret_infer.errors import InputError
-from skinret_infer.image import ImageRecipe, decode, digest, prepare
+from skinret_infer.imaging import decode as image_module
+from skinret_infer.imaging import limits
+from skinret_infer.imaging.decode import decode
+from skinret_infer.imaging.recipe import ImageRecipe, digest, prepare
 
 HEIGHT, WIDTH = 48, 72
 FORMATS: dict[str, dict[str, Any]] = {
@@ -291,7 +293,7 @@ def test_a_file_that_takes_too_long_is_refused(format: str, tmp_path: Path) -> N
 
 def test_the_time_may_run_out_within_the_decoder(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = count(0, 0.1)  # each look at it takes a tenth of a second
-    monkeypatch.setattr(image_module, "time", SimpleNamespace(monotonic=lambda: next(clock)))
+    monkeypatch.setattr(limits, "time", SimpleNamespace(monotonic=lambda: next(clock)))
     rows = (b"\1\7" * 64 + b"\0\0") * 64  # of runs of one pixel, each of them read by itself
     header = struct.pack("<IiiHHIIiiII", 40, 64, 64, 1, 8, 1, len(rows), 0, 0, 256, 0)
     bmp = b"BM" + struct.pack("<IHHI", 1078 + len(rows), 0, 0, 1078) + header + bytes(1024) + rows
@@ -350,7 +352,7 @@ def test_too_little_memory_is_an_error_of_the_input(monkeypatch: pytest.MonkeyPa
     def full(*_: Any) -> None:
         raise MemoryError
 
-    monkeypatch.setattr(image_module, "_to_rgb", full)
+    monkeypatch.setattr(image_module, "to_rgb", full)
     for source in (SAVED["JPEG"], Image.fromarray(PICTURE)):
         _refusal(source, "image-memory")
 
@@ -412,7 +414,7 @@ def test_an_mpo_file_gives_its_first_picture_and_its_previews_are_not_counted() 
 def test_every_format_is_read_by_a_fresh_process(format: str, tmp_path: Path) -> None:
     path = tmp_path / "image"
     path.write_bytes(SAVED[format])
-    code = "import sys; from skinret_infer.image import decode; print(decode(sys.argv[1]).shape)"
+    code = "import sys; from skinret_infer.imaging.decode import decode; print(decode(sys.argv[1]).shape)"
     done = subprocess.run([sys.executable, "-c", code, str(path)], capture_output=True, text=True)
     assert done.stdout == f"({HEIGHT}, {WIDTH}, 3)\n", done.stderr
 

@@ -13,8 +13,15 @@ from hypothesis import strategies as st
 from sklearn.metrics import average_precision_score, ndcg_score
 
 from skinret_infer import Case, InputError
-from skinret_infer.evaluate import table
-from skinret_infer.metrics import Labels, Ranking, average_precision, rank, retrieval_metrics, same_picture
+from skinret_infer.evaluation.evaluate import table
+from skinret_infer.evaluation.metrics import (
+    Labels,
+    Ranking,
+    average_precision,
+    rank,
+    retrieval_metrics,
+    same_picture,
+)
 from skinret_infer.text import CRITERIA
 
 IMAGE = b""  # never opened here

@@ -23,7 +23,7 @@ from test_imports import imported
 from transformers import BertConfig, BertModel, SwinBackbone, SwinConfig
 
 from skinret_export.demo import write_small_tokenizer
-from skinret_infer import Case, doctor, telemetry
+from skinret_infer import Case, _telemetry, doctor
 from skinret_infer.engines import available, openvino
 
 # Each program is one process, which takes commands as JSON and ends at the first that fails.
@@ -187,26 +187,26 @@ def test_nothing_imports_a_runtime_past_what_switches_its_telemetry_off() -> Non
     root = Path(__file__).parent.parent
     for folder in ("skinret_infer", "training", "export", "benchmarks"):
         for file in (root / folder).rglob("*.py"):
-            assert file.name == "telemetry.py" or not imported(file) & {"onnxruntime", "openvino"}, file
+            assert file.name == "_telemetry.py" or not imported(file) & {"onnxruntime", "openvino"}, file
 
 
 def test_what_the_user_or_another_package_says_switches_no_telemetry_on() -> None:
-    program = "import os, skinret_infer; print([os.environ[name] for name in skinret_infer.telemetry.OFF])"
-    given = {**os.environ, **dict.fromkeys(telemetry.OFF, "0")}
+    program = "import os, skinret_infer; print([os.environ[name] for name in skinret_infer._telemetry.OFF])"
+    given = {**os.environ, **dict.fromkeys(_telemetry.OFF, "0")}
     done = subprocess.run([sys.executable, "-c", program], env=given, capture_output=True, text=True)
-    assert done.stdout.strip() == str(list(telemetry.OFF.values())), done.stderr
+    assert done.stdout.strip() == str(list(_telemetry.OFF.values())), done.stderr
 
 
 def test_a_runtime_that_was_imported_before_is_told(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    program = "import onnxruntime; from skinret_infer.telemetry import onnxruntime; onnxruntime()"
+    program = "import onnxruntime; from skinret_infer._telemetry import onnxruntime; onnxruntime()"
     quiet = {**os.environ, "ORT_DISABLE_TELEMETRY": "", "CI": "1"}  # by CI: it stays off in this test
     done = subprocess.run([sys.executable, "-c", program], env=quiet, capture_output=True, text=True)
     assert done.returncode == 0 and "onnxruntime was imported before skinret_infer" in done.stderr
-    assert telemetry.state("onnxruntime") == telemetry.state("openvino") == "off"
+    assert _telemetry.state("onnxruntime") == _telemetry.state("openvino") == "off"
     monkeypatch.setitem(sys.modules, "openvino_telemetry", ModuleType("openvino_telemetry"))
-    assert "openvino was imported before skinret_infer" in telemetry.state("openvino")
+    assert "openvino was imported before skinret_infer" in _telemetry.state("openvino")
     assert "openvino not off from the start" in doctor.describe(doctor.examine())
 
 

@@ -24,7 +24,7 @@ from PIL import Image
 from skinret_infer import ArchiveError, Case, InputError, Results, Searcher, __version__
 from skinret_infer.descriptor import COSINES
 from skinret_infer.evidence import Evidence, Side
-from skinret_infer.report import _bar, _round
+from skinret_infer.report.html import _bar, _round
 from skinret_infer.results import Hit
 
 WORDS = "atypical pigment network, irregular streaks"

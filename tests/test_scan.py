@@ -16,13 +16,13 @@ from hypothesis import strategies as st
 from test_archive import GAMMA, QUERY, QUICK, _descriptors, _made, _open, _record, _refused, _search
 
 from skinret_infer import Case, InputError, Searcher
-from skinret_infer import archive as archive_module
-from skinret_infer import scan as scan_module
-from skinret_infer.archive import Archive
+from skinret_infer.archive import archive as archive_module
+from skinret_infer.archive import pruning as scan_module
+from skinret_infer.archive.archive import Archive
+from skinret_infer.archive.filters import Columns, read_filter
+from skinret_infer.archive.pruning import Basis, Part, candidates, part_of, refine
+from skinret_infer.archive.store import Found, Match, Record
 from skinret_infer.descriptor import Layout, Vector, part_weights, products
-from skinret_infer.filters import Columns, read_filter
-from skinret_infer.scan import Basis, Part, candidates, part_of, refine
-from skinret_infer.store import Found, Match, Record
 
 LAYOUT = Layout(local=(24, 24, 24), global_=(24, 24, 24), traits=(3, 2))
 WEIGHTS = part_weights(LAYOUT, 0.6, GAMMA)

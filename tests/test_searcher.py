@@ -12,11 +12,11 @@ import pytest
 from conftest import tiny_checkpoint
 from PIL import Image
 
-from skinret_export.bundle_writer import export_bundle
+from skinret_export.export import export_bundle
 from skinret_infer import Case, InputError, RuntimeUnavailable, Searcher
 from skinret_infer import searcher as searcher_module
 from skinret_infer.engines import RUNTIMES
-from skinret_infer.image import decode
+from skinret_infer.imaging.decode import decode
 
 WORDS = "atypical pigment network, irregular streaks"
 

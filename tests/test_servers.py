@@ -25,7 +25,7 @@ from typing import Any
 
 import pytest
 
-from skinret_infer import ArchiveError, Case, Searcher, SkinretError, forks
+from skinret_infer import ArchiveError, Case, Searcher, SkinretError, _forks
 from skinret_infer.engines.cache import cached
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")
@@ -178,7 +178,7 @@ def test_a_fork_in_the_middle_of_a_transaction_is_told_in_the_child(
     bundle: Path, own: Path, cases: list[Case], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """SQLite would believe there that it holds the lock of the file."""
-    monkeypatch.setattr(forks, "_WAIT_SECONDS", 0.1)
+    monkeypatch.setattr(_forks, "_WAIT_SECONDS", 0.1)
     with Searcher(bundle, own, runtime="onnxruntime-cpu") as searcher:
         inside, over = threading.Event(), threading.Event()
 
@@ -344,7 +344,8 @@ def app(environ, start_response):
 _CELERY = """
 from celery import Celery
 app = Celery("tasks", broker="filesystem://", backend="file://" + {folder!r})
-app.conf.broker_transport_options = dict.fromkeys(("data_folder_in", "data_folder_out"), {folder!r})
+folders = ("data_folder_in", "data_folder_out", "control_folder")
+app.conf.broker_transport_options = dict.fromkeys(folders, {folder!r})
 app.conf.worker_hijack_root_logger = False
 
 @app.task
@@ -444,7 +445,7 @@ def test_celery_prefork_answers_from_every_worker(
     _write_app(_CELERY, tmp_path, bundle, own, cases, runtime, True)
     client = celery.Celery("client", broker="filesystem://", backend=f"file://{tmp_path / 'queue'}")
     client.conf.broker_transport_options = dict.fromkeys(
-        ("data_folder_in", "data_folder_out"), str(tmp_path / "queue")
+        ("data_folder_in", "data_folder_out", "control_folder"), str(tmp_path / "queue")
     )
     command = [str(BIN / "celery"), "-A", "server", "worker", "--pool", "prefork", "--concurrency", "2"]
     with _running([*command, "--loglevel", "WARNING", "--without-gossip", "--without-mingle"], tmp_path):

@@ -18,12 +18,13 @@ from cryptography.hazmat.primitives import serialization as pem
 from cryptography.hazmat.primitives.asymmetric import ed448, rsa, x25519
 
 from skinret_export.cli import main as export_main
-from skinret_infer import BundleError, Case, Searcher, SkinretError, signing
+from skinret_infer import BundleError, Case, Searcher, SkinretError
+from skinret_infer._files import whole_folder
 from skinret_infer.bundle import Bundle
-from skinret_infer.cli import main
-from skinret_infer.cli_bundle import PASSPHRASE
-from skinret_infer.cli_bundle import bundle as bundle_group
-from skinret_infer.files import whole_folder
+from skinret_infer.cli.bundle import PASSPHRASE
+from skinret_infer.cli.bundle import bundle as bundle_group
+from skinret_infer.cli.main import main
+from skinret_infer.trust import signing
 
 ROOT = Path(__file__).parent.parent
 OPENSSL = shutil.which("openssl")
@@ -377,7 +378,7 @@ def test_without_a_key_cryptography_is_not_imported(bundle: Path) -> None:
         "import sys; from skinret_infer.bundle import Bundle; Bundle.load(sys.argv[1]); print(*sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", code, bundle], capture_output=True, text=True, check=True)
-    assert "skinret_infer.signing" in done.stdout and "cryptography" not in done.stdout
+    assert "skinret_infer.trust.signing" in done.stdout and "cryptography" not in done.stdout
 
 
 # -- beside openssl --

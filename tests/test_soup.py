@@ -20,7 +20,7 @@ from packaging.licenses import canonicalize_license_expression
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from skinret_infer import Case, telemetry
+from skinret_infer import Case, _telemetry
 
 ROOT = Path(__file__).parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))
@@ -129,7 +129,7 @@ def test_what_is_called_idle_is_not_imported_by_a_query(
 
 def test_what_switches_telemetry_off_is_named() -> None:
     text = (ROOT / "docs" / "soup.md").read_text("utf-8")
-    assert all(f"`{name}`" in text for name in telemetry.OFF)
+    assert all(f"`{name}`" in text for name in _telemetry.OFF)
 
 
 # -- constraints.txt --

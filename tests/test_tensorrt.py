@@ -19,9 +19,9 @@ import onnxruntime as ort
 import pytest
 from onnx import TensorProto
 
-from skinret_export.engines import build_engines
+from skinret_export.build_engines import build_engines
+from skinret_export.fp16 import write_fp16
 from skinret_export.portable import OPERATORS, check_portable
-from skinret_export.precision import write_fp16
 from skinret_infer.bundle import GRAPHS, Bundle, file_sha256, graph_file
 from skinret_infer.descriptor import COMPOSED, LEVELS
 from skinret_infer.engines import open_engine, tensorrt

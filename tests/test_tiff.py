@@ -13,9 +13,9 @@ import pytest
 from PIL import Image
 from test_image import PICTURE, _exif, _refusal, _saved
 
-from skinret_infer import tiff as tiff_module
 from skinret_infer.errors import InputError
-from skinret_infer.image import decode
+from skinret_infer.imaging import tiff as tiff_module
+from skinret_infer.imaging.decode import decode
 
 HEIGHT, WIDTH, _ = PICTURE.shape
 GREY = PICTURE[..., 1:2]
@@ -284,7 +284,7 @@ def test_a_compression_that_pillow_was_built_without_is_named(
     code: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     data = tiff(PICTURE, 8, 2, tags={259: (3, [code])})  # whose strips are no such thing
-    monkeypatch.setattr("skinret_infer.tiff._is_configured", lambda _: False)
+    monkeypatch.setattr("skinret_infer.imaging.tiff._is_configured", lambda _: False)
     assert "was built without" in _refusal(data, "image-unreadable")
 
 

@@ -8,11 +8,12 @@ import pytest
 from click.testing import CliRunner
 
 from skinret_infer import Case, InputError, Searcher, SkinretError
-from skinret_infer.archive import Archive
-from skinret_infer.audit import AuditLog, verify
-from skinret_infer.cli import main
+from skinret_infer.archive.archive import Archive
+from skinret_infer.cli.main import main
 from skinret_infer.errors import AuditError
-from skinret_infer.image import decode, digest
+from skinret_infer.imaging.decode import decode
+from skinret_infer.imaging.recipe import digest
+from skinret_infer.trust.audit import AuditLog, verify
 
 WORDS = "atypical pigment network, irregular streaks, zyzzyva"
 

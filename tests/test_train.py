@@ -26,7 +26,7 @@ from transformers import (
 from skinret_export.demo import write_small_tokenizer
 from skinret_infer import Case, InputError
 from skinret_infer.cases import CaseTable
-from skinret_infer.image import ImageRecipe
+from skinret_infer.imaging.recipe import ImageRecipe
 from skinret_infer.text import TextRecipe
 from skinret_training import cli
 from skinret_training.checkpoint import Checkpoint

@@ -16,12 +16,13 @@ from PIL import Image
 from test_dicom import PICTURE, _object
 from test_export import take_graphs
 
-from skinret_export import bundle_writer
 from skinret_export import cli as export_cli
-from skinret_export.bundle_writer import export_bundle
-from skinret_infer import Case, InputError, Searcher, signing
+from skinret_export import export
+from skinret_export.export import export_bundle
+from skinret_infer import Case, InputError, Searcher
 from skinret_infer.bundle import Bundle
-from skinret_infer.cli import main as skinret
+from skinret_infer.cli.main import main as skinret
+from skinret_infer.trust import signing
 from skinret_training import crossval
 from skinret_training.cli import main as train
 
@@ -123,7 +124,7 @@ def test_a_full_disk_ends_an_export_and_leaves_nothing(
         path.symlink_to("/dev/full")
         path.write_bytes(b"x")
 
-    monkeypatch.setattr(bundle_writer, "write_graph", write)
+    monkeypatch.setattr(export, "write_graph", write)
     code, said = _export(checkpoint, "--out", tmp_path / "bundle")
     assert code == 1 and "[out-path]" in said and "No space left" in said and not list(tmp_path.iterdir())
 
@@ -334,8 +335,8 @@ def test_a_package_that_is_there_but_broken_is_not_called_missing(content: str, 
 @pytest.mark.parametrize(
     ("package", "extra", "code", "call"),
     [
-        ("pydicom", "dicom", "image-dicom-extra", "image.decode(bytes(128) + b'DICM' + bytes(9))"),
-        ("jinja2", "report", "report-extra", "report._template()"),
+        ("pydicom", "dicom", "image-dicom-extra", "decode.decode(bytes(128) + b'DICM' + bytes(9))"),
+        ("jinja2", "report", "report-extra", "html._template()"),
         ("cryptography", "sign", "sign-extra", "signing.trusted_keys(sys.argv[1])"),
     ],
 )
@@ -344,7 +345,8 @@ def test_every_extra_of_the_sdk_is_named_with_exit_code_4_and_a_broken_package_w
 ) -> None:
     signing.make_keys(tmp_path / "private.pem", tmp_path / "trusted.pem")
     program = (
-        "import sys\nfrom skinret_infer import SkinretError, image, report, signing\n"
+        "import sys\nfrom skinret_infer import SkinretError\nfrom skinret_infer.imaging import decode\n"
+        "from skinret_infer.report import html\nfrom skinret_infer.trust import signing\n"
         f"def said():\n    try:\n        {call}\n"
         "    except SkinretError as error:\n"
         "        print(error.exit_code, error.code, error.found, error.cure, sep='|')\n"

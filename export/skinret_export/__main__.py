@@ -1,6 +1,6 @@
 """skinret-export, also as `python -m skinret_export`; without the extra export it says so."""
 
-from skinret_infer.console import load_command
+from skinret_infer.cli.common import load_command
 
 
 def main() -> None:

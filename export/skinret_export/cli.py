@@ -8,13 +8,13 @@ from pathlib import Path
 import click
 
 from skinret_infer.cases import read_cases
-from skinret_infer.console import report_errors
+from skinret_infer.cli.common import report_errors
 from skinret_infer.engines import tensorrt
 from skinret_infer.errors import SkinretError, printable
-from skinret_infer.signing import KEY
+from skinret_infer.trust.signing import KEY
 
-from .bundle_writer import export_bundle
-from .engines import build_engines
+from .build_engines import build_engines
+from .export import export_bundle
 
 _PATH = click.Path(path_type=Path)
 

@@ -12,14 +12,14 @@ from transformers import BertConfig, BertModel, PreTrainedTokenizerFast, SwinBac
 
 from skinret_infer import Case, InputError, Searcher
 from skinret_infer.cases import CaseTable, read_cases
-from skinret_infer.console import report_errors
-from skinret_infer.evaluate import evaluate, table
-from skinret_infer.figure import draw_results
+from skinret_infer.cli.common import report_errors
+from skinret_infer.evaluation.evaluate import evaluate, table
+from skinret_infer.report.figure import draw_results
 from skinret_infer.text import DERM7PT_PHRASES, describe
 from skinret_training.synthetic import write_dataset
 from skinret_training.train import TrainConfig, train
 
-from .bundle_writer import export_bundle
+from .export import export_bundle
 
 CASES = 400
 # A Swin and a BERT small enough to learn from nothing on the drawn cases in about two minutes on two cores.

@@ -17,8 +17,8 @@ from skinret_infer.descriptor import COMPOSED, LEVELS
 from skinret_infer.errors import ParityError
 from skinret_training.model import Skinret
 
-from .forms import export_form
 from .portable import check_portable
+from .swin import export_form
 
 OPSET = 18
 _MASKS = tuple(f"masks_{level}" for level in LEVELS)

@@ -11,7 +11,7 @@ from skinret_infer.bundle import GRAPHS
 from skinret_infer.descriptor import COMPOSED, LEVELS, score_weights
 from skinret_infer.engines import Engine
 from skinret_infer.errors import ParityError
-from skinret_infer.gate import Questions
+from skinret_infer.evaluation.precision import Questions
 from skinret_training.model import Skinret
 
 from .graphs import OUTPUTS

@@ -7,9 +7,9 @@ gate on ranks (gate.py); fp32 needs no gate.
 import logging
 from pathlib import Path
 
-from .. import gate
 from ..bundle import Bundle
 from ..errors import BundleError, InputError, RuntimeUnavailable, SkinretError
+from ..evaluation import precision as gate
 from . import onnxruntime, openvino, tensorrt
 from .base import Array, Engine, Say, version
 from .cache import cache_folder

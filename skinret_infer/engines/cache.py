@@ -13,9 +13,9 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from .. import forks
+from .. import _forks
+from .._files import whole_file
 from ..errors import RuntimeUnavailable
-from ..files import whole_file
 from .base import Say
 
 Key = Mapping[str, str]  # everything an engine depends on, by name
@@ -31,7 +31,7 @@ class _Building:
 
     def __init__(self) -> None:
         self.after_fork()
-        forks.renew(self)
+        _forks.renew(self)
 
     def after_fork(self) -> None:
         self.lock = threading.Lock()

@@ -4,7 +4,7 @@ import importlib.util
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from .. import telemetry
+from .. import _telemetry
 from ..bundle import GRAPHS, Bundle, check_contract
 from ..descriptor import COMPOSED, LEVELS, Vector
 from ..errors import RuntimeUnavailable
@@ -25,7 +25,7 @@ def why_not(name: str) -> str:
         package = "onnxruntime" if name == "onnxruntime-cpu" else "onnxruntime-gpu"
         return f"the package {package} is not installed"
     try:
-        ort = telemetry.onnxruntime()
+        ort = _telemetry.onnxruntime()
     except Exception as error:  # what a half-installed package raises is its own affair
         return f"the package onnxruntime cannot be imported: {error}"
     if not hasattr(ort, "InferenceSession"):
@@ -104,7 +104,7 @@ class OnnxRuntimeCuda(HostEngine):
 
 
 def _session(bundle: Bundle, graph: str, runtime: str, precision: str, threads: int) -> Any:
-    ort = telemetry.onnxruntime()
+    ort = _telemetry.onnxruntime()
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from .. import telemetry
+from .. import _telemetry
 from ..bundle import GRAPHS, Bundle, check_contract
 from .base import Array, HostEngine, Say, graph_error, version
 from .cache import cached, drop, engine_path
@@ -100,7 +100,7 @@ class OpenVino(HostEngine):
         found = np.frombuffer(blob, np.uint8)
         # By its address, for OpenVINO takes no array that is read-only, though it writes nothing.
         address = found.ctypes.data_as(ctypes.POINTER(ctypes.c_uint8))
-        tensor = telemetry.openvino().Tensor(np.ctypeslib.as_array(address, found.shape), shared_memory=True)
+        tensor = _telemetry.openvino().Tensor(np.ctypeslib.as_array(address, found.shape), shared_memory=True)
         return core.import_model(tensor, "CPU", properties)
 
     def run(self, graph: str, feeds: Mapping[str, Array], outputs: Sequence[str]) -> list[Array]:
@@ -138,4 +138,4 @@ def _halve(model: Any) -> None:
 
 
 def _core() -> Any:
-    return telemetry.openvino().Core()
+    return _telemetry.openvino().Core()

@@ -1,6 +1,6 @@
 """skinret-train, also as `python -m skinret_training`; without the extra train it says so."""
 
-from skinret_infer.console import load_command
+from skinret_infer.cli.common import load_command
 
 
 def main() -> None:

@@ -15,7 +15,7 @@ from sklearn.linear_model import LogisticRegression
 from torch import Tensor, nn
 
 from skinret_infer.cases import CaseTable
-from skinret_infer.metrics import Labels, rank, retrieval_metrics, same_picture
+from skinret_infer.evaluation.metrics import Labels, rank, retrieval_metrics, same_picture
 from skinret_infer.text import TextEncoderInput, TextRecipe
 
 from .data import Dataset, FrozenMaps, Indices, Split, Words

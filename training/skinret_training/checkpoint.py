@@ -9,9 +9,9 @@ from typing import Any
 
 import torch
 
+from skinret_infer._files import whole_file
 from skinret_infer.errors import InputError, SkinretError
-from skinret_infer.files import whole_file
-from skinret_infer.image import ImageRecipe
+from skinret_infer.imaging.recipe import ImageRecipe
 from skinret_infer.text import TextRecipe
 
 from .model import ModelConfig, Skinret

@@ -8,13 +8,13 @@ from typing import Any
 
 import click
 
+from skinret_infer._files import whole_file
 from skinret_infer.cases import CaseTable, read_cases
-from skinret_infer.console import report_errors
-from skinret_infer.files import whole_file
+from skinret_infer.cli.common import report_errors
 
 from .crossval import SYSTEMS, Row, cross_validate
+from .crossval_report import overview
 from .model import AGGREGATIONS, NECKS, WORDS
-from .report import overview
 from .train import PAPER, SCHEDULES, TUNED, TrainConfig, train
 
 _D = TrainConfig()

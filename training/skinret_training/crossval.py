@@ -13,17 +13,17 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
+from skinret_infer._files import whole_file
 from skinret_infer.cases import CaseTable
 from skinret_infer.errors import InputError, MissingExtra, SkinretError
-from skinret_infer.evaluate import evaluate_parts
-from skinret_infer.files import whole_file
-from skinret_infer.image import ImageRecipe
+from skinret_infer.evaluation.evaluate import evaluate_parts
+from skinret_infer.imaging.recipe import ImageRecipe
 from skinret_infer.searcher import Searcher
 from skinret_infer.text import TextRecipe
 
 from .baselines import BASELINES, features, judge
+from .crossval_report import ARCHIVES, check_folder, row_result, write_row
 from .data import Dataset, Split, load_dataset, split
-from .report import ARCHIVES, check_folder, row_result, write_row
 from .train import TrainConfig, train
 
 log = logging.getLogger(__name__)

@@ -12,10 +12,11 @@ import torch
 from sklearn.model_selection import StratifiedKFold, train_test_split
 from tqdm.auto import tqdm
 
+from skinret_infer._files import whole_file
 from skinret_infer.cases import CaseTable
 from skinret_infer.errors import InputError
-from skinret_infer.files import whole_file
-from skinret_infer.image import ImageRecipe, Pixels, decode, digest, prepare
+from skinret_infer.imaging.decode import decode
+from skinret_infer.imaging.recipe import ImageRecipe, Pixels, digest, prepare
 from skinret_infer.text import CRITERIA, TextEncoderInput, TextRecipe, Tokens, phrases_of
 
 from .loss import UNKNOWN

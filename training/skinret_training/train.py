@@ -12,13 +12,13 @@ import numpy as np
 import torch
 from tqdm.auto import tqdm
 
+from skinret_infer._files import whole_file
 from skinret_infer.cases import CaseTable
 from skinret_infer.descriptor import score_weights
 from skinret_infer.engines import usable_cpus
 from skinret_infer.errors import InputError
-from skinret_infer.files import whole_file
-from skinret_infer.image import ImageRecipe
-from skinret_infer.metrics import Labels, rank, retrieval_metrics
+from skinret_infer.evaluation.metrics import Labels, rank, retrieval_metrics
+from skinret_infer.imaging.recipe import ImageRecipe
 from skinret_infer.text import TextEncoderInput, TextRecipe
 
 from .checkpoint import Checkpoint

@@ -1,0 +1,251 @@
+"""Write a bundle from a checkpoint: whole and proven, or not at all."""
+
+import contextlib
+import dataclasses
+import importlib.metadata
+import json
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import torch
+
+from skinret_infer._files import whole_file, whole_folder
+from skinret_infer.bundle import (
+    FILES,
+    GRAPHS,
+    SCHEMA,
+    TRAITS,
+    Bundle,
+    Level,
+    Manifest,
+    file_sha256,
+    graph_file,
+)
+from skinret_infer.cases import Case
+from skinret_infer.engines import available, open_engine, precisions, usable_cpus
+from skinret_infer.errors import InputError, ParityError
+from skinret_infer.evaluation import precision as gate
+from skinret_infer.imaging.decode import decode
+from skinret_infer.imaging.recipe import prepare
+from skinret_infer.text import TextEncoderInput, describe
+from skinret_infer.trust.signing import SIGNATURE
+from skinret_training.checkpoint import Checkpoint
+from skinret_training.model import Skinret
+from skinret_training.synthetic import random_lesions
+
+from .fp16 import write_fp16
+from .graphs import OPSET, check_graph, graph_specs, write_graph
+from .parity import judge, measure
+from .portable import check_portable
+
+MIN_IMAGES = 64
+_PARTS = {*FILES, TRAITS, *(graph_file(name, "fp16") for name in GRAPHS), "manifest.json", SIGNATURE}
+_LITTER = {".DS_Store", "Thumbs.db", "desktop.ini"}  # of file managers
+_PACKAGES = ("torch", "transformers", "onnx", "onnxscript", "onnxruntime", "numpy")
+
+
+def export_bundle(
+    checkpoint: str | Path,
+    out: str | Path,
+    *,
+    images: str | Path | None = None,
+    cases: Sequence[Case] = (),
+    fp16: bool = False,
+    gates: bool = True,
+    overwrite: bool = False,
+    say: Callable[[str], None] = lambda _: None,
+) -> Bundle:
+    """Export a checkpoint to a bundle folder and prove it against PyTorch.
+
+    images : a folder of at least 64 images to prove it on; None draws them.
+    cases : at least 200 with words, on which lower precisions are measured (gate.py); none draws them.
+    fp16 : also write the graphs in fp16, for graphics cards; half as much again on the disk.
+    gates : measure the lower precisions of the runtimes that are installed here.
+    overwrite : replace a bundle that is there, once the new one is proven; nothing but a bundle is replaced.
+    say : told of each step.
+
+    Raises ParityError if any graph is not what the contract says or disagrees with PyTorch; the report is
+    then `OUT.parity.json`, and nothing stands at `out` that did not stand there before. Raises InputError for
+    a checkpoint or a place that cannot be used, before the work, and if the disk fills up meanwhile.
+    """
+    out = Path(out)
+    _check_out(out, overwrite)
+    out = out.resolve() if out.is_symlink() else out  # the folder is replaced, and the link stays
+    torch.set_num_threads(min(torch.get_num_threads(), usable_cpus()))  # it does not know of quotas
+    loaded = Checkpoint.load(checkpoint)
+    probe = make_probe(loaded, images)
+    model = loaded.model()
+    report_path = out.with_name(out.name + ".parity.json")
+    report: dict[str, Any] = {}
+    with _can_write(out), whole_folder(out) as folder:
+        try:
+            for name, spec in graph_specs(model, loaded.text.length).items():
+                say(f"{name}.onnx")
+                write_graph(spec, folder / f"{name}.onnx")
+                check_graph(folder / f"{name}.onnx", spec)
+            (folder / "tokenizer.json").write_text(loaded.tokenizer, "utf-8")
+            if model.config.traits:
+                np.save(folder / TRAITS, model.similarity_head.reading().detach().numpy())
+            if fp16:
+                say("fp16")
+                write_fp16(folder)
+                for name in GRAPHS:
+                    check_portable(onnx.load(folder / graph_file(name, "fp16")), graph_file(name, "fp16"))
+            manifest = _manifest(loaded, model, file_sha256(checkpoint))
+            say(f"parity on {len(probe.pixels)} {probe.source}")
+            report = measure(model, open_engine(Bundle(folder, manifest), "onnxruntime-cpu"), probe)
+            judge(report)
+        except ParityError as error:
+            failed = report | {"passed": False, "code": error.code, "error": str(error)}
+            strict = json.loads(json.dumps(failed), parse_constant=str)  # JSON has no NaN
+            with whole_file(report_path) as temporary:
+                temporary.write_text(json.dumps(strict, indent=2) + "\n", "utf-8")
+            error.add_note(f"The report is {report_path}; no bundle was written.")
+            raise
+        hashes = {file.name: file_sha256(file) for file in sorted(folder.iterdir())}
+        manifest = dataclasses.replace(manifest, files=hashes, parity=report | {"passed": True})
+        if gates:
+            asked = _gate_questions(loaded, manifest, cases)
+            measured = measure_precisions(Bundle(folder, manifest), asked, say)
+            manifest = dataclasses.replace(manifest, gates=measured)
+        (folder / "manifest.json").write_text(manifest.to_json(), "utf-8")
+        _check_out(out, overwrite)  # another export may have come first
+    report_path.unlink(missing_ok=True)
+    return Bundle.unverified(out)
+
+
+def _check_out(out: Path, overwrite: bool) -> None:
+    """Raise InputError, before the work, unless a bundle may be written in a place. Creates nothing."""
+    with _can_write(out):
+        if out.exists() or out.is_symlink():
+            why_not = _no_bundle(out)
+            if why_not or not overwrite:
+                raise InputError(
+                    f"{out} exists",
+                    code="exists",
+                    expected="a new folder",
+                    found=f"{why_not}, which is left as it is" if why_not else "a bundle",
+                    cure="give another --out" + ("" if why_not else ", or --overwrite"),
+                )
+        there = next(folder for folder in out.absolute().parents if folder.exists())
+        with tempfile.TemporaryDirectory(prefix=".skinret-", dir=there):
+            return
+
+
+def _no_bundle(path: Path) -> str:
+    """Return what stands at a path if it is not a bundle, whole or damaged, and nothing else; or ""."""
+    if not path.is_dir():
+        return "a file that is no bundle"
+    names = {file.name for file in path.iterdir()}
+    if "manifest.json" not in names or not names & {*FILES}:
+        return "a folder that is no bundle"
+    more = names - _PARTS - _LITTER
+    return f"a folder with {min(more)} beside a bundle" if more else ""
+
+
+@contextlib.contextmanager
+def _can_write(out: Path) -> Iterator[None]:
+    """Turn what the system says of a full disk or a folder without permission into an InputError."""
+    try:
+        yield
+    except OSError as error:
+        raise InputError(
+            f"{out} cannot be written",
+            code="out-path",
+            expected="a folder that can be written, with room for a bundle",
+            found=str(error),
+            cure="make room, or give another --out",
+        ) from error
+
+
+def measure_precisions(
+    bundle: Bundle, asked: gate.Questions, say: Callable[[str], None] = lambda _: None
+) -> dict[str, Any]:
+    """Put every lower precision that runs here through the gate on ranks, but for TensorRT's.
+
+    Returns the records by "runtime/precision". One that fails is no fault of the bundle: it is refused
+    wherever the bundle goes.
+    """
+    records = {}
+    runs = [name for name, reason in available().items() if not reason and not name.startswith("tensorrt")]
+    with tempfile.TemporaryDirectory(dir=bundle.path.parent, prefix=".gates.") as cache:
+        reference = open_engine(bundle, "onnxruntime-cpu", precision="fp32")
+        for name in runs:
+            for precision in precisions(name, bundle):
+                if precision != "fp32":
+                    say(f"ranks of {name} in {precision} on {len(asked)} {asked.source}")
+                    engine = open_engine(bundle, name, precision=precision, cache=cache, gated=False)
+                    record = gate.measure(bundle, reference, engine, asked)
+                    engine.close()
+                    records[f"{name}/{precision}"] = record
+                    say(gate.describe(record))
+    return records
+
+
+def _gate_questions(checkpoint: Checkpoint, manifest: Manifest, cases: Sequence[Case]) -> gate.Questions:
+    if cases:
+        return gate.questions(manifest, checkpoint.tokenizer, cases, "cases of the given table")
+    size = checkpoint.image.size
+    drawn = [
+        Case(str(n), picture, attributes=row)
+        for n, (row, picture) in enumerate(
+            random_lesions(gate.MIN_QUERIES, seed=20261122, size=(3 * size // 2, size))
+        )
+    ]
+    return gate.questions(manifest, checkpoint.tokenizer, drawn, "drawn images")
+
+
+def make_probe(checkpoint: Checkpoint, images: str | Path | None, count: int = MIN_IMAGES) -> gate.Questions:
+    """Gather images, from a folder or drawn by a program, and words to ask both sides with."""
+    lesions = list(
+        random_lesions(count, seed=20261121, size=(3 * checkpoint.image.size // 2, checkpoint.image.size))
+    )
+    if images is None:
+        pixels, source = [np.asarray(picture) for _, picture in lesions], "drawn images"
+    else:
+        files = sorted(
+            p
+            for p in Path(images).rglob("*")
+            if p.suffix.lower() in (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", ".webp")
+        )
+        if len(files) < count:
+            raise InputError(
+                f"{images} has too few images to prove ranks on",
+                code="probe-images",
+                expected=f"at least {count}",
+                found=str(len(files)),
+                cure="name a folder of more, or leave --images out",
+            )
+        step = len(files) // count
+        pixels, source = [decode(p) for p in files[: step * count : step]], "images of the given folder"
+    words = [describe(row, checkpoint.text.phrases) for row, _ in lesions]
+    ids, mask, _ = TextEncoderInput(checkpoint.tokenizer, checkpoint.text)(words)
+    return gate.Questions(np.stack([prepare(p, checkpoint.image) for p in pixels]), ids, mask, source)
+
+
+def _manifest(checkpoint: Checkpoint, model: Skinret, sha256: str) -> Manifest:
+    low, mid, high = (Level(height=h, width=w, channels=d) for h, w, d in model.visual_encoder.shapes)
+    packages = {name: importlib.metadata.version(name) for name in _PACKAGES}
+    return Manifest(
+        schema=SCHEMA,
+        model=checkpoint.name,
+        version=checkpoint.version,
+        image=checkpoint.image,
+        text=checkpoint.text,
+        levels=(low, mid, high),
+        layout=model.similarity_head.layout,
+        regions=checkpoint.config.regions,
+        aggregation=checkpoint.config.aggregation,
+        beta=float(checkpoint.config.beta),
+        gamma=float(checkpoint.config.gamma),
+        traits={name: list(values) for name, values in checkpoint.config.traits.items()},
+        precision="fp32",
+        opset=OPSET,
+        origin={"checkpoint_sha256": sha256, "packages": packages, **checkpoint.origin},
+        metrics=checkpoint.metrics,
+        files=dict.fromkeys((f"{g}.onnx" for g in GRAPHS), ""),
+    )

@@ -1,0 +1,331 @@
+"""Give an archive to other programs, and take one from them: a folder of a table, an array and what they are.
+
+    cases.csv         RFC 4180 in UTF-8: a header, then a record for each case; attributes as a JSON object
+    descriptors.npy   float32 [N, D]; row n belongs to record n of the table
+    archive.json      the format's version, model, fingerprint, layout, number of cases, SHA-256 of the two
+
+Nothing is lost on the way there and back, and nothing is calculated on the way through a spreadsheet: a text
+that begins like a formula gets an apostrophe before it, as OWASP advises against CSV injection, and so does
+one that begins with an apostrophe. An import takes it away again; archive.json names it under "escape" for
+other programs. A spreadsheet must be told that commas part the cells: at other marks it may find formulas
+within a text.
+"""
+
+import contextlib
+import csv
+import json
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+
+from .._files import whole_folder
+from ..bundle import build, file_sha256, read_array
+from ..cases import Case, can_be_stored
+from ..descriptor import Layout, Vector, well_formed
+from ..errors import ArchiveError, InputError, SkinretError
+from .archive import Archive
+from .store import Added, Record, check_on_duplicate, duplicate
+
+FORMAT = "skinret archive"
+VERSION = 2  # 1 had no ESCAPE
+ESCAPE = "'"
+MAX_ACCOUNT = 4_000_000  # bytes; one of 256 traits takes four thousand
+BATCH = 2048  # cases written in one transaction
+TABLE, ARRAY, ACCOUNT = "cases.csv", "descriptors.npy", "archive.json"
+_COLUMNS = list(Record.__dataclass_fields__)  # as Record.row() has them
+_FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n", "＝", "＋", "－", "＠", ESCAPE)
+
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Account:
+    """What archive.json says of the two files beside it."""
+
+    model: str
+    fingerprint: str
+    layout: Layout
+    cases: int
+    sha256: dict[str, str]  # by the file's name
+    escape: str = ESCAPE  # what stands before a text that begins like a formula; "": nothing does
+
+
+def export_archive(archive: Archive, folder: str | Path, progress: Progress | None = None) -> int:
+    """Write all cases of an archive to a folder that is not there yet; return how many.
+
+    They are those of one moment: who writes to the archive waits meanwhile. For a large one that others write
+    to, export a backup. `progress(done, total)` is called now and then.
+
+    Raises ArchiveError.
+    """
+    folder = Path(folder)
+    with _usable(folder):
+        _check_new(folder)
+        with whole_folder(folder) as temporary:
+            with archive.snapshot() as (count, batches), _usable(folder):
+                _write(temporary, count, archive.layout, batches, progress)
+            account = {
+                "format": FORMAT,
+                "version": VERSION,
+                "escape": ESCAPE,
+                "model": archive.model,
+                "fingerprint": archive.fingerprint,
+                "layout": asdict(archive.layout),
+                "cases": count,
+                "sha256": {name: file_sha256(temporary / name) for name in (TABLE, ARRAY)},
+            }
+            (temporary / ACCOUNT).write_text(json.dumps(account, ensure_ascii=False, indent=2), "utf-8")
+            _check_new(folder)
+    return count
+
+
+def import_archive(
+    archive: Archive, folder: str | Path, progress: Progress | None = None, on_duplicate: str = "error"
+) -> Added:
+    """Write the cases of an exported folder to an archive, all or none of a batch of 2,048 at a time.
+
+    The whole folder is checked before the first is written. A case that is there with the same facts and
+    descriptor is left, so that an import that was interrupted can simply be made again; one that is there
+    with others follows `on_duplicate`: "error", "skip" or "replace". `progress(done, total)` is called after
+    each batch.
+
+    Raises ArchiveError for a folder that is not whole or is another model's, and for a case that is there
+    with others; what was written before it stays.
+    """
+    check_on_duplicate(on_duplicate)
+    folder = Path(folder)
+    account = read_account(folder)
+    if account.fingerprint != archive.fingerprint:
+        raise ArchiveError(
+            f"{folder} was exported from an archive of another model",
+            code="archive-model",
+            expected=f"{archive.model} (fingerprint {archive.fingerprint[:12]}), as {archive} is of",
+            found=f"{account.model} (fingerprint {account.fingerprint[:12]})",
+            cure="import it into a new archive, or index its images with this archive's bundle",
+        )
+    for name, sha256 in account.sha256.items():
+        with _whole(folder / name):
+            if (found := file_sha256(folder / name)) != sha256:
+                raise _damaged(folder / name, f"SHA-256 {sha256}", found)
+    for _ in _read(folder, account):
+        pass
+    report, done = Added(), 0
+    for records, descriptors in _read(folder, account):
+        try:
+            _add(archive, records, descriptors, on_duplicate, report)
+        except SkinretError as error:
+            if done:
+                error.add_note(f"{done} cases before it are in the archive; the call can be made again.")
+            raise
+        done += len(records)
+        if progress:
+            progress(done, account.cases)
+    return report
+
+
+def archive_for(folder: str | Path, path: str | Path) -> Archive:
+    """Open the archive at a path for the cases of an exported folder; the import makes it if there is none.
+
+    Raises ArchiveError, also for an archive of another model.
+    """
+    account = read_account(folder)
+    try:
+        return Archive(path, account.fingerprint, account.layout, account.model)
+    except ArchiveError as error:
+        if error.code == "archive-model":
+            error.add_note(f"The cases of {folder} can be imported into a new archive.")
+        raise
+
+
+def read_account(folder: str | Path) -> Account:
+    """Read and check archive.json of an exported folder. Raises ArchiveError."""
+    path = Path(folder) / ACCOUNT
+    with _whole(path), path.open("rb") as file:
+        content = file.read(MAX_ACCOUNT + 1)
+        if len(content) > MAX_ACCOUNT:
+            raise ValueError(f"more than {MAX_ACCOUNT:,} bytes")
+        data = json.loads(content)
+    if not isinstance(data, dict) or data.get("format") != FORMAT:
+        raise _damaged(path, f'JSON with "format": "{FORMAT}"', f"{data!r:.80}")
+    version = data.get("version")
+    if isinstance(version, int) and version > VERSION:
+        raise ArchiveError(
+            f"{path} is newer than this package",
+            code="exchange-newer",
+            expected=f"version {VERSION}",
+            found=f"version {version}",
+            cure="pip install --upgrade skinret-infer",
+        )
+    try:
+        layout = build(Layout, data["layout"], "layout")
+        sha256 = {name: data["sha256"][name] for name in (TABLE, ARRAY)}
+        escape = data["escape"] if version == VERSION else ""
+        if escape not in ("", ESCAPE):
+            raise ValueError(f"escape: {escape!r:.80}")
+        account = Account(data["model"], data["fingerprint"], layout, data["cases"], sha256, escape)
+        for number, least in ((version, 1), (account.cases, 0)):
+            if not isinstance(number, int) or isinstance(number, bool) or number < least:
+                raise TypeError(f"{number!r:.80} for a number of at least {least}")
+        for text in (account.model, account.fingerprint, *sha256.values()):
+            if not isinstance(text, str):
+                raise TypeError(f"{text!r:.80} for a text")
+        return account
+    except (KeyError, TypeError, ValueError) as error:
+        found = f"no {error}" if isinstance(error, KeyError) else str(error)
+        raise _damaged(path, "every field with its type", found) from None
+
+
+def _write(
+    folder: Path,
+    count: int,
+    layout: Layout,
+    batches: Iterable[tuple[list[Record], Vector]],
+    progress: Progress | None,
+) -> None:
+    header = {"descr": "<f4", "fortran_order": False, "shape": (count, layout.length)}
+    done = 0
+    with (
+        (folder / TABLE).open("w", encoding="utf-8", newline="") as table,
+        (folder / ARRAY).open("wb") as array,
+    ):
+        writer = csv.writer(table)
+        writer.writerow(_COLUMNS)
+        np.lib.format.write_array_header_1_0(array, header)
+        for records, descriptors in batches:
+            writer.writerows(map(_escaped, record.row()) for record in records)
+            array.write(np.ascontiguousarray(descriptors, "<f4").data)
+            done += len(records)
+            if progress:
+                progress(done, count)
+
+
+def _read(folder: Path, account: Account) -> Iterator[tuple[list[Record], Vector]]:
+    """Give the cases of an exported folder, a batch at a time, each checked."""
+    table, array, layout = folder / TABLE, folder / ARRAY, account.layout
+    with _whole(array):
+        stored = read_array(array)
+    shape = (account.cases, layout.length)
+    if stored.dtype != np.float32 or stored.shape != shape:
+        raise _damaged(array, f"float32 {list(shape)}", f"{stored.dtype} {list(stored.shape)}")
+    csv.field_size_limit(max(csv.field_size_limit(), 2**31 - 1))  # of the process: it is 131,072 at first
+    seen: set[str] = set()
+    with _whole(table), table.open(encoding="utf-8", newline="") as file:
+        reader = csv.reader(file, strict=True)
+        if (columns := next(reader, [])) != _COLUMNS:
+            raise _damaged(table, ",".join(_COLUMNS), f"{','.join(columns):.80}")
+        while lines := [(reader.line_num, row) for row in islice(reader, BATCH)]:
+            done = len(seen)
+            records = [
+                _record(table, line, [cell.removeprefix(account.escape) for cell in row], seen)
+                for line, row in lines
+            ]
+            descriptors = np.array(stored[done : done + len(records)])
+            if not (right := well_formed(descriptors, layout)).all():
+                expected = "finite numbers in six unit vectors, then distributions"
+                raise _damaged(array, expected, f"others in row {done + int(np.argmin(right))}")
+            if len(descriptors) == len(records):
+                yield records, descriptors
+        if len(seen) != account.cases:
+            raise _damaged(table, f"{account.cases} cases", f"{len(seen)}")
+
+
+def _escaped(cell: str) -> str:
+    return ESCAPE + cell if cell.startswith(_FORMULA) else cell
+
+
+def _record(table: Path, line: int, row: list[str], seen: set[str]) -> Record:
+    """Read a record of the table, which ends in a line, and note its case id."""
+    where = f"line {line}: "
+    if len(row) != len(_COLUMNS):
+        raise _damaged(table, f"{len(_COLUMNS)} cells", f"{where}{len(row)}")
+    case_id, diagnosis, group, confirmed_by, said, image_ref, image_sha256 = row
+    try:
+        attributes = json.loads(said)
+        Case(case_id, b"", diagnosis, attributes, group, confirmed_by, image_ref)  # checks what can be kept
+        if not can_be_stored(image_sha256):
+            raise ValueError(f"image_sha256 {image_sha256!r:.80}")
+    except (ValueError, RecursionError, InputError) as error:
+        raise _damaged(table, "a case that can be kept", f"{where}{error}") from None
+    if case_id in seen:
+        raise _damaged(table, "each case once", f"{where}case id {case_id!r:.80} again")
+    seen.add(case_id)
+    return Record(case_id, diagnosis, group, confirmed_by, attributes, image_ref, image_sha256)
+
+
+def _add(
+    archive: Archive, records: Sequence[Record], descriptors: Vector, on_duplicate: str, report: Added
+) -> None:
+    there = archive.stored([record.case_id for record in records])
+    new = []
+    for n, (record, descriptor) in enumerate(zip(records, descriptors, strict=True)):
+        if record.case_id in there:
+            old, known = there[record.case_id]
+            same = known.tobytes() == descriptor.tobytes()
+            differs = old.differs(record) + ([] if same else ["descriptor"])
+            if not differs or on_duplicate == "skip":
+                report.unchanged.append(record.case_id)
+                continue
+            if on_duplicate == "error":
+                raise duplicate(record.case_id, differs)
+        new.append(n)
+    if new:
+        archive.write([records[n] for n in new], descriptors[new])
+        for n in new:
+            case_id = records[n].case_id
+            (report.replaced if case_id in there else report.added).append(case_id)
+
+
+def _check_new(folder: Path) -> None:
+    if "\0" in str(folder):
+        raise OSError("a NUL in the name")
+    if folder.exists() or folder.is_symlink():
+        raise ArchiveError(
+            f"{folder} is there already",
+            code="exchange-exists",
+            expected="a name that no file or folder has",
+            cure="give another name, or move it away",
+        )
+
+
+def _damaged(path: Path, expected: str, found: str) -> ArchiveError:
+    return ArchiveError(
+        f"{path} is not what an export wrote",
+        code="exchange-damaged",
+        expected=expected,
+        found=found,
+        cure="copy the folder again, whole, or export the archive again",
+    )
+
+
+@contextlib.contextmanager
+def _whole(path: Path) -> Iterator[None]:
+    """Turn what reading a file of an exported folder raises into an ArchiveError."""
+    try:
+        yield
+    except (FileNotFoundError, NotADirectoryError):
+        raise ArchiveError(
+            f"{path} does not exist",
+            code="exchange-missing",
+            expected=f"a folder with {TABLE}, {ARRAY} and {ACCOUNT}",
+            cure="name a folder that `skinret archive export` made, or copy it again, whole",
+        ) from None
+    except (OSError, ValueError, RecursionError, csv.Error) as error:
+        raise _damaged(path, "a file that can be read", str(error)) from None
+
+
+@contextlib.contextmanager
+def _usable(folder: Path) -> Iterator[None]:
+    """Turn what writing a folder raises into an ArchiveError."""
+    try:
+        yield
+    except OSError as error:
+        raise ArchiveError(
+            f"{folder} cannot be written",
+            code="exchange-io",
+            expected="a writable folder with room",
+            found=str(error),
+            cure="check the path, its permissions and the free disk space",
+        ) from None

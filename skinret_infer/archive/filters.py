@@ -1,0 +1,197 @@
+"""What `where` asks for, and the facts of cases in columns of codes: a million are filtered at once."""
+
+import functools
+import math
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from ..cases import AttributeValue, can_be_stored, nfc
+from ..errors import InputError
+
+FIELDS = ("diagnosis", "group", "confirmed_by")  # of every case; an attribute of such a name is not asked
+_Key: TypeAlias = tuple[str, AttributeValue]  # the kind of a value, and the value
+# A text that is a number: 00123 and 1e3 are names.
+_NUMBER = re.compile(r"-?(0|[1-9]\d{0,14})(\.\d{1,15})?", re.ASCII)
+
+
+@dataclass(frozen=True, slots=True)
+class Condition:
+    """What is asked of one field or attribute: one of some values, or a number in a range."""
+
+    name: str
+    values: frozenset[_Key]
+    range: tuple[float, float] | None
+    kind: str  # of value that it can be true of: "text", "a number", "true or false", or "" for any
+    asked: str
+
+
+class Column:
+    """One field or attribute of n cases: each one's place among the values, -1 where it has none."""
+
+    def __init__(self, values: Sequence[AttributeValue], codes: npt.NDArray[np.int32]) -> None:
+        self.values, self.codes = values, codes
+
+    def passes(self, condition: Condition) -> npt.NDArray[np.bool_]:
+        """Say of each case whether the condition is true of it, bool [n]."""
+        allowed = np.zeros(len(self.values) + 1, bool)  # the last is of those that have none
+        if condition.range:
+            low, high = condition.range
+            allowed[:-1] = (self.numbers >= low) & (self.numbers <= high)
+        else:
+            allowed[[code for key in condition.values for code in self.places.get(key, ())]] = True
+        return allowed[self.codes]
+
+    @functools.cached_property
+    def kinds(self) -> frozenset[str]:
+        """What kinds of value there are."""
+        return frozenset(kind for kind, _ in self.places)
+
+    @functools.cached_property
+    def numbers(self) -> npt.NDArray[np.float64]:
+        """The values as numbers, NaN where one is none."""
+        return np.array([np.nan if (x := read_number(v)) is None else x for v in self.values], np.float64)
+
+    @functools.cached_property
+    def places(self) -> Mapping[_Key, list[int]]:
+        """The places of the values by what they are found by."""
+        places: dict[_Key, list[int]] = {}
+        for place, value in enumerate(self.values):
+            number = read_number(value) if isinstance(value, str) else None
+            keys = [(_kind(value), value)] + ([] if number is None else [("a number", number)])
+            for key in keys:
+                places.setdefault(key, []).append(place)
+        return places
+
+
+class Columns(dict[str, Column]):
+    """The facts of n cases by name."""
+
+    @classmethod
+    def of(cls, facts: Sequence[Mapping[str, AttributeValue]]) -> "Columns":
+        """Code the facts of cases."""
+        places: dict[str, dict[_Key, int]] = {}
+        codes: dict[str, npt.NDArray[np.int32]] = {}
+        for n, row in enumerate(facts):
+            for name, value in row.items():
+                if name not in places:
+                    places[name], codes[name] = {}, np.full(len(facts), -1, np.int32)
+                known = places[name]
+                codes[name][n] = known.setdefault((_kind(value), value), len(known))
+        return cls({name: Column([v for _, v in places[name]], codes[name]) for name in places})
+
+    def of_rows(self, rows: slice) -> "Columns":
+        """Return the facts of some cases, and no value that none of them has."""
+        some = Columns()
+        for name, column in self.items():
+            used, codes = np.unique(np.append(column.codes[rows], -1), return_inverse=True)
+            if len(used) > 1:  # -1 is the first
+                some[name] = Column([column.values[n] for n in used[1:]], codes[:-1].astype(np.int32) - 1)
+        return some
+
+    def followed_by(self, more: "Columns", count: int, further: int) -> "Columns":
+        """Return the facts of these n cases and of those after them."""
+        both = Columns()
+        for name in dict.fromkeys([*self, *more]):
+            places: dict[_Key, int] = {}
+            codes = []
+            for columns, n in ((self, count), (more, further)):
+                column = columns.get(name)
+                values = column.values if column else ()
+                new = [places.setdefault((_kind(v), v), len(places)) for v in values]
+                places_of = np.array([*new, -1], np.int32)
+                codes.append(places_of[column.codes if column else np.full(n, -1, np.int32)])
+            both[name] = Column([v for _, v in places], np.concatenate(codes))
+        return both
+
+    def passes(self, conditions: Iterable[Condition], count: int) -> npt.NDArray[np.bool_]:
+        """Say of each of the n cases whether all conditions are true of it, bool [n]."""
+        kept = np.ones(count, bool)
+        for condition in conditions:
+            column = self.get(condition.name)
+            kept &= column.passes(condition) if column else False
+        return kept
+
+
+def read_filter(where: Mapping[str, Any] | None, columns: Sequence[Columns]) -> list[Condition]:
+    """Read a filter on cases whose facts are in `columns`.
+
+    A text asks for that text; a number for that number, also where a table has it as a text; a list or set
+    for one of its values; a tuple of two numbers for a number between them, ends included, None for no end.
+
+    Raises InputError for a name that no case has, and for what can be true of none.
+    """
+    if where is None:
+        return []
+    if not isinstance(where, Mapping):
+        raise InputError(
+            "the filter cannot be used",
+            code="filter-type",
+            expected='a mapping such as {"sex": "female"}',
+            found=repr(where),
+        )
+    conditions = [
+        _condition(nfc(name) if isinstance(name, str) else name, wanted) for name, wanted in where.items()
+    ]
+    for condition in conditions:
+        kinds = {kind for part in columns if (c := part.get(condition.name)) for kind in c.kinds}
+        if not kinds and condition.name not in FIELDS:
+            known = sorted({name for part in columns for name in part} - set(FIELDS))
+            raise InputError(
+                f"no case has the attribute {condition.name!r}",
+                code="filter-unknown",
+                found=repr(condition.name),
+                expected=f"one of {', '.join([*FIELDS, *known])}",
+            )
+        if condition.kind and condition.kind not in (
+            kinds | ({"text"} if condition.name in FIELDS else set())
+        ):
+            raise InputError(
+                f"the filter on {condition.name!r} can be true of no case",
+                code="filter-type",
+                expected=" or ".join(sorted(kinds or {"text"})),
+                found=f"{condition.asked}, {condition.kind}",
+            )
+    return conditions
+
+
+def _condition(name: str, wanted: Any) -> Condition:
+    asked = repr(wanted)
+    if isinstance(wanted, tuple) and len(wanted) == 2 and all(map(_is_end, wanted)):
+        low, high = (
+            sign * math.inf if end is None else end for end, sign in zip(wanted, (-1, 1), strict=True)
+        )
+        return Condition(name, frozenset(), (low, high), "a number", asked)
+    values = list(wanted) if isinstance(wanted, list | tuple | set | frozenset) else [wanted]
+    if not all(isinstance(v, str | int | float) and can_be_stored(v) for v in values):
+        raise InputError(
+            f"the filter on {name!r} cannot be used",
+            code="filter-type",
+            expected="a text, number or bool, a list of them, or a tuple of two numbers, a range",
+            found=asked,
+        )
+    keys = frozenset((_kind(v), nfc(v) if isinstance(v, str) else v) for v in values)
+    kinds = {kind for kind, _ in keys}
+    return Condition(name, keys, None, kinds.pop() if len(kinds) == 1 else "", asked)
+
+
+def _kind(value: AttributeValue) -> str:
+    if isinstance(value, bool):
+        return "true or false"
+    return "text" if isinstance(value, str) else "a number"
+
+
+def read_number(value: AttributeValue) -> float | None:
+    """Return the number that a value is, also one that is written as a text; None for others."""
+    if not isinstance(value, str):
+        return None if isinstance(value, bool) else value
+    return float(value) if _NUMBER.fullmatch(value) else None
+
+
+def _is_end(value: Any) -> bool:
+    plain = isinstance(value, int | float) and not isinstance(value, bool)
+    return value is None or (plain and math.isfinite(value))

@@ -1,0 +1,171 @@
+"""The seam between a Searcher and what holds its cases."""
+
+import json
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from ..cases import AttributeValue, Case
+from ..descriptor import Vector
+from ..errors import ArchiveError, InputError
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """A case as an archive keeps it, without its descriptor."""
+
+    case_id: str
+    diagnosis: str
+    group: str
+    confirmed_by: str
+    attributes: Mapping[str, AttributeValue]
+    image_ref: str
+    image_sha256: str
+
+    @classmethod
+    def of(cls, case: Case, image_sha256: str) -> "Record":
+        """Return what is kept of a case."""
+        return cls(
+            case.case_id,
+            case.diagnosis,
+            case.group,
+            case.confirmed_by,
+            dict(case.attributes),
+            case.image_ref,
+            image_sha256,
+        )
+
+    def row(self) -> tuple[str, ...]:
+        """Return the record as text columns."""
+        attributes = json.dumps(dict(self.attributes), sort_keys=True, ensure_ascii=False)
+        return (
+            self.case_id,
+            self.diagnosis,
+            self.group,
+            self.confirmed_by,
+            attributes,
+            self.image_ref,
+            self.image_sha256,
+        )
+
+    def differs(self, other: "Record") -> list[str]:
+        """Return the names of the facts in which another record differs; 1 is not 1.0, and not true."""
+        pairs = zip(self.__dataclass_fields__, self.row(), other.row(), strict=True)
+        return [name for name, ours, theirs in pairs if ours != theirs]
+
+
+@dataclass(frozen=True, slots=True)
+class Match:
+    """A record, its score, and its products [6 + C]: the six cosines, and the agreement of each trait."""
+
+    record: Record
+    score: float
+    products: npt.NDArray[np.float64]
+
+
+@dataclass(slots=True)
+class Added:
+    """What adding did: case ids that are new, that replaced one, and that were there already, unchanged."""
+
+    added: list[str] = field(default_factory=list)
+    replaced: list[str] = field(default_factory=list)
+    unchanged: list[str] = field(default_factory=list)
+
+    def __str__(self) -> str:
+        added, replaced, unchanged = map(len, (self.added, self.replaced, self.unchanged))
+        return f"{added} cases added, {replaced} replaced, {unchanged} there already"
+
+    def to_dict(self) -> dict[str, list[str]]:
+        """Return the case ids as plain values, for JSON."""
+        return {"added": self.added, "replaced": self.replaced, "unchanged": self.unchanged}
+
+
+def check_on_duplicate(on_duplicate: str) -> None:
+    """Raise InputError unless this says what to do with a case that is there with other facts."""
+    if on_duplicate not in ("error", "skip", "replace"):
+        raise InputError(
+            "on_duplicate cannot be used",
+            code="option",
+            expected="error, skip or replace",
+            found=repr(on_duplicate),
+        )
+
+
+def duplicate(case_id: str, differs: Sequence[str]) -> ArchiveError:
+    """Return the error of a case that is there already with others of these facts."""
+    return ArchiveError(
+        f"case {case_id!r:.80} is in the archive already, with other facts",
+        code="case-duplicate",
+        expected="a new case id, or the same facts",
+        found=f"another {', '.join(differs)}",
+        cure='pass on_duplicate="replace" (--replace) to replace it, or "skip" (--skip) to keep the old one',
+    )
+
+
+class Found(NamedTuple):
+    """What a search found: the k best cases of each query, how many the filter let through, the state."""
+
+    matches: list[list[Match]]
+    searched: int
+    state: str  # names what the archive held at that moment, for an audit
+
+
+class Store(Protocol):
+    """What a Searcher asks of an archive: `Archive`, a file, is one; a server's database can be another.
+
+    A store is bound to one model: it holds descriptors of one Layout, and refuses another model's. Every call
+    sees a state that was whole at one moment. Safe from several threads. All raise SkinretError alone.
+    """
+
+    def __len__(self) -> int:
+        """Return how many cases there are; 0 for a store that is not made yet."""
+        ...
+
+    def find(self, case_ids: Collection[str]) -> dict[str, Record]:
+        """Return the records of those of the case ids that are there."""
+        ...
+
+    def stored(self, case_ids: Collection[str]) -> dict[str, tuple[Record, Vector]]:
+        """Return the records, with their descriptors [D], of those of the case ids that are there."""
+        ...
+
+    def write(self, records: Sequence[Record], descriptors: Vector) -> None:
+        """Write cases with their descriptors, float32 [N, D], all or none; an id that is there is replaced.
+
+        What was written is durable when the call returns.
+        """
+        ...
+
+    def remove(self, case_ids: Collection[str]) -> int:
+        """Remove cases, so that none of their bytes stay; return how many were there."""
+        ...
+
+    def search(
+        self,
+        queries: Vector,
+        weights: npt.NDArray[np.float64],
+        k: int,
+        where: Mapping[str, Any] | None = None,
+        exclude: Collection[str] = (),
+    ) -> Found:
+        """Return the k best cases of each query, how many cases the filter let through, and the state.
+
+        queries : the descriptors of the queries, float32 [Q, D].
+        weights : what the product of each part counts, float64 [6 + C] (descriptor.part_weights).
+        where, exclude : as `Searcher.query` has them; they are heeded before the ranking.
+
+        The score of a case is weights . descriptor.products(query, case), in float64; the best come first,
+        equal ones by case id. Raises ArchiveError where there are no cases, InputError for a bad filter.
+        """
+        ...
+
+    def check_open(self) -> None:
+        """Raise ArchiveError if the store was closed."""
+        ...
+
+    def close(self) -> None:
+        """Give back what is held. A closed store cannot be used again."""
+        ...

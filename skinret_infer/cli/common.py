@@ -1,0 +1,93 @@
+"""What the commands share: words and exit codes for errors, bars on a terminal, and a few options."""
+
+import contextlib
+import errno
+import functools
+import importlib
+import io
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import ParamSpec, TypeVar
+
+import click
+
+from .._extras import missing_extra
+from ..errors import SkinretError, printable
+
+P = ParamSpec("P")
+R = TypeVar("R")
+PATH = click.Path(path_type=Path)
+
+json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON on stdout.")
+replace_option = click.option(
+    "--replace", "duplicate", flag_value="replace", help="Replace a case that is there with other facts."
+)
+skip_option = click.option(
+    "--skip", "duplicate", flag_value="skip", help="Leave a case that is there with other facts."
+)
+
+
+def report_errors(command: Callable[P, R]) -> Callable[P, R]:
+    """Turn a SkinretError into its message on stderr and its exit code; print in any encoding."""
+
+    @functools.wraps(command)
+    def wrapped(*args: P.args, **kwargs: P.kwargs) -> R:
+        for stream in (sys.stdout, sys.stderr):
+            if isinstance(stream, io.TextIOWrapper):  # a character that it cannot encode is no reason to end
+                stream.reconfigure(errors="backslashreplace")
+        try:
+            return command(*args, **kwargs)
+        except SkinretError as error:
+            click.echo(f"error: {printable(str(error))}", err=True)
+            for note in getattr(error, "__notes__", ()):
+                click.echo(f"       {printable(note)}", err=True)
+            click.echo(f"       [{error.code}]", err=True)
+            sys.exit(error.exit_code)
+        except OSError as error:
+            if error.filename is not None or error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EIO):
+                raise
+            click.echo(f"error: the output cannot be written; found {error.strerror}.", err=True)
+            sys.exit(1)
+
+    return wrapped
+
+
+def load_command(module: str, name: str, extra: str) -> click.Command:
+    """Return the command `main` of a module, or one that says which extra it lacks, with exit code 4."""
+    try:
+        command: click.Command = importlib.import_module(module).main
+    except (ImportError, OSError) as error:  # a library that is not found is an OSError
+        if isinstance(error, ImportError) and (error.name or "").startswith("skinret"):
+            raise  # a fault of ours
+        return unable(name, missing_extra(f"`{name}` cannot run here", error, extra))
+    return command
+
+
+def unable(name: str, why: SkinretError) -> click.Command:
+    """Return a command that cannot run here, and says why."""
+
+    @click.command(
+        name,
+        short_help=f"Cannot run here: expected {why.expected}.",
+        context_settings={"ignore_unknown_options": True, "allow_extra_args": True},
+    )
+    @report_errors
+    def says() -> None:
+        """It cannot run here; run it to see why."""
+        raise why
+
+    return says
+
+
+@contextlib.contextmanager
+def progress(label: str) -> Iterator[Callable[[int, int], None]]:
+    """Show a bar on stderr if that is a terminal; give the function that moves it."""
+    hidden = sys.stderr is None or not sys.stderr.isatty()  # there is none in a window, by pythonw
+    with click.progressbar(length=1, label=label, file=sys.stderr, hidden=hidden) as bar:
+
+        def move(done: int, total: int) -> None:
+            bar.length = total
+            bar.update(done - bar.pos)
+
+        yield move

@@ -1,0 +1,395 @@
+"""The command line. It only calls the library: words for a person on stderr, data on stdout."""
+
+import importlib.metadata
+import json
+import logging
+import math
+import re
+import sys
+from pathlib import Path
+
+import click
+
+from .. import doctor
+from .._extras import missing_extra
+from .._version import __version__
+from ..archive.filters import read_number
+from ..bundle import Bundle
+from ..cases import Case, read_cases, read_ids
+from ..descriptor import LEVELS
+from ..engines import RUNTIMES, cache_folder, open_engine
+from ..errors import InputError, RuntimeUnavailable, printable
+from ..evaluation import evaluate
+from ..evaluation import precision as gate
+from ..report.figure import draw_results
+from ..searcher import Searcher
+from .archive import archive as archive_group
+from .audit import audit as audit_group
+from .bundle import bundle as bundle_group
+from .common import PATH, json_option, progress, replace_option, report_errors, skip_option, unable
+
+_NUMBER = re.compile(r"[+-]?\d+(\.\d+)?([eE][+-]?\d+)?", re.ASCII)
+
+
+class _Group(click.Group):
+    """Commands of this package, and those that other packages announce under `skinret.commands`."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return sorted({*super().list_commands(ctx), *(e.name for e in _announced())})
+
+    def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
+        entry = next((e for e in _announced() if e.name == name), None)
+        if entry is None:
+            return super().get_command(ctx, name)
+        try:
+            if isinstance(command := entry.load(), click.Command):
+                return command
+            error: Exception = TypeError(f"{type(command).__name__} is no command")
+        except Exception as raised:  # whatever it is, the other commands go on
+            error = raised
+        wrong = f"`skinret {name}` cannot run here"
+        if entry.module.startswith("skinret_"):
+            return unable(name, missing_extra(wrong, error, "export"))
+        found, cure = f"{type(error).__name__}: {error}", "install anew the package that brings it"
+        why = RuntimeUnavailable(
+            wrong, code="command-broken", expected=f"a command at {entry.value}", found=found, cure=cure
+        )
+        return unable(name, why)
+
+
+def _announced() -> importlib.metadata.EntryPoints:
+    return importlib.metadata.entry_points(group="skinret.commands")
+
+
+@click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="skinret")
+def main() -> None:
+    """Find the most similar confirmed cases for a dermoscopy image and a few words.
+
+    The score is a similarity, not a probability, and no diagnosis is predicted.
+    """
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+
+
+main.add_command(archive_group)
+main.add_command(audit_group)
+main.add_command(bundle_group)
+
+_runtime = click.option(
+    "--runtime",
+    default="auto",
+    show_default=True,
+    help=f"auto or {', '.join(RUNTIMES)}; one by name is used or refused.",
+)
+_threads = click.option(
+    "--threads", type=click.IntRange(1), help="For the runtime.  [default: the CPUs this process may use]"
+)
+_precision = click.option(
+    "--precision",
+    default="auto",
+    show_default=True,
+    help="auto, fp32, bf16, fp16; below fp32 only what the gate on ranks has passed.",
+)
+_beta = click.option(
+    "--beta", type=click.FloatRange(0, 1), help="Weight of the local term.  [default: the model's]"
+)
+_gamma = click.option(
+    "--gamma",
+    type=click.FloatRange(0, 1),
+    help="Weight of what is read off both, beside their looks.  [default: the model's]",
+)
+_level = click.option(
+    "--level",
+    "levels",
+    multiple=True,
+    metavar="NAME=WEIGHT",
+    help=f"Weight of a level ({', '.join(LEVELS)}) among the looks.  [default: 1 each]",
+)
+
+
+@main.command(short_help="Add the cases of a table to an archive.")
+@click.argument("bundle", type=PATH)
+@click.argument("archive", type=PATH)
+@click.argument("cases", type=PATH)
+@click.option("--images", type=PATH, help="Folder of the images.  [default: the folder of CASES]")
+@click.option("--ids", type=PATH, help="Index only the case ids in this file, one a line.")
+@replace_option
+@skip_option
+@_runtime
+@_precision
+@_threads
+@json_option
+@report_errors
+def index(
+    bundle: Path,
+    archive: Path,
+    cases: Path,
+    images: Path | None,
+    ids: Path | None,
+    duplicate: str | None,
+    runtime: str,
+    precision: str,
+    threads: int | None,
+    as_json: bool,
+) -> None:
+    """Add the cases of CASES to ARCHIVE; a run that was interrupted can simply be run again.
+
+    CASES is a CSV with columns case_id, image, diagnosis and any more, which become attributes, or a Derm7pt
+    release_v0 folder. A case that is there already, unchanged, is left; one with other facts is an error.
+    """
+    chosen = _chosen(cases, images, ids)
+    with (
+        Searcher(bundle, archive, runtime=runtime, precision=precision, threads=threads) as searcher,
+        progress("indexing") as bar,
+    ):
+        report = searcher.add(chosen, on_duplicate=duplicate or "error", progress=bar)
+        total = len(searcher)
+    for remark in report.remarks():
+        click.echo(f"warning: {printable(remark)}", err=True)
+    if as_json:
+        click.echo(json.dumps(report.to_dict() | {"cases": total}))
+    click.echo(f"{report}; {archive} holds {total}", err=True)
+
+
+@main.command(short_help="Show the most similar cases.")
+@click.argument("bundle", type=PATH)
+@click.argument("archive", type=PATH)
+@click.option("--image", required=True, type=PATH, help="The dermoscopy image.")
+@click.option(
+    "--text", help='Findings in English, such as "atypical pigment network"; without, the image alone.'
+)
+@click.option("-k", default=5, show_default=True, type=click.IntRange(1), help="How many hits.")
+@click.option(
+    "--where",
+    multiple=True,
+    metavar="NAME=VALUE",
+    help="Only cases with this value; the same name twice: either value. Or NAME=LOW..HIGH, a number between "
+    "them; either may be left out.",
+)
+@click.option("--exclude", multiple=True, metavar="CASE_ID", help="A case that may not come back.")
+@click.option(
+    "--picture", type=PATH, help="Draw the query and its hits to this PNG; --images names their folder."
+)
+@click.option(
+    "--report", type=PATH, help="Write the page of the query, its hits and their evidence to this HTML file."
+)
+@click.option("--images", type=PATH, help="Folder of the archive's images, for --picture and --report.")
+@click.option("--audit", type=PATH, help="Record the query in this audit log.")
+@click.option("--context", multiple=True, metavar="NAME=VALUE", help="What the audit log says of the caller.")
+@_beta
+@_gamma
+@_level
+@_runtime
+@_precision
+@_threads
+@json_option
+@report_errors
+def query(
+    bundle: Path,
+    archive: Path,
+    image: Path,
+    text: str | None,
+    k: int,
+    where: tuple[str, ...],
+    exclude: tuple[str, ...],
+    picture: Path | None,
+    report: Path | None,
+    images: Path | None,
+    audit: Path | None,
+    context: tuple[str, ...],
+    beta: float | None,
+    gamma: float | None,
+    levels: tuple[str, ...],
+    runtime: str,
+    precision: str,
+    threads: int | None,
+    as_json: bool,
+) -> None:
+    """Show the most similar cases of ARCHIVE for an image and a few words."""
+    with Searcher(
+        bundle, archive, runtime=runtime, precision=precision, threads=threads, audit=audit
+    ) as searcher:
+        results = searcher.query(
+            image,
+            text,
+            k=k,
+            where=_filters(where),
+            exclude=exclude,
+            beta=beta,
+            gamma=gamma,
+            levels=_weights(levels),
+            context=dict(_named(item, "--context", "NAME=VALUE") for item in context),
+        )
+        if report:
+            results.save(report, images=images)
+            click.echo(f"{report} written", err=True)
+    if picture:
+        draw_results([(image, results)], images or Path(), picture)
+        click.echo(f"{picture} written", err=True)
+    click.echo(json.dumps(results.to_dict(), indent=2) if as_json else str(results))
+
+
+@main.command("evaluate", short_help="Measure how good the hits are.")
+@click.argument("bundle", type=PATH)
+@click.argument("archive", type=PATH)
+@click.argument("cases", type=PATH)
+@click.option("--images", type=PATH, help="Folder of the images.  [default: the folder of CASES]")
+@click.option("--ids", type=PATH, help="Query only with the case ids in this file, one a line.")
+@_beta
+@_gamma
+@_runtime
+@_precision
+@_threads
+@json_option
+@report_errors
+def evaluate_command(
+    bundle: Path,
+    archive: Path,
+    cases: Path,
+    images: Path | None,
+    ids: Path | None,
+    beta: float | None,
+    gamma: float | None,
+    runtime: str,
+    precision: str,
+    threads: int | None,
+    as_json: bool,
+) -> None:
+    """Query ARCHIVE with every case of CASES, with its words and without; report mAP, Acc@K and likeness.
+
+    A hit is right if its group is the query's. A query never finds itself: its own case id and its very
+    picture under another id are left out. Equal scores are in no order.
+    """
+    chosen = _chosen(cases, images, ids)
+    with (
+        Searcher(bundle, archive, runtime=runtime, precision=precision, threads=threads) as searcher,
+        progress("queries") as bar,
+    ):
+        report = evaluate.evaluate(searcher, chosen, beta=beta, gamma=gamma, progress=bar)
+    click.echo(json.dumps(report, indent=2) if as_json else evaluate.table(report))
+
+
+@main.command("gate", short_help="Measure whether a lower precision keeps the ranks.")
+@click.argument("bundle", type=PATH)
+@click.argument("cases", type=PATH)
+@click.option("--images", type=PATH, help="Folder of the images.  [default: the folder of CASES]")
+@click.option("--ids", type=PATH, help="Ask only with the case ids in this file, one a line.")
+@click.option("--runtime", required=True, help=f"One of {', '.join(RUNTIMES)}.")
+@click.option("--precision", required=True, help="bf16 or fp16.")
+@_threads
+@json_option
+@report_errors
+def gate_command(
+    bundle: Path,
+    cases: Path,
+    images: Path | None,
+    ids: Path | None,
+    runtime: str,
+    precision: str,
+    threads: int | None,
+    as_json: bool,
+) -> None:
+    """Ask RUNTIME in PRECISION and ONNX Runtime in fp32 with the same cases, and compare what they find.
+
+    At least 200 cases with words are needed. The verdict is kept in the cache folder for this bundle; a
+    precision that passed is used from then on by "auto". Exit code 3 if it is refused.
+    """
+    loaded, chosen = Bundle.load(bundle), _chosen(cases, images, ids)
+    asked = gate.questions(loaded.manifest, loaded.tokenizer(), chosen, f"cases of {cases.name}")
+    reference = open_engine(loaded, "onnxruntime-cpu", threads, precision="fp32")
+    candidate = open_engine(loaded, runtime, threads, precision=precision, gated=False)
+    with progress("queries") as bar:
+        record = gate.measure(loaded, reference, candidate, asked, progress=bar)
+    click.echo(json.dumps(record, indent=2) if as_json else gate.describe(record))
+    path = gate.keep_record(loaded, record, cache_folder())
+    click.echo(f"the record is {path}", err=True)
+    if not record["passed"]:
+        sys.exit(3)
+
+
+@main.command("doctor", short_help="Say what runs here, and what ails a bundle or an archive.")
+@click.argument("bundle", type=PATH, required=False)
+@click.argument("archive", type=PATH, required=False)
+@json_option
+@report_errors
+def doctor_command(bundle: Path | None, archive: Path | None, as_json: bool) -> None:
+    """Say what is installed, what runs, whether BUNDLE is whole and answers, and whether ARCHIVE is whole.
+
+    Either may be left out: a folder is a bundle, a file an archive.
+    """
+    if bundle and bundle.is_file() and (archive is None or archive.is_dir()):
+        bundle, archive = archive, bundle
+    report = doctor.examine(bundle, archive)
+    click.echo(json.dumps(report, indent=2) if as_json else doctor.describe(report))
+    if not report["healthy"]:
+        sys.exit(4)
+
+
+def _filters(
+    where: tuple[str, ...],
+) -> dict[str, list[str | float] | tuple[float | None, float | None]]:
+    """Read the options --where: a value is a text or, where it reads as a number, that number too."""
+    texts: dict[str, list[str | float]] = {}
+    ranges: dict[str, tuple[float | None, float | None]] = {}
+    for item in where:
+        name, value = _named(item, "--where", "NAME=VALUE")
+        if ends := _range(value):
+            if name in ranges:
+                raise click.BadParameter(f"{name} has two ranges", param_hint="--where")
+            ranges[name] = ends
+        else:
+            number = read_number(value)
+            texts.setdefault(name, []).extend([value] if number is None else [value, number])
+    if both := texts.keys() & ranges.keys():
+        raise click.BadParameter(f"{min(both)} has a value beside a range", param_hint="--where")
+    return {**texts, **ranges}
+
+
+def _range(value: str) -> tuple[float | None, float | None] | None:
+    """Return the ends of LOW..HIGH, None for one that is left out; None for what is no range of numbers."""
+    low, dots, high = value.partition("..")
+    ends = [float(end) if end else None for end in (low, high) if not end or _NUMBER.fullmatch(end)]
+    if not dots or value == ".." or len(ends) < 2 or not all(e is None or math.isfinite(e) for e in ends):
+        return None
+    return ends[0], ends[1]
+
+
+def _weights(levels: tuple[str, ...]) -> dict[str, float] | None:
+    weights: dict[str, float] = {}
+    for item in levels:
+        name, value = _named(item, "--level", "NAME=WEIGHT")
+        if name in weights or not _NUMBER.fullmatch(value):
+            reason = "is given twice" if name in weights else "has a weight that is no number"
+            raise click.BadParameter(f"{item!r}: {name!r} {reason}", param_hint="--level")
+        weights[name] = float(value)
+    return weights or None
+
+
+def _named(item: str, option: str, form: str) -> tuple[str, str]:
+    name, equals, value = item.partition("=")
+    if not equals:
+        raise click.BadParameter(f"{item!r} is not {form}", param_hint=option)
+    return name, value
+
+
+def _chosen(cases: Path, images: Path | None, ids: Path | None) -> list[Case]:
+    """Read a table, print its notes, and return its cases, or those whose ids a file lists."""
+    table = read_cases(cases, images)
+    for note in table.notes:
+        click.echo(note, err=True)
+    if ids is None:
+        return table.cases
+    wanted = read_ids(ids)
+    chosen = [case for case in table.cases if case.case_id in wanted]
+    if unknown := sorted(wanted - {case.case_id for case in chosen}):
+        raise InputError(
+            f"{len(unknown)} of the ids are not in {cases}",
+            code="ids-unknown",
+            expected="case ids of the table",
+            found=", ".join(unknown[:5]),
+        )
+    return chosen
+
+
+if __name__ == "__main__":
+    main()

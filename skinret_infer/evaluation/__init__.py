@@ -1,0 +1,1 @@
+"""How good the hits are, and whether a lower precision keeps them."""

@@ -1,0 +1,170 @@
+"""Measure retrieval through the product: every figure comes from Searcher."""
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from ..cases import Case
+from ..errors import InputError, printable
+from ..results import Hit
+from ..searcher import BATCH, Searcher
+from ..text import describe
+from .metrics import (
+    ACC_AT,
+    NDCG,
+    SHARED,
+    Indices,
+    Labels,
+    Ranking,
+    retrieval_metrics,
+    same_picture,
+    without_own,
+)
+from .precision import KINDS
+
+
+def evaluate(
+    searcher: Searcher,
+    cases: Sequence[Case],
+    *,
+    beta: float | None = None,
+    gamma: float | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> dict[str, Any]:
+    """Query with each case, with its words and by its image alone; return how good the hits are.
+
+    The whole archive is ranked without the query's own case, which is its id, or its very picture under
+    another id ("same_picture" counts those). A hit is right if its group is the query's. The words are the
+    case's attributes, said by the bundle's text recipe. For the figures of each kind of query, and for equal
+    scores, see `retrieval_metrics`.
+    """
+    return evaluate_parts(searcher, cases, {"": None}, beta=beta, gamma=gamma, progress=progress)[""]
+
+
+def evaluate_parts(
+    searcher: Searcher,
+    cases: Sequence[Case],
+    parts: Mapping[str, Collection[str] | None],
+    *,
+    beta: float | None = None,
+    gamma: float | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> dict[str, dict[str, Any]]:
+    """Evaluate with several parts of an archive, each as if it were an archive of its own; query only once.
+
+    The search is exact, so the ranking of a part is the whole ranking with the other cases left out.
+
+    parts : a name and the case ids of each part; None is the whole archive.
+    """
+    if not cases:
+        raise InputError(
+            "there is nothing to evaluate", code="table-empty", expected="cases to query with", found="none"
+        )
+    rankings: dict[str, list[Ranking]] = {kind: [] for kind in KINDS}
+    pictures: list[str] = []  # of the queries, a hash of each
+    archive: list[Hit] = []  # each case once, as a hit shows it
+    numbers: dict[str, int] = {}  # case id -> index in it
+
+    def number(hit: Hit) -> int:
+        if hit.case_id not in numbers:
+            numbers[hit.case_id] = len(archive)
+            archive.append(hit)
+        return numbers[hit.case_id]
+
+    size = len(searcher)
+    for start in range(0, len(cases), BATCH):
+        chunk = cases[start : start + BATCH]
+        for kind in KINDS:
+            worded = kind == "image_words"
+            queries = [
+                (c.image, describe(c.attributes, searcher.manifest.text.phrases) if worded else None)
+                for c in chunk
+            ]
+            for results in searcher.query_batch(queries, k=max(size, 1), beta=beta, gamma=gamma):
+                found = np.array([number(hit) for hit in results], np.int64)
+                rankings[kind].append(Ranking(found, np.array([hit.score for hit in results])))
+                if kind == KINDS[0]:
+                    pictures.append(results.hashes["image"])
+        if progress:
+            progress(start + len(chunk), len(cases))
+
+    asked = Labels.of(cases, pictures)
+    shown = {i: record.image_sha256 for i, record in searcher._archive.find(numbers).items()}
+    reports = {}
+    for name, ids in parts.items():
+        there = [hit for hit in archive if ids is None or hit.case_id in ids]
+        index = np.full(len(archive), -1)
+        index[[numbers[hit.case_id] for hit in there]] = np.arange(len(there))
+        labels = Labels.of(there, [shown.get(hit.case_id, "") for hit in there])
+        measured = {
+            kind: retrieval_metrics(
+                without_own(_of_part(rankings[kind], index), asked, labels), asked, labels
+            )
+            for kind in KINDS
+        }
+        reports[name] = {
+            "queries": len(cases),
+            "archive": size if ids is None else len(there),
+            "same_picture": same_picture(asked, labels),
+            "beta": searcher.manifest.beta if beta is None else beta,
+            "gamma": searcher.manifest.gamma if gamma is None else gamma,
+            "runtime": searcher.runtime,
+            "precision": searcher.precision,
+            "model": f"{searcher.manifest.model} {searcher.manifest.version}",
+            **measured,
+        }
+    return reports
+
+
+def _of_part(rankings: Sequence[Ranking], index: Indices) -> list[Ranking]:
+    """Give the cases of rankings the number in a part that `index` says, and leave out those of none, -1."""
+    numbered = [(index[ranking.cases], ranking.scores) for ranking in rankings]
+    return [Ranking(cases[cases >= 0], scores[cases >= 0]) for cases, scores in numbered]
+
+
+def table(report: dict[str, Any]) -> str:
+    """Return the report as lines for a person."""
+    shown = [n for n in ("mAP", *(f"Acc@{k}" for k in ACC_AT), NDCG, SHARED) if n in report[KINDS[0]]]
+    # A random order heeds no query: it is the same for every kind.
+    measured = {kind: report[kind] for kind in KINDS} | {"random_order": report[KINDS[0]]["random_order"]}
+    rows = {kind: _rows(kind, figures) for kind, figures in measured.items()}
+    width = max(len(label) for labelled in rows.values() for label, _ in labelled) + 2
+    lines = [
+        f"{report['queries']} queries, archive of {report['archive']} cases, "
+        f"{report['runtime']} in {report['precision']}",
+        " " * width + "".join(f"{name:>9}" for name in shown),
+    ]
+    for kind, labelled in rows.items():
+        for label, figures in labelled:
+            lines.append(f"{label:<{width}}" + "".join(f"{_said(name, figures):>9}" for name in shown))
+        if SHARED in (beyond := measured[kind].get("beyond_group", {})):
+            lines.append("  " + _beyond(beyond[SHARED]))
+        if tied := measured[kind].get("tied"):
+            lines.append(f"  equal scores of right and wrong hits in {tied} queries: means over their orders")
+    if twins := report.get("same_picture"):
+        lines.append(f"left out: {twins} hits that are the query's own picture under another case id")
+    return "\n".join(lines)
+
+
+def _rows(kind: str, figures: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
+    """Return the rows of a kind of query: over all, by the query's group, and the mean over the groups."""
+    return [
+        (kind.replace("_", " "), figures),
+        *((f"  {printable(group)} ({f['queries']})", f) for group, f in figures["by_group"].items()),
+        ("  balanced", figures["balanced"]),
+    ]
+
+
+def _said(name: str, figures: dict[str, Any]) -> str:
+    if name not in figures:
+        return "-"
+    return f"{figures[name]:.2f}" if name == SHARED else f"{figures[name]:.1f}"
+
+
+def _beyond(shared: dict[str, Any]) -> str:
+    said = (
+        f"shared criteria of the first five: {shared['measured']:.2f}, "
+        f"by chance within the groups {shared['shuffled']:.2f}"
+    )
+    return said if shared["z"] is None else f"{said} ({shared['z']:.1f} standard errors)"

@@ -1,0 +1,303 @@
+"""Read an image as a hospital has it, and prepare it as the model was trained on it."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import IO, Any, TypeAlias, cast
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+from PIL.BmpImagePlugin import BmpImageFile
+from PIL.JpegImagePlugin import JpegImageFile
+from PIL.PngImagePlugin import PngImageFile
+from PIL.TiffImagePlugin import TiffImageFile
+
+from .._extras import missing_extra
+from ..errors import InputError, Remark, SkinretError
+from . import codec, tiff
+from .colour import to_rgb
+from .container import Check, Contents
+from .identify import CURE, identify
+from .jpeg import read_jpeg
+from .limits import MAX_BYTES, MAX_PIXELS, MAX_SECONDS, Timed, check_size, damaged
+from .metadata import orientation
+from .png import plain_profile, read_png
+from .recipe import Pixels
+from .simple import read_bmp, read_webp
+
+ImageSource: TypeAlias = str | Path | bytes | IO[bytes] | Image.Image | Pixels
+
+
+_READERS: dict[bytes, Callable[["Timed", Check], Contents]] = {
+    b"\xff\xd8\xff": read_jpeg,
+    b"\x89PNG\r\n\x1a\n": read_png,
+    **dict.fromkeys((b"II*\0", b"MM\0*", b"II\0*", b"MM*\0", b"II+\0", b"MM\0+"), tiff.read),
+    b"BM": read_bmp,
+}
+_UPRIGHT = {  # how a picture is turned, by EXIF's orientation
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
+def decode(
+    source: ImageSource,
+    *,
+    max_pixels: int = MAX_PIXELS,
+    max_seconds: float = MAX_SECONDS,
+    warnings: list[str] | None = None,
+) -> Pixels:
+    """Decode an image to H x W x 3 uint8 sRGB, upright.
+
+    `source` is a path, the bytes of a file, a binary file object, a PIL image or an H x W x 3 uint8 array. A
+    file is a JPEG, PNG, TIFF, BMP or WebP or, with the extra `dicom`, a DICOM object. Alpha is laid over
+    white, 16 bits are scaled to 8, CMYK and palettes are converted, ICC profile (or colours that the file
+    names in another way) and EXIF orientation are applied. Of several pictures in a file the first is taken.
+    A PIL image whose file is not read yet is decoded from its file. No setting of Pillow that another package
+    of the process makes changes what is read, or lets half a picture pass.
+
+    Parameters
+    ----------
+    max_pixels : width times height of a picture that is taken.
+    max_seconds : that a file may take.
+    warnings : gets what a person should know of the picture, each with a `code`:
+        "image-several", of more pictures in the file;
+        "image-profile", of an ICC profile that cannot be used;
+        "image-colour", of colours that are unclear, contradicted or not converted;
+        "image-depth", of 32 bits a channel that are taken as 16;
+        "image-orientation", of an orientation that cannot be read;
+        "image-metadata", of damage beside the pixels;
+        "image-burned-in" and "image-recognizable", of what a DICOM object says may show the patient.
+
+    Raises
+    ------
+    InputError : for anything that is not a whole image of a usable size, and for a file that is not decoded
+        within `max_seconds`. Its code is "image-unreadable" where the file is of a kind that is not read (the
+        message says of which), and "image-truncated" where it is damaged.
+    """
+    said = [] if warnings is None else warnings
+    if isinstance(source, np.ndarray):
+        return _check_array(source, max_pixels)
+    try:
+        if isinstance(source, Image.Image):
+            return _given(source, max_pixels, max_seconds, said)
+        return _decode(_open(source, max_seconds), max_pixels, said)
+    except MemoryError:
+        raise InputError(
+            "there is too little memory to decode the image",
+            code="image-memory",
+            expected="room for its pixels, several times over",
+            cure="scale the image down, or give the process more memory",
+        ) from None
+
+
+def _decode(stream: Timed, max_pixels: int, warnings: list[str]) -> Pixels:
+    name = stream.name
+
+    def check(width: int, height: int) -> None:
+        check_size(width, height, name, max_pixels)
+
+    try:
+        if _is_dicom(stream):
+            image = _dicom_reader()(stream, max_pixels, warnings)
+            contents = Contents(image=image, icc=image.info.get("icc_profile"))
+        else:
+            contents = _reader(stream)(stream, check)
+        return _pixels(contents, name, warnings)
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
+        raise InputError(
+            f"{name} has more pixels than another package of this process allows",
+            code="image-too-large",
+            expected=f"at most {Image.MAX_IMAGE_PIXELS} pixels, the value of PIL.Image.MAX_IMAGE_PIXELS",
+            found="more",
+            cure="set it higher, or give the picture as a PNG or JPEG file",
+        ) from None
+    except (SkinretError, MemoryError):
+        raise
+    except Exception as error:
+        raise damaged(name, str(error) or type(error).__name__) from None
+
+
+def _reader(stream: Timed) -> Callable[[Timed, Check], Contents]:
+    """Return what reads a file, by how it begins: neither its name nor the plugins of Pillow matter."""
+    stream.check()
+    begin = stream.getvalue()[:16]
+    if begin[:4] == b"RIFF" and begin[8:12] == b"WEBP":
+        return read_webp
+    for magic, reader in _READERS.items():
+        if begin.startswith(magic):
+            return reader
+    raise identify(stream.getvalue(), stream.name)
+
+
+def _open(source: str | Path | bytes | IO[bytes], max_seconds: float) -> Timed:
+    if isinstance(source, bytes):
+        name, data = "the image bytes", source
+    elif isinstance(source, str | Path):
+        path = Path(source)
+        name = str(path)
+        try:
+            with path.open("rb") as file:
+                data = file.read(MAX_BYTES + 1)
+        except FileNotFoundError:
+            raise InputError(
+                f"image file {name} does not exist", code="image-missing", cure="check the path"
+            ) from None
+        except (OSError, ValueError) as error:
+            raise InputError(
+                f"image file {name!r:.200} cannot be read",
+                code="image-missing",
+                expected="a readable file",
+                found=getattr(error, "strerror", None) or str(error),
+                cure="check the path and its permissions",
+            ) from None
+    elif hasattr(source, "read"):
+        name = "the image file object"
+        try:
+            data = _read(source)
+        except (OSError, ValueError) as error:
+            data, found = None, str(error)
+        else:
+            found = f"a {type(data).__name__}"
+        if not isinstance(data, bytes):
+            raise InputError(
+                f"{name} gives no bytes",
+                code="image-type",
+                expected="bytes",
+                found=found,
+                cure='open it with mode "rb"',
+            )
+    else:
+        raise InputError(
+            "the image cannot be used",
+            code="image-type",
+            expected="a path, bytes, a binary file object, a PIL image or an H x W x 3 uint8 array",
+            found=f"a {type(source).__name__}",
+            cure="pass one of those",
+        )
+    if not data:
+        raise InputError(
+            f"{name} is empty", code="image-empty", expected="an image", found="0 bytes", cure=CURE
+        )
+    if len(data) > MAX_BYTES:
+        raise InputError(
+            f"{name} has too many bytes",
+            code="image-too-large",
+            expected=f"at most {MAX_BYTES / 1e6:g} MB",
+            found="more",
+            cure="give a single picture, compressed or scaled down",
+        )
+    return Timed(data, name, max_seconds)
+
+
+def _read(file: IO[bytes]) -> bytes:
+    """Read a file to its end, but not far beyond the limit; what is read from a pipe comes in pieces."""
+    data = file.read(MAX_BYTES + 1)
+    while isinstance(data, bytes) and data and len(data) <= MAX_BYTES:
+        more = file.read(MAX_BYTES + 1 - len(data))
+        if not more:
+            break
+        data += more
+    return data
+
+
+def _is_dicom(stream: Timed) -> bool:
+    return stream.getvalue()[128:132] == b"DICM"
+
+
+def _dicom_reader() -> Callable[[Timed, int, list[str]], Image.Image]:
+    try:
+        from . import dicom
+    except (ImportError, AttributeError) as error:  # the latter with pydicom 2
+        wrong = "a DICOM object cannot be read here"
+        raise missing_extra(wrong, error, "dicom", "image-dicom-extra") from None
+    return dicom.read
+
+
+def _pixels(contents: Contents, name: str, warnings: list[str]) -> Pixels:
+    said = f"the file holds {contents.pictures}{' or more' * (contents.pictures == tiff.MAX_PAGES)} pictures"
+    if contents.pictures > 1:
+        warnings.append(Remark(f"{said}: the first is taken", "image-several"))
+    warnings += dict.fromkeys(contents.remarks)
+    try:
+        image = to_rgb(contents.image, contents.icc, name, warnings)
+    except ValueError as error:
+        raise InputError(
+            f"{name} has pixels of mode {contents.image.mode}",
+            code="image-mode",
+            expected="RGB, grey, palette or CMYK",
+            found=str(error),
+            cure="save it as 8-bit RGB",
+        ) from None
+    turn = _UPRIGHT.get(contents.orientation)
+    return np.asarray(image if turn is None else image.transpose(turn))
+
+
+def _given(image: Image.Image, max_pixels: int, max_seconds: float, warnings: list[str]) -> Pixels:
+    """Return the pixels of a PIL image: of its file where that is not read yet, else what it holds."""
+    name = "the PIL image"
+    check_size(*image.size, name, max_pixels)
+    if (data := _unread(image)) is not None:
+        return _decode(Timed(data, name, max_seconds), max_pixels, warnings)
+    try:
+        codec.load(image)
+    except (SkinretError, MemoryError):
+        raise
+    except Exception as error:
+        raise damaged(name, str(error) or type(error).__name__) from None
+    if found := tiff.misread(image):
+        raise InputError(
+            f"{name} was read from a TIFF that Pillow misreads",
+            code="image-mode",
+            expected="8 bits a channel",
+            found=found,
+            cure="give the file itself, by its path or its bytes",
+        )
+    remarks: list[Remark] = []
+    info = image.info
+    icc = info.get("icc_profile") if image.mode != "LAB" else None  # which has its own white
+    if not icc and isinstance(image, PngImageFile) and "srgb" not in info:
+        icc = plain_profile(info.get("chromaticity", ()), info.get("gamma", 0), remarks)
+    exif, xmp = info.get("exif", b""), info.get("xmp", b"")
+    try:
+        turned = image.getexif().get(0x0112, 1)  # which the caller may have changed
+    except Exception:  # Pillow gives up where a tag that does not matter is broken
+        turned = None
+    if turned not in range(1, 9):
+        exif, xmp = (value if isinstance(value, bytes) else b"" for value in (exif, xmp))
+        turned = orientation(exif.removeprefix(b"Exif\0\0") or b"unclear", xmp, remarks)
+    return _pixels(Contents(image=image, icc=icc, orientation=turned, remarks=remarks), name, warnings)
+
+
+def _unread(image: Image.Image) -> bytes | None:
+    """Return the file of a PIL image, where its pixels are still to be read from it, as they stand there."""
+    if not isinstance(image, JpegImageFile | PngImageFile | TiffImageFile | BmpImageFile):
+        return None
+    if not image.tile or image.fp is None or image.tell() or image.decoderconfig:
+        return None  # it is read, or closed, or of another page or size than its file's first
+    try:
+        place = image.fp.tell()
+        image.fp.seek(0)
+        data = image.fp.read(MAX_BYTES + 1)
+        image.fp.seek(place)
+    except (OSError, ValueError):
+        return None
+    return data if 0 < len(data) <= MAX_BYTES else None
+
+
+def _check_array(array: npt.NDArray[Any], max_pixels: int) -> Pixels:
+    if array.dtype != np.uint8 or array.ndim != 3 or array.shape[2] != 3:
+        raise InputError(
+            "the image array cannot be used",
+            code="image-type",
+            expected="H x W x 3 of uint8, RGB",
+            found=f"{' x '.join(map(str, array.shape))} of {array.dtype}",
+            cure="convert it, or pass a PIL image",
+        )
+    check_size(array.shape[1], array.shape[0], "the image array", max_pixels)
+    return cast(Pixels, array)

@@ -1,0 +1,141 @@
+"""Read a JPEG: its segments are checked and read here, and only its pixels go to the decoder."""
+
+import re
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from ..errors import InputError, Remark
+from . import codec
+from .container import MAX_SEGMENTS, Check, Contents
+from .identify import SAVE_AS_PNG, unread
+from .limits import Timed
+from .metadata import directory, exif_profile, header, orientation, unclear_colours
+
+MAX_SCANS = 100  # passes of a JPEG over all its pixels; a progressive one has about ten
+_MARKER = re.compile(rb"\xff([^\x00\x01\xd0-\xd8\xff])")  # of a segment, or of the end
+_FRAMES = {0xC0: "baseline", 0xC1: "extended", 0xC2: "progressive", 0xC3: "lossless"}
+_HIERARCHICAL = (0xC5, 0xC6, 0xC7, 0xDE)
+_ARITHMETIC = (0xC9, 0xCA, 0xCB, 0xCD, 0xCE, 0xCF)
+_SEVERAL = (0x020001, 0x020002, 0x020003)  # types of MPF: a panorama, for two eyes, from several angles
+_HUFFMAN_CURE = "code it anew without loss, such as with libjpeg-turbo: jpegtran -outfile OUT IN"
+
+
+class Segment(NamedTuple):
+    """A segment of a JPEG: where its marker stands, and its content."""
+
+    marker: int
+    place: int
+    body: bytes
+
+
+def segments(stream: "Timed", place: int = 0) -> list[Segment]:
+    """Return the segments of a JPEG as far as its first scan; an empty list for what is no JPEG.
+
+    It is read from its place in the file as decoders read it: from marker to marker, past what cannot be
+    one. Raises InputError for a JPEG that goes over its pixels again and again (a megabyte of it takes hours)
+    or is in arithmetic coding (which hardly a program reads, and of which few bytes take minutes).
+    """
+    data = stream.getvalue()
+    if data[place : place + 3] != b"\xff\xd8\xff":
+        return []
+    stream.check()
+    found: list[Segment] = []
+    place, count, scans = place + 2, 0, 0
+    while marker := _MARKER.search(data, place):
+        kind, place, count = marker[1][0], marker.end(), count + 1
+        if kind == 0xD9:
+            break
+        arithmetic = kind in _ARITHMETIC
+        if arithmetic or scans == MAX_SCANS or count > MAX_SEGMENTS:
+            raise InputError(
+                f"{stream.name} takes too many steps to decode",
+                code="image-scans",
+                expected=f"Huffman coding, at most {MAX_SCANS} scans and {MAX_SEGMENTS:,} segments",
+                found="arithmetic coding" if arithmetic else "more",
+                cure=_HUFFMAN_CURE if arithmetic else "open it in an image viewer and save it again",
+            )
+        length = int.from_bytes(data[place : place + 2], "big")
+        if not scans:
+            found.append(Segment(kind, marker.start(), data[place + 2 : place + length]))
+        scans += kind == 0xDA
+        place += length
+    return found
+
+
+def check_frame(parts: Sequence[Segment], name: str) -> Segment:
+    """Return the segment that says of which kind a JPEG is. Raises InputError for a kind that is not read."""
+    frames = [p for p in parts if p.marker in _FRAMES or p.marker in _HIERARCHICAL]
+    if any(p.marker == 0xF7 for p in parts):
+        raise unread(name, "a JPEG-LS file", "a format that is not read", SAVE_AS_PNG)
+    if not frames or len(frames[0].body) < 6 or parts[-1].marker != 0xDA:
+        raise ValueError("no frame, or no scan of it")
+    frame = frames[0]
+    bits, channels = frame.body[0], frame.body[5]
+    if frame.marker in _HIERARCHICAL:
+        kind = "a hierarchical JPEG"
+    elif bits != 8:
+        kind = f"a JPEG of {bits} bits a channel"
+    elif channels not in (1, 3, 4):
+        kind = f"a JPEG of {channels} channels"
+    else:
+        return frame
+    cure = "save it as PNG, or as a JPEG of 8 bits, in the program that wrote it"
+    raise unread(name, kind, "a kind of JPEG that is not read", cure)
+
+
+def read_jpeg(stream: "Timed", check: Check) -> Contents:
+    """Read a JPEG, of which the decoder gets what its pixels need: no EXIF, no preview, no text."""
+    data, remarks = stream.getvalue(), list[Remark]()
+    parts = segments(stream)
+    frame = check_frame(parts, stream.name)
+    exifs, xmp, pictures, profiles = list[bytes](), b"", 1, dict[int, bytes]()
+    kept = [b"\xff\xd8"]
+    jfif = adobe = False
+    of_profile = 0
+    for marker, place, body in parts[:-1]:
+        if marker == 0xE1 and body.startswith(b"Exif\0\0"):
+            exifs.append(body[6:])
+        elif marker == 0xE1 and body.startswith(b"http://ns.adobe.com/xap/1.0/\0"):
+            xmp = xmp or body
+        elif marker == 0xE2 and body.startswith(b"ICC_PROFILE\0") and len(body) > 13:
+            profiles[body[12]], of_profile = body[14:], body[13]
+        elif marker == 0xE2 and body.startswith(b"MPF\0"):
+            pictures = _several(body[4:])
+        elif not (0xE0 <= marker <= 0xEF or marker == 0xFE):
+            kept.append(data[place : place + 4 + len(body)])
+        elif (marker, body[:5]) in ((0xE0, b"JFIF\0"), (0xEE, b"Adobe")) and len(body) >= 12:
+            jfif, adobe = jfif or marker == 0xE0, adobe or marker == 0xEE
+            kept.append(data[place : place + 4 + len(body)])
+    scan = parts[-1].place
+    image = codec.Jpeg(stream.within(b"".join((*kept, memoryview(data)[scan:]))))
+    check(*image.size)
+    transform = image.info.get("adobe_transform")
+    if (image.mode == "CMYK" and not adobe) or (image.mode == "RGB" and jfif and transform == 0):
+        remarks.append(unclear_colours("the marks of the JPEG do not say which colours it holds"))
+    try:
+        codec.load(image)
+    except OSError:
+        if _FRAMES[frame.marker] != "lossless":
+            raise
+        why = "lossless coding, which the JPEG library here does not read, or damage"
+        raise unread(stream.name, "a lossless JPEG", why, SAVE_AS_PNG) from None
+    icc = b"".join(profiles[n] for n in sorted(profiles)) or None
+    if icc and len(profiles) != of_profile:
+        icc = b"incomplete"
+    exif = b"".join(exifs)
+    icc = icc or exif_profile(exif, remarks)
+    turned = orientation(exif, xmp, remarks)
+    return Contents(image=image, icc=icc, orientation=turned, pictures=pictures, remarks=remarks)
+
+
+def _several(mpf: bytes) -> int:
+    """Return how many pictures MPF counts beside previews and smaller copies. CIPA DC-007, 5.2.3."""
+    try:
+        order, place, _ = header(mpf)
+        entries = bytes(directory(mpf, place, order)[0][0xB002].value)
+    except (ValueError, KeyError):
+        return 1
+    attributes = np.frombuffer(entries, order + "u4", len(entries) // 16 * 4)[4::4]
+    return 1 + int(np.isin(attributes & 0xFFFFFF, _SEVERAL).sum())
