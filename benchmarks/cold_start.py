@@ -23,11 +23,12 @@ def main(asked: dict[str, Any]) -> dict[str, float]:
         times.append(time.time())
         query = peer.load(asked["checkpoint"], asked["matrix"]).query
     else:
-        from skinret_infer import engines, searcher
+        from skinret_infer import encoder, searcher
+        from skinret_infer.engines import registry
 
-        engines.why_not(asked["runtime"])  # imports its package
+        registry.why_not(asked["runtime"])  # imports its package
         times.append(time.time())
-        searcher.open_engine = functools.partial(engines.open_engine, gated=False)
+        encoder.open_engine = functools.partial(registry.open_engine, check=False)
         options = {name: asked[name] for name in ("runtime", "precision", "threads", "cache")}
         query = searcher.Searcher(asked["bundle"], asked["archive"], **options).query
     times.append(time.time())

@@ -17,9 +17,11 @@ from search_contestant import LAYOUT
 from search_report import SearchReport
 
 from skinret_infer.bundle import Bundle
-from skinret_infer.cases import read_cases
-from skinret_infer.engines import Engine, available, open_engine, precisions, usable_cpus
-from skinret_infer.evaluation import precision as gate
+from skinret_infer.engines.base import Engine
+from skinret_infer.engines.cpus import available_cpus
+from skinret_infer.engines.registry import RUNTIMES, open_engine, precisions, why_not
+from skinret_infer.engines.verdicts import refusal
+from skinret_infer.tables import read_cases
 from skinret_infer.text import TextEncoderInput
 
 sys.path.append(str(Path(__file__).parents[1] / "tests"))  # where durability.py is, of both
@@ -66,14 +68,14 @@ def _marked(report: AnyReport) -> AnyReport:
 
 @pytest.fixture(scope="session")
 def report(request: pytest.FixtureRequest) -> Report:
-    made = _marked(Report(threads=usable_cpus()))
+    made = _marked(Report(threads=available_cpus()))
     request.config.stash[_REPORT] = made
     return made
 
 
 @pytest.fixture(scope="session")
 def search_report(request: pytest.FixtureRequest) -> SearchReport:
-    made = _marked(SearchReport(threads=usable_cpus(), bundle=f"{LAYOUT.length:,} numbers a case"))
+    made = _marked(SearchReport(threads=available_cpus(), bundle=f"{LAYOUT.length:,} numbers a case"))
     request.config.stash[_SEARCH] = made
     return made
 
@@ -92,7 +94,7 @@ def material(
         path, checkpoint = full_size(kept / size)
         report.note(
             "Random weights: they change no speed, but have no ranks that lower precision could keep, so the "
-            "gate on ranks is not asked here. With a real bundle it decides what may run."
+            "precision check is left out here. With a real bundle it decides what is allowed to run."
         )
     bundle = Bundle.load(path)
     report.bundle = f"{bundle.manifest.model} {bundle.manifest.version}"
@@ -123,15 +125,16 @@ def product(request: pytest.FixtureRequest) -> Product:
 
 @pytest.fixture(scope="session")
 def pairs(material: Material, report: Report) -> list[tuple[str, str]]:
-    """Each runtime and precision that runs here; why others do not, and what the gate refuses, is noted."""
+    """Each runtime and precision that runs here; it notes why others do not, and failed precision checks."""
     found = []
-    for name, reason in available().items():
+    for name in RUNTIMES:
+        reason = why_not(name)
         if reason:
             report.note(f"Not here: {name}, {reason}.")
             continue
         for precision in precisions(name, material.bundle):
             found.append((name, precision))
-            refused = gate.allowed(material.bundle, name, precision, material.cache)
+            refused = refusal(material.bundle, name, precision, material.cache)
             if refused and not material.random:
                 report.refuse(f"{name} {precision}", refused)
     return found
@@ -142,7 +145,7 @@ def engines(material: Material, pairs: list[tuple[str, str]]) -> Iterator[dict[s
     """Every runtime in every precision, by label."""
     opened = {
         f"{name} {p}": open_engine(
-            material.bundle, name, material.threads, precision=p, cache=material.cache, gated=False
+            material.bundle, name, material.threads, precision=p, cache=material.cache, check=False
         )
         for name, p in pairs
     }

@@ -17,10 +17,10 @@ from skinret_infer.archive.store import Record
 from skinret_infer.bundle import Bundle
 from skinret_infer.cases import Case
 from skinret_infer.descriptor import Layout, Vector
-from skinret_infer.engines import open_engine
+from skinret_infer.engines.registry import open_engine
 from skinret_infer.imaging.decode import decode
-from skinret_infer.imaging.recipe import ImageRecipe, prepare
-from skinret_infer.text import TextRecipe, describe, phrases_of
+from skinret_infer.imaging.recipe import ImageRecipe, preprocess
+from skinret_infer.text import TextRecipe, attributes_to_text, phrases_of
 from skinret_training.synthetic import random_lesions
 
 SHORT = os.environ.get("SKINRET_BENCHMARK") == "short"  # a tiny model and few rounds: does all of it run?
@@ -103,7 +103,7 @@ def full_size(cache: Path) -> tuple[Path, Path]:
             config=model.config, image=image, text=TextRecipe(), tokenizer=tokenizer(),
             state=model.state_dict(), name=name, version="0",
         ).save(folder / "ckpt.pt")  # fmt: skip
-        export_bundle(folder / "ckpt.pt", folder / "bundle", gates=False)
+        export_bundle(folder / "ckpt.pt", folder / "bundle", check_precision=False)
     return folder / "bundle", folder / "ckpt.pt"
 
 
@@ -125,7 +125,7 @@ def tokenizer() -> str:
 
 def checklists(rows: Sequence[dict[str, str]]) -> list[str]:
     """Say each row in full, no two alike."""
-    return list(dict.fromkeys(describe(row, TextRecipe().phrases) for row in rows))
+    return list(dict.fromkeys(attributes_to_text(row, TextRecipe().phrases) for row in rows))
 
 
 def findings(rows: Sequence[dict[str, str]]) -> list[str]:
@@ -173,7 +173,7 @@ def learned_like(count: int, layout: Layout, seed: int, noise: float = NOISE) ->
 
 def formed(x: np.ndarray, layout: Layout) -> Vector:
     """Return any numbers [n, D] as descriptors: six vectors of length 1, and distributions."""
-    six = layout.looks
+    six = layout.visual_length
     x = np.hstack([x[:, :six], np.exp(3 * x[:, six:])])
     sums = np.add.reduceat(np.hstack([x[:, :six] ** 2, x[:, six:]]), layout.starts, axis=1)
     sums[:, :6] = np.sqrt(sums[:, :6])
@@ -185,8 +185,8 @@ def write_archive(path: Path, bundle: Bundle, images: Sequence[Path]) -> np.ndar
     layout, manifest = bundle.manifest.layout, bundle.manifest
     matrix = np.concatenate([*learned_like(CASES, layout, seed=5)])
     engine = open_engine(bundle, "onnxruntime-cpu", precision="fp32")
-    pixels = np.stack([prepare(decode(image), manifest.image) for image in images])
-    own = np.concatenate([engine.describe(pixels[n : n + 8], None) for n in range(0, len(pixels), 8)])
+    pixels = np.stack([preprocess(decode(image), manifest.image) for image in images])
+    own = np.concatenate([engine.embed(pixels[n : n + 8], None) for n in range(0, len(pixels), 8)])
     share = np.random.default_rng(7).uniform(*ALIKE, (len(matrix[::10]), 1)).astype(np.float32)
     alike = own[np.arange(len(share)) % len(own)] + share * matrix[::10]
     matrix[::10] = formed(alike, layout)  # a query finds its like

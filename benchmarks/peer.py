@@ -11,7 +11,7 @@ import torch
 from skinret_infer.bundle import GRAPHS
 from skinret_infer.descriptor import weigh
 from skinret_infer.imaging.decode import decode
-from skinret_infer.imaging.recipe import prepare
+from skinret_infer.imaging.recipe import preprocess
 from skinret_infer.text import TextEncoderInput
 from skinret_training.checkpoint import Checkpoint
 from skinret_training.model import Skinret
@@ -33,15 +33,16 @@ class PyTorch:
         self._image, self._weights = checkpoint.image, (checkpoint.config.beta, checkpoint.config.gamma)
         self._tokenize = TextEncoderInput(checkpoint.tokenizer, checkpoint.text)
 
-    def run(self, graph: str, feeds: Mapping[str, Array], outputs: Sequence[str] = ()) -> list[Array]:
-        """Run one part on arrays by name and return all that it gives."""
+    def run(self, graph: str, feeds: Mapping[str, Array], outputs: Sequence[str]) -> dict[str, Array]:
+        """Run one part on arrays by name and return the named outputs, which are its first."""
         with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16, enabled=self._bf16):
             out = self._modules[graph](**{name: torch.from_numpy(a) for name, a in feeds.items()})
-        return [t.float().numpy() for t in (out if isinstance(out, tuple) else (out,))]
+        tensors = out if isinstance(out, tuple) else (out,)
+        return {name: tensor.float().numpy() for name, tensor in zip(outputs, tensors, strict=False)}
 
-    def describe(self, images: Sequence[Any], texts: Sequence[str] = ()) -> Array:
+    def embed(self, images: Sequence[Any], texts: Sequence[str] = ()) -> Array:
         """Return descriptors [B, D] of queries, or without texts of cases."""
-        pixels = torch.from_numpy(np.stack([prepare(decode(image), self._image) for image in images]))
+        pixels = torch.from_numpy(np.stack([preprocess(decode(image), self._image) for image in images]))
         with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16, enabled=self._bf16):
             maps = self._modules["visual_encoder"](pixels)
             if texts:
@@ -53,7 +54,7 @@ class PyTorch:
 
     def query(self, image: Any, text: str, k: int = 10) -> Array:
         """Return the positions of the k best cases, best first."""
-        scores = self._matrix @ weigh(self.describe([image], [text])[0], self._layout, *self._weights)
+        scores = self._matrix @ weigh(self.embed([image], [text])[0], self._layout, *self._weights)
         best = np.argpartition(-scores, k)[:k]
         return best[np.argsort(-scores[best])]
 

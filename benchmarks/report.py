@@ -17,7 +17,7 @@ from typing import Any
 import psutil
 from PIL import Image, ImageDraw, ImageFont
 
-from skinret_infer._files import whole_file
+from skinret_infer._files import atomic_write
 
 GRAPHS, QUERY, INDEX, COLD, MEMORY = SECTIONS = (
     "Each graph",
@@ -211,11 +211,11 @@ class Report:
     def write(self, folder: Path) -> list[Path]:
         """Write NAME.json, NAME.md and NAME.png; return their paths."""
         paths = [folder / f"{self.name}.{kind}" for kind in ("json", "md", "png")]
-        with whole_file(paths[0]) as temporary:
+        with atomic_write(paths[0]) as temporary:
             temporary.write_text(json.dumps(self.to_dict(), indent=1, ensure_ascii=False) + "\n", "utf-8")
-        with whole_file(paths[1]) as temporary:
+        with atomic_write(paths[1]) as temporary:
             temporary.write_text(self.markdown(), "utf-8")
-        with whole_file(paths[2]) as temporary:
+        with atomic_write(paths[2]) as temporary:
             self.picture().save(temporary, "PNG")
         return paths
 

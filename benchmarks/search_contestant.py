@@ -18,11 +18,12 @@ import numpy as np
 from cold_start import memory
 
 from skinret_infer.archive.archive import Archive
+from skinret_infer.archive.filters import Range
 from skinret_infer.descriptor import Layout, part_weights
 
 DEFAULT = os.environ.get("SKINRET_SEARCH") == "default"
 LAYOUT = (
-    Layout(local=(64, 64, 64), global_=(64, 64, 64), traits=(3, 3, 3, 5, 4, 3, 2, 7))  # 414 numbers
+    Layout(local=(64, 64, 64), global_=(64, 64, 64), concepts=(3, 3, 3, 5, 4, 3, 2, 7))  # 414 numbers
     if DEFAULT
     else Layout(local=(192, 384, 768), global_=(192, 384, 768))  # of Swin-T: 2,688 numbers
 )
@@ -30,7 +31,7 @@ WEIGHTS = part_weights(LAYOUT, beta=0.6, gamma=0.7 if DEFAULT else 0.0)
 WIDE = np.repeat(WEIGHTS, LAYOUT.lengths)
 OURS, NUMPY, FLAT, SQ8, IVF = KINDS = ("skinret", "numpy fp32", "faiss Flat", "faiss SQ8", "faiss IVF")
 MODEL = {"fingerprint": "0" * 64, "model": "learned-like 0"}
-WHERE = {"attribute": {"location": "acral"}, "range": {"age": (80, None)}}  # each lets 5 % through
+WHERE = {"attribute": {"location": "acral"}, "range": {"age": Range(80, None)}}  # each lets 5 % through
 K, STEP, NEAR, PROBES = 10, 2048, 200, 8
 Lists = list[list[int]]
 
@@ -152,7 +153,7 @@ def stored(folder: Path) -> Iterator[np.ndarray]:
 
 
 def main(kind: str, folder: Path, cases: int) -> None:
-    def say(**answer: Any) -> None:
+    def notify(**answer: Any) -> None:
         sys.stdout.write(json.dumps(answer) + "\n")
         sys.stdout.flush()
 
@@ -161,14 +162,14 @@ def main(kind: str, folder: Path, cases: int) -> None:
         masks = dict(file)
     makers: dict[str, Any] = {OURS: Skinret, NUMPY: Numpy}
     made = makers[kind](folder, cases, masks) if kind in makers else Faiss(kind, folder, cases, masks)
-    say(seconds=made.seconds, what=getattr(made, "what", kind), **memory())
+    notify(seconds=made.seconds, what=getattr(made, "what", kind), **memory())
     for line in sys.stdin:
         asked = json.loads(line)
         if asked["do"] == "memory":
-            say(**memory())
+            notify(**memory())
         elif asked["do"] == "exact":
             exact, plain = made.exact(queries[asked["first"] : asked["end"]], asked["way"])
-            say(exact=exact, plain=plain)
+            notify(exact=exact, plain=plain)
         else:
             took, lists = [], []
             for start in range(asked["first"], asked["end"], asked["batch"]):
@@ -176,7 +177,7 @@ def main(kind: str, folder: Path, cases: int) -> None:
                 began = time.perf_counter()
                 lists += made.ask(some, asked["way"])
                 took.append((time.perf_counter() - began) * 1e3 / len(some))
-            say(ms=took, lists=lists)
+            notify(ms=took, lists=lists)
 
 
 if __name__ == "__main__":

@@ -43,7 +43,7 @@ def test_the_bundle_reaches_80_and_79_and_does_as_pytorch_does(tmp_path: Path) -
     run(skinret, "index", bundle, archive, data, "--ids", tmp_path / "ckpt.archive.txt")
     queries = tmp_path / "ckpt.queries.txt"
     by_bundle = json.loads(run(skinret, "evaluate", bundle, archive, data, "--ids", queries, "--json"))
-    for kind in ("image_words", "image_alone"):
+    for kind in ("image_words", "image_only"):
         print(kind, {k: (by_bundle[kind][k], by_torch[kind][k]) for k in ("mAP", "Acc@1", "Acc@2", "Acc@4")})
         for figure in ("mAP", "Acc@1"):
             assert abs(by_bundle[kind][figure] - by_torch[kind][figure]) <= 0.2

@@ -16,8 +16,8 @@ from material import Product
 from skinret_infer import Case, Searcher
 from skinret_infer.descriptor import Vector, part_weights, products
 from skinret_infer.imaging.decode import decode
-from skinret_infer.imaging.recipe import Pixels, prepare
-from skinret_infer.text import describe
+from skinret_infer.imaging.recipe import Pixels, preprocess
+from skinret_infer.text import attributes_to_text
 
 Cells = npt.NDArray[np.int64]
 QUERIES, HITS, DRAWS = 100, 5, 8
@@ -34,13 +34,13 @@ def test_the_evidence_of_every_hit_adds_up_to_its_score(product: Product, asked:
     off, rounding = [], []
     with Searcher(product.bundle, product.archive) as searcher:
         for case in asked:
-            words = describe(case.attributes, searcher.manifest.text.phrases)
+            words = attributes_to_text(case.attributes, searcher.manifest.text.phrases)
             for hit in searcher.query(case.image, words, k=HITS, exclude=[case.case_id]):
-                evidence = hit.evidence(images=product.images)
-                rounding.append(evidence.rounding)
+                evidence = hit.evidence(image_folder=product.images)
+                rounding.append(evidence.residual)
                 for side in (evidence.query, evidence.case):
                     assert side is not None
-                    whole = sum(float(m.sum()) for m in side.maps.values()) + sum(side.base.values())
+                    whole = sum(float(m.sum()) for m in side.maps.values()) + sum(side.baseline.values())
                     off.append(abs(whole - hit.score))
         runtime, precision = searcher.runtime, searcher.precision
     print(f"\n{len(rounding)} hits, {runtime} {precision}: a sum was off by {max(off):.1e} at most;")
@@ -67,16 +67,14 @@ def test_masking_what_contributes_most_lowers_the_score_more_than_masking_at_ran
             scale = len(square) // side
             hidden = square.copy()
             hidden[np.kron(grid, np.ones((scale, scale), bool))] = square.mean((0, 1))
-            return float(
-                products(searcher.describe(hidden, words), there[None], manifest.layout)[0] @ weights
-            )
+            return float(products(searcher.embed(hidden, words), there[None], manifest.layout)[0] @ weights)
 
         for case in asked:
-            words = describe(case.attributes, manifest.text.phrases) if worded else None
+            words = attributes_to_text(case.attributes, manifest.text.phrases) if worded else None
             [hit] = searcher.query(case.image, words, k=1, exclude=[case.case_id])
-            whole = hit.evidence(case=False).query.total
-            there = searcher.describe(product.images / hit.image_ref)
-            square = prepare(decode(case.image), manifest.image)
+            whole = hit.evidence(with_case=False).query.total
+            there = searcher.embed(product.images / hit.image_ref)
+            square = preprocess(decode(case.image), manifest.image)
             order, count = np.argsort(-whole.ravel()), round(MASKED * whole.size)
             at_random = [rng.permutation(whole.size)[:count] for _ in range(DRAWS)]
             most, least, *drawn = (

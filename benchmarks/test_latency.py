@@ -27,9 +27,9 @@ from report import COLD, GRAPHS, INDEX, MEMORY, QUERY, Report
 
 from skinret_infer import Case, Searcher
 from skinret_infer.descriptor import COMPOSED, LEVELS, weigh
-from skinret_infer.engines import Engine
+from skinret_infer.engines.base import Engine
 from skinret_infer.imaging.decode import decode
-from skinret_infer.imaging.recipe import prepare
+from skinret_infer.imaging.recipe import preprocess
 from skinret_infer.text import TextEncoderInput
 
 # Seconds until the threads of the one before sleep: numpy's OpenBLAS keeps one spinning for a tenth.
@@ -193,7 +193,8 @@ def test_each_graph(
 
     def ask(name: str, run: Callable[..., list[np.ndarray]]) -> Run:
         def once(_: int) -> None:
-            answers[name] = run(graph, given, outputs)[: len(outputs)]
+            results = run(graph, given, outputs)
+            answers[name] = [results[output] for output in outputs]
 
         return once
 
@@ -224,12 +225,12 @@ Feeds = Callable[[str, int, int], tuple[dict[str, np.ndarray], tuple[str, ...]]]
 def feeds(material: Material, engines: dict[str, Engine]) -> Feeds:
     """Return what a graph is fed, and which outputs serve: pictures, tokens of words, real maps."""
     recipe, text = material.bundle.manifest.image, material.bundle.manifest.text
-    pixels = np.stack([prepare(decode(path), recipe) for path in material.images[::4]])
+    pixels = np.stack([preprocess(decode(path), recipe) for path in material.images[::4]])
     known = np.unique(TextEncoderInput(material.bundle.tokenizer(), text)(material.full)[0])
     ids = np.random.default_rng(6).choice(known, (8, text.length))
     engine = next(engine for name, engine in engines.items() if name.endswith("fp32"))
     mask = np.ones_like(ids)
-    given = dict(zip(LEVELS, engine.run("visual_encoder", {"pixels": pixels}, LEVELS), strict=True))
+    given = engine.run("visual_encoder", {"pixels": pixels}, LEVELS)
     given |= {"pixels": pixels, "tokens": engine.encode_text(ids, mask)}
 
     def make(graph: str, batch: int, tokens: int) -> tuple[dict[str, np.ndarray], tuple[str, ...]]:
@@ -260,11 +261,11 @@ def searchers(material: Material, engines: dict[str, Engine]) -> Iterator[dict[s
 def open_searchers(
     material: Material, engines: dict[str, Engine], archive: Callable[[str], Path]
 ) -> dict[str, Searcher]:
-    """Open a searcher on each engine that is open already, whatever the gate says."""
+    """Open a searcher on each engine that is open already, whatever its precision check says."""
     opened = {}
     with pytest.MonkeyPatch.context() as patch:
         for name, engine in engines.items():
-            patch.setattr("skinret_infer.searcher.open_engine", lambda *_, e=engine, **__: e)
+            patch.setattr("skinret_infer.encoder.open_engine", lambda *_, e=engine, **__: e)
             opened[name] = Searcher(material.bundle.path, archive(name))
     return opened
 
@@ -316,11 +317,11 @@ def test_the_answers_are_those_of_pytorch(
     if not peers:
         pytest.skip("without --checkpoint there is no PyTorch to ask")
     images, texts = material.images[:3], material.full[-3:]
-    truth = peers["PyTorch eager"].describe(images, texts)
+    truth = peers["PyTorch eager"].embed(images, texts)
     manifest = material.bundle.manifest
     matrix = np.load(material.matrix)
     for name, searcher in searchers.items():
-        agree(name, np.stack(list(map(searcher.describe, images, texts))), truth)
+        agree(name, np.stack(list(map(searcher.embed, images, texts))), truth)
         for image, text, true in zip(images, texts, truth, strict=True):
             scores = matrix @ weigh(true, manifest.layout, manifest.beta, manifest.gamma)
             given = scores[[int(hit.case_id) for hit in searcher.query(image, text)]]
@@ -331,18 +332,18 @@ def test_indexing(
     material: Material, engines: dict[str, Engine], beside: Beside, report: Report, tmp_path: Path
 ) -> None:
     searchers = open_searchers(material, engines, lambda name: tmp_path / f"{name}.skinret")
-    if material.random:  # the gate was not asked; else it says which of them may write an archive
+    if material.random:  # no precision was checked; else the verdict says which of them may write an archive
         for name, searcher in searchers.items():
-            searcher._writing = engines[name]
+            searcher._encoder._archive_engine = engines[name]
     images = material.images[:24]
 
     def add(searcher: Searcher) -> Run:
         return lambda n: searcher.add([Case(f"{n}-{i}", image) for i, image in enumerate(images)])
 
-    def describe(_: str, peer: PyTorch) -> Run:
-        return lambda _: [peer.describe(images[i : i + 8]) for i in range(0, len(images), 8)]
+    def embed(_: str, peer: PyTorch) -> Run:
+        return lambda _: [peer.embed(images[i : i + 8]) for i in range(0, len(images), 8)]
 
-    runs = beside.runs(describe, bf16=False) | {name: add(searcher) for name, searcher in searchers.items()}
+    runs = beside.runs(embed, bf16=False) | {name: add(searcher) for name, searcher in searchers.items()}
     samples = take_turns(runs, seconds=20, rounds=(5, 5), nap=LONG_NAP)
     rates = {name: [len(images) / ms * 1e3 for ms in each] for name, each in samples.items()}
     report.add(

@@ -97,7 +97,7 @@ class Ground:
         return self.folder / "cases.skinret"
 
     def files(self) -> list[Path]:
-        return [self.archive, *Path(f"{self.archive}.scan").glob("*.part")]
+        return [self.archive, *Path(f"{self.archive}.index").glob("*.segment")]
 
     def drop_from_cache(self) -> None:
         """Have the system forget what it keeps of the files."""

@@ -14,7 +14,7 @@ import pytest
 from material import Product
 
 from skinret_infer import Searcher
-from skinret_infer.text import describe
+from skinret_infer.text import attributes_to_text
 from skinret_infer.trust.audit import verify
 
 THREADS = 8
@@ -35,7 +35,7 @@ def test_ten_thousand_queries_from_eight_threads(
         def ask(_: int) -> None:
             while (n := next(number)) < queries:
                 case = product.cases[n % len(product.cases)]
-                words = describe(case.attributes, searcher.manifest.text.phrases) if n % 3 else None
+                words = attributes_to_text(case.attributes, searcher.manifest.text.phrases) if n % 3 else None
                 results = searcher.query(
                     case.image,
                     words and f"{words}, {n % 500} mm",  # more texts than are remembered
@@ -46,7 +46,7 @@ def test_ten_thousand_queries_from_eight_threads(
                 )
                 assert len(results) == 1 + n % 20
                 if n % 50 == 0:
-                    assert results[0].evidence(images=product.images).case
+                    assert results[0].evidence(image_folder=product.images).case
                 if n % STEP == STEP - 1:
                     with lock:
                         resident[n // STEP] = process.memory_info().rss / 1e6

@@ -1,21 +1,54 @@
-"""skinret: the most similar confirmed cases of an archive, for a dermoscopy image and a few words."""
+"""skinret: the most similar confirmed cases of an archive, for a dermoscopy image and a few words.
 
-from . import _telemetry as _telemetry  # first of all: it is off in whatever loads from here on
+Everything that is public is imported here; the modules below are not part of the API.
+"""
+
+from . import _telemetry as _telemetry  # first: it switches off the telemetry of whatever loads from here on
 from ._version import __version__ as __version__
+from .archive.filters import Range
+from .archive.store import AddReport, Match, Record, SearchResult, Store
+from .bundle import Manifest
 from .cases import Case
-from .errors import ArchiveError, BundleError, InputError, ParityError, RuntimeUnavailable, SkinretError
+from .descriptor import Layout
+from .errors import (
+    ArchiveError,
+    AuditError,
+    BundleError,
+    InputError,
+    MissingExtra,
+    ParityError,
+    RuntimeUnavailable,
+    SkinretError,
+    SkinretWarning,
+)
+from .evidence import Evidence, EvidenceMap
 from .results import Hit, Results
 from .searcher import Searcher
+from .trust.audit import AuditLog
 
 __all__ = [
+    "AddReport",
     "ArchiveError",
+    "AuditError",
+    "AuditLog",
     "BundleError",
     "Case",
+    "Evidence",
+    "EvidenceMap",
     "Hit",
     "InputError",
+    "Layout",
+    "Manifest",
+    "Match",
+    "MissingExtra",
     "ParityError",
+    "Range",
+    "Record",
     "Results",
     "RuntimeUnavailable",
+    "SearchResult",
     "Searcher",
     "SkinretError",
+    "SkinretWarning",
+    "Store",
 ]

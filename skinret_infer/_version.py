@@ -1,3 +1,5 @@
-"""The version, once: the build reads it from here."""
+"""The version of the installed package."""
 
-__version__ = "0.1.0"
+import importlib.metadata
+
+__version__ = importlib.metadata.version("skinret-infer")

@@ -6,11 +6,13 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from ._files import file_sha256, read_array
+from ._json import MAX_BLOCK, build
 from .descriptor import COMPOSED, LEVELS, Layout
 from .errors import BundleError, SkinretError
 from .imaging.recipe import ImageRecipe
@@ -24,18 +26,16 @@ SCHEMA = 1
 TOKENS = "tokens"  # an axis of any length: one that a graph has fixed is not to the contract
 GRAPHS = ("visual_encoder", "text_encoder", "composer", "similarity_head")
 FILES = (*(f"{name}.onnx" for name in GRAPHS), "tokenizer.json")
-TRAITS = "traits.npy"
+CONCEPT_HEAD = "concept_head.npy"
 MAX_MANIFEST = 4_000_000  # bytes; one takes about ten thousand
 MAX_TOKENIZER = 64_000_000
-MAX_PART = 65_536  # numbers in a part of a descriptor
-MAX_TRAITS = 256
 _MOST = {
     "image.size": 2048,
     "text.length": 4096,
     "text.max_characters": 100_000,
     "levels.height": 1024,
     "levels.width": 1024,
-    "levels.channels": MAX_PART,
+    "levels.channels": MAX_BLOCK,
     "regions": 1024,
 }
 
@@ -58,7 +58,7 @@ class Level:
 class Manifest:
     """What a bundle says of itself.
 
-    `files` maps each file to its SHA-256. `gates` maps "runtime/precision" to what the gate on ranks measured
+    `files` maps each file to its SHA-256. `precision_checks` maps "runtime/precision" to what was measured
     where the bundle was made: a precision below fp32 runs only if such a record says that it passed.
     """
 
@@ -73,14 +73,14 @@ class Manifest:
     aggregation: str
     beta: float
     gamma: float
-    traits: Mapping[str, list[str]]  # their names and values, the group first; none: gamma is 0
+    concepts: Mapping[str, list[str]]  # their names and values, the group first; none: gamma is 0
     precision: str
     opset: int
     origin: Mapping[str, Any]  # checkpoint_sha256, data, packages
     files: Mapping[str, str] = field(default_factory=dict)
     metrics: Mapping[str, Any] = field(default_factory=dict)
     parity: Mapping[str, Any] = field(default_factory=dict)
-    gates: Mapping[str, Any] = field(default_factory=dict)
+    precision_checks: Mapping[str, Any] = field(default_factory=dict)
     intended_use: str = INTENDED_USE
 
     @property
@@ -163,11 +163,11 @@ class Bundle:
             signing.verify(path, content, keys)  # before anything in it is believed
         manifest = parse_manifest(content, path / "manifest.json")
         half = {graph_file(graph, "fp16") for graph in GRAPHS}
-        if unknown := set(manifest.files) - {*FILES, TRAITS, *half}:
+        if unknown := set(manifest.files) - {*FILES, CONCEPT_HEAD, *half}:
             raise BundleError(
                 f"{path / 'manifest.json'} lists files that no bundle has",
                 code="bundle-manifest",
-                expected=", ".join(sorted({*FILES, TRAITS, *half})),
+                expected=", ".join(sorted({*FILES, CONCEPT_HEAD, *half})),
                 found=f"{', '.join(map(repr, sorted(unknown))):.200}",
                 cure="export the bundle again",
             )
@@ -207,24 +207,24 @@ class Bundle:
         """Say whether the bundle has the four graphs in a precision."""
         return all(graph_file(name, precision) in self.manifest.files for name in GRAPHS)
 
-    def traits(self) -> npt.NDArray[np.float32] | None:
-        """Return [W b], float32 [values, sum of the six lengths + 1], by which the traits are read; or None.
+    def concept_head(self) -> npt.NDArray[np.float32] | None:
+        """Return [W b] of the linear concept heads, float32 [values, length of the six vectors + 1].
 
-        With it the agreement of traits can be split over a picture (evidence.py). A bundle may lack it.
+        None for a model without concepts. The evidence of a hit needs it. Raises BundleError.
         """
-        if TRAITS not in self.manifest.files:
-            return None
         layout = self.manifest.layout
-        shape = (sum(layout.traits), layout.looks + 1)
+        if not layout.concepts:
+            return None
+        shape = (sum(layout.concepts), layout.visual_length + 1)
         try:
-            read = read_array(self.path / TRAITS)
+            read = read_array(self.path / CONCEPT_HEAD)
             found = f"{read.shape} of {read.dtype}"
         except (OSError, ValueError) as error:
             read, found = None, str(error)
         if read is None or read.shape != shape or read.dtype != np.float32 or not np.isfinite(read).all():
             raise BundleError(
-                f"{self.path / TRAITS} is not what the manifest speaks of",
-                code="bundle-traits",
+                f"{self.path / CONCEPT_HEAD} does not fit the manifest",
+                code="bundle-concepts",
                 expected=f"finite float32 numbers, {shape}",
                 found=found,
                 cure="export the bundle again",
@@ -301,10 +301,12 @@ def parse_manifest(content: bytes, path: Path) -> Manifest:
             "levels": levels,
         }
         manifest = build(Manifest, {**data, **parts}, "manifest")
-        if tuple(map(len, manifest.traits.values())) != manifest.layout.traits:
-            raise TypeError(f"traits: other numbers of values than layout.traits, {manifest.layout.traits}")
-        if manifest.gamma and not manifest.traits:
-            raise TypeError(f"gamma: {manifest.gamma} without traits")
+        if tuple(map(len, manifest.concepts.values())) != manifest.layout.concepts:
+            raise TypeError(
+                f"concepts: other numbers of values than layout.concepts, {manifest.layout.concepts}"
+            )
+        if manifest.gamma and not manifest.concepts:
+            raise TypeError(f"gamma: {manifest.gamma} without concepts")
         if not isinstance(manifest.origin["checkpoint_sha256"], str):
             raise TypeError("origin.checkpoint_sha256 is no text")
         _check_limits(manifest)
@@ -368,61 +370,3 @@ def _check_limits(manifest: Manifest) -> None:
     for name, phrase in manifest.text.phrases.items():
         if set("{}") & set(phrase.replace("{}", "", 1)):
             raise ValueError(f"text.phrases.{name}: {phrase!r:.80}, where {{}} may stand once")
-
-
-def file_sha256(path: str | Path) -> str:
-    """Return the SHA-256 of a file, in hex."""
-    with Path(path).open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def read_array(path: Path) -> npt.NDArray[Any]:
-    """Map the array of a .npy file. Raises OSError, and ValueError for whatever is wrong with it."""
-    try:
-        return np.lib.format.open_memmap(path, mode="r")
-    except OSError:
-        raise
-    except Exception as error:  # numpy reads the header as Python
-        raise ValueError(str(error) or type(error).__name__) from None
-
-
-T = TypeVar("T")
-_TEXTS, _OBJECT, _SHAPE = Mapping[str, str], Mapping[str, Any], tuple[int, int, int]
-_SIZES, _VALUES = tuple[int, ...], Mapping[str, list[str]]
-
-
-def build(cls: type[T], data: Any, where: str) -> T:
-    """Make a dataclass of a JSON object: no unknown field, each plain one of its type and in its range."""
-    if not isinstance(data, dict):
-        raise TypeError(f"{where}: {data!r:.80}")
-    fields = {f.name: f for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
-    if unknown := set(data) - set(fields):
-        raise TypeError(f"{where}: unknown {', '.join(sorted(unknown)):.200}")
-    values = {}
-    for name, value in data.items():
-        kind = fields[name].type
-        if kind in (_SHAPE, _SIZES) and isinstance(value, list):
-            value = tuple(value)
-        if not _fits(kind, value):
-            raise ValueError(f"{where}.{name}: {value!r:.80}")
-        values[name] = value
-    return cls(**values)
-
-
-def _fits(kind: Any, value: Any) -> bool:
-    """Say whether a value read from JSON may be in a field: integers are sizes, floats lie in [0, 1]."""
-    if kind is int:
-        return isinstance(value, int) and not isinstance(value, bool) and value > 0
-    if kind is float:
-        return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= 1
-    if kind is str:
-        return isinstance(value, str)
-    if kind in (_SHAPE, _SIZES):
-        right = isinstance(value, tuple) and (len(value) == 3 if kind == _SHAPE else len(value) <= MAX_TRAITS)
-        return right and all(_fits(int, v) and v <= MAX_PART for v in value)
-    if kind == _VALUES:
-        lists = isinstance(value, dict) and all(isinstance(v, list) for v in value.values())
-        return lists and all(isinstance(name, str) for names in value.values() for name in names)
-    if kind == _TEXTS:
-        return isinstance(value, dict) and all(isinstance(v, str) for v in value.values())
-    return kind != _OBJECT or isinstance(value, dict)

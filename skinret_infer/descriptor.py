@@ -1,14 +1,14 @@
-"""The algebra of the score: six unit vectors, and what is read off them, make a case one vector.
+"""The algebra of the score: six unit vectors and the predicted concepts make a case one vector.
 
     S(q,t) = beta * sum_i cos(e_q^i, e_t^i) + (1-beta) * sum_i cos(g_q^i, g_t^i),   i in {L, M, H}
     A(q,t) = sum_c w_c * p_q^c . p_t^c
     score  = (1-gamma) * S/3 + gamma * A
 
 e^i is the aggregated region descriptor and g^i the spatial mean of level i, each of unit length (Wang et al.
-2026, Eq. 6-9). p^c is a distribution over the values of trait c, the group first and then the criteria of the
-checklist, read off the six vectors by a linear layer and a softmax. A is thus the agreement to be expected of
-q and t, and to rank by it is the probability ranking principle (Robertson 1977). A model without traits
-has gamma = 0 and scores S/3, as the paper does.
+2026, Eq. 6-9). p^c is a distribution over the values of concept c, the group first and then the criteria of
+the checklist, predicted from the six vectors by a linear layer and a softmax. A is the concept similarity:
+the probability that the concepts of q and t coincide, and to rank by it is the probability ranking principle
+(Robertson 1977). A model without concepts has gamma = 0 and scores S/3, as the paper does.
 
 All is one dot product: a descriptor is d = [e^L e^M e^H g^L g^M g^H p^1 ... p^C].
 """
@@ -37,12 +37,12 @@ class Layout:
 
     local: tuple[int, int, int]
     global_: tuple[int, int, int]
-    traits: tuple[int, ...] = ()
+    concepts: tuple[int, ...] = ()
 
     @property
     def lengths(self) -> tuple[int, ...]:
-        """The length of each part: six unit vectors, then the traits."""
-        return self.local + self.global_ + self.traits
+        """The length of each part: six unit vectors, then the concepts."""
+        return self.local + self.global_ + self.concepts
 
     @property
     def length(self) -> int:
@@ -50,7 +50,7 @@ class Layout:
         return sum(self.lengths)
 
     @property
-    def looks(self) -> int:
+    def visual_length(self) -> int:
         """How many of these numbers are the six unit vectors', which come first."""
         return sum(self.local + self.global_)
 
@@ -102,9 +102,11 @@ def part_weights(
     """
     share = np.array([*(levels or dict.fromkeys(LEVELS, 1.0)).values()])
     share /= share.sum()
-    criteria = len(layout.traits) - 1
-    traits = [gamma / 2, *[gamma / 2 / criteria] * criteria] if criteria > 0 else [gamma] * len(layout.traits)
-    return np.concatenate([(1 - gamma) * beta * share, (1 - gamma) * (1 - beta) * share, traits])
+    criteria = len(layout.concepts) - 1
+    concepts = (
+        [gamma / 2, *[gamma / 2 / criteria] * criteria] if criteria > 0 else [gamma] * len(layout.concepts)
+    )
+    return np.concatenate([(1 - gamma) * beta * share, (1 - gamma) * (1 - beta) * share, concepts])
 
 
 def score_weights(layout: Layout, beta: float, gamma: float) -> npt.NDArray[np.float64]:
@@ -124,11 +126,13 @@ def well_formed(descriptors: Vector, layout: Layout) -> npt.NDArray[np.bool_]:
         part = descriptors[start : start + 4096]
         with np.errstate(over="ignore", invalid="ignore"):  # what overflows is not of length one
             sums = np.add.reduceat(
-                np.concatenate([part[:, : layout.looks] ** 2, part[:, layout.looks :]], axis=1),
+                np.concatenate(
+                    [part[:, : layout.visual_length] ** 2, part[:, layout.visual_length :]], axis=1
+                ),
                 layout.starts,
                 axis=1,
             )
-            positive = (part[:, layout.looks :] >= 0).all(axis=1)
+            positive = (part[:, layout.visual_length :] >= 0).all(axis=1)
         right[start : start + 4096] = (np.abs(sums - 1) < 1e-3).all(axis=1) & positive
     return right
 

@@ -1,14 +1,12 @@
 """Say what is installed here, what runs, what "auto" takes and why, and what ails a bundle or an archive."""
 
 import contextlib
-import ctypes
 import functools
 import io
 import os
 import platform
 import re
 import sqlite3
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -20,12 +18,17 @@ from PIL import Image
 
 from . import _telemetry
 from ._version import __version__
-from .archive.archive import SCHEMA, Archive, check_sqlite
+from .archive import maintenance
+from .archive.archive import Archive
+from .archive.database import SCHEMA, check_sqlite
 from .bundle import Bundle
-from .engines import PRECISIONS, available, cache_folder, choose, cure, precisions, usable_cpus
 from .engines.base import version
+from .engines.cache import cache_folder
+from .engines.cpus import available_cpus
+from .engines.nvidia import nvidia_report
+from .engines.registry import PRECISIONS, RUNTIMES, choose, precisions, why_not
+from .engines.verdicts import read_record, refusal
 from .errors import ArchiveError, BundleError, SkinretError, printable
-from .evaluation import precision as gate
 from .searcher import Searcher
 from .trust import signing
 
@@ -35,22 +38,20 @@ _PACKAGES = (
     "numpy", "pillow", "tokenizers", "click", "onnxruntime", "onnxruntime-gpu", "openvino", "tensorrt",
     "tensorrt-rtx-cu13", "cuda-bindings", "pydicom", "cryptography", "jinja2",
 )  # fmt: skip
-_DRIVERS = {"linux": "libcuda.so.1", "win32": "nvcuda.dll"}
 _ENGINE = 2**20  # bytes that the cache must take, to say that it can be written
-_MAJOR, _MINOR = 75, 76  # CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_*
 _JUDGES: Mapping[str, Callable[[Iterable[float]], float]] = {
-    "score_lost": max,
-    "overlap": min,
-    "same_first": min,
-    "mAP_moved": functools.partial(max, key=abs),
-    "Acc@1_moved": functools.partial(max, key=abs),
+    "score_regret": max,
+    "top10_overlap": min,
+    "top1_match": min,
+    "mAP_change": functools.partial(max, key=abs),
+    "Acc@1_change": functools.partial(max, key=abs),
 }
 _SHOWN = {
-    "score_lost": ("score lost", ".1e"),
-    "overlap": ("same top 10", ".3f"),
-    "same_first": ("same first", ".3f"),
-    "mAP_moved": ("mAP moved", "+.2f"),
-    "Acc@1_moved": ("Acc@1 moved", "+.2f"),
+    "score_regret": ("score lost", ".1e"),
+    "top10_overlap": ("same top 10", ".3f"),
+    "top1_match": ("same first", ".3f"),
+    "mAP_change": ("mAP moved", "+.2f"),
+    "Acc@1_change": ("Acc@1 moved", "+.2f"),
 }
 _WORDS = ("atypical pigment network", "irregular streaks", "blue-whitish veil")  # none is asked twice
 
@@ -60,7 +61,7 @@ def examine(bundle: str | Path | None = None, archive: str | Path | None = None)
 
     An archive is read as a whole, and not changed.
     """
-    gpu, reasons = _gpu(), available()
+    gpu, reasons = nvidia_report(), {name: why_not(name) for name in RUNTIMES}
     report: dict[str, Any] = {
         "skinret_infer": __version__,
         "python": platform.python_version(),
@@ -89,7 +90,7 @@ def examine(bundle: str | Path | None = None, archive: str | Path | None = None)
     return report | {"healthy": healthy}
 
 
-def describe(report: Mapping[str, Any]) -> str:
+def format_report(report: Mapping[str, Any]) -> str:
     """Return the report as lines for a person."""
     cpu, cache = report["cpu"], report["cache"]
     has = {state: [n for n, s in (cpu["flags"] or {}).items() if s is state] for state in (True, False)}
@@ -117,7 +118,7 @@ def describe(report: Mapping[str, Any]) -> str:
         lines.append(f"auto takes: {NOTHING_RUNS}")
     elif "bundle" not in report:
         lines.append(
-            f"auto takes: {report['auto']}, in the fastest precision that the gate has passed for a bundle"
+            f"auto takes: {report['auto']}, in the fastest precision that has passed the check for a bundle"
         )
     if bundle := report.get("bundle"):
         lines += _bundle_lines(bundle)
@@ -138,54 +139,7 @@ def _cpu() -> dict[str, Any]:
     if found := re.search(r"^flags\s*:(.*)$", said, re.MULTILINE):
         there = set(found[1].split())
         flags = {flag: flag in there for flag in CPU_FLAGS}
-    return {"model": model, "flags": flags, "cores": os.cpu_count(), "usable": usable_cpus()}
-
-
-def _gpu() -> dict[str, Any]:
-    """Ask the NVIDIA driver itself, which needs no package: its version, its cards, or why there are none."""
-    report: dict[str, Any] = {"driver": None, "cuda": None, "devices": [], "fault": ""}
-    try:
-        cuda = ctypes.CDLL(_DRIVERS.get(sys.platform, "libcuda.so"))
-    except OSError:
-        return report | {"fault": "no NVIDIA driver found"}
-
-    def ask(function: str, *arguments: Any) -> None:
-        if status := getattr(cuda, function)(*arguments):
-            said = ctypes.c_char_p()
-            cuda.cuGetErrorString(status, ctypes.byref(said))
-            raise OSError(f"{function}: {(said.value or str(status).encode()).decode()}")
-
-    number, name = ctypes.c_int(), ctypes.create_string_buffer(256)
-    value = ctypes.byref(number)
-    try:
-        report["driver"] = _driver_version()
-        ask("cuDriverGetVersion", value)
-        report["cuda"] = f"{number.value // 1000}.{number.value % 1000 // 10}"
-        ask("cuInit", 0)
-        ask("cuDeviceGetCount", value)
-        for index in range(number.value):
-            ask("cuDeviceGet", value, index)
-            device, parts = number.value, []
-            ask("cuDeviceGetName", name, len(name), device)
-            for attribute in (_MAJOR, _MINOR):
-                ask("cuDeviceGetAttribute", value, attribute, device)
-                parts.append(str(number.value))
-            report["devices"].append(
-                {"name": name.value.decode(errors="replace"), "compute_capability": ".".join(parts)}
-            )
-    except (OSError, AttributeError) as error:
-        report["fault"] = f"an NVIDIA driver is installed, but does not answer: {error}"
-    return report
-
-
-def _driver_version() -> str | None:
-    """Return the driver's own version, such as "580.65.06", where Linux tells it."""
-    try:
-        said = Path("/proc/driver/nvidia/version").read_text("utf-8", "replace")
-    except OSError:
-        return None
-    found = re.search(r"\b\d+\.\d+(\.\d+)?\b", said)
-    return found[0] if found else None
+    return {"model": model, "flags": flags, "cores": os.cpu_count(), "usable": available_cpus()}
 
 
 def _gpu_words(gpu: Mapping[str, Any]) -> str:
@@ -220,13 +174,13 @@ def _cache() -> dict[str, str]:
         }
 
 
-def _cure(name: str, reason: str, gpu: Mapping[str, Any]) -> str:
+def _cure(name: str, reason: str | None, gpu: Mapping[str, Any]) -> str:
     """Return how to make a runtime run; "" if it runs or its reason says so already."""
     if not reason or "uninstall" in reason:
         return ""
-    if name not in ("openvino", "onnxruntime-cpu") and not gpu["cuda"]:
+    if RUNTIMES[name].on_card and not gpu["cuda"]:
         return "none without an NVIDIA card and its driver"
-    return cure(name)
+    return RUNTIMES[name].cure()
 
 
 def _examine_bundle(path: Path) -> dict[str, Any]:
@@ -243,7 +197,7 @@ def _examine_bundle(path: Path) -> dict[str, Any]:
             "signature": _signature(path),
             "descriptor": manifest.layout.length,
             "tokens": manifest.text.length,
-            "gates": _gates(bundle),
+            "precision_checks": _precision_checks(bundle),
             "may_run": [f"{name}/{precision}" for name, precision in may],
             "refused": refused,
         }
@@ -266,20 +220,22 @@ def _examine_archive(path: Path, fingerprint: str | None) -> dict[str, Any]:
     """Read an archive, and compare its model with the fingerprint of a bundle, if there is one."""
     report: dict[str, Any] = {"path": str(path)}
     try:
-        with contextlib.closing(Archive.existing(path)) as archive:
+        with contextlib.closing(Archive.open(path)) as archive:
             report |= {
                 "model": archive.model,
                 "fingerprint": archive.fingerprint[:12],
                 "belongs": None if fingerprint is None else archive.fingerprint[:12] == fingerprint,
-                "schema": SCHEMA,  # existing() opens no other
+                "schema": SCHEMA,  # no other is opened
                 "bytes": _size([path]),
-                "derived_bytes": _size(archive.scan_folder.glob("*")),
-                "faults": archive.check(),
+                "index_bytes": _size(archive.index.folder.glob("*")),
+                "faults": maintenance.check(archive),
             }
             with contextlib.suppress(ArchiveError):  # of which the faults speak
                 report["cases"] = len(archive)
-                states = list(archive.parts().values())
-                report |= {f"parts_{state}": states.count(state) for state in ("right", "stale", "missing")}
+                states = list(archive.index.file_states().values())
+                report |= {
+                    f"segments_{state}": states.count(state) for state in ("right", "stale", "missing")
+                }
     except SkinretError as error:
         report |= {"error": str(error), "code": error.code}
     return report
@@ -309,7 +265,7 @@ def _measure(path: Path) -> dict[str, Any]:
                     searcher.warmup()
                     for words in _WORDS:
                         began = time.perf_counter()
-                        searcher.describe(jpeg.getvalue(), words)
+                        searcher.embed(jpeg.getvalue(), words)
                         times.append(time.perf_counter() - began)
                 runtime, precision = searcher.runtime, searcher.precision
     return {
@@ -321,22 +277,22 @@ def _measure(path: Path) -> dict[str, Any]:
     }
 
 
-def _gates(bundle: Bundle) -> dict[str, dict[str, Any]]:
-    """Return by "runtime/precision" what the gate says of it, measured on site or with the bundle."""
-    cache, known = cache_folder(), dict.fromkeys(bundle.manifest.gates)
-    for name, reason in available().items():
-        if not reason:
+def _precision_checks(bundle: Bundle) -> dict[str, dict[str, Any]]:
+    """Return by "runtime/precision" the verdict of the precision check, made on site or with the bundle."""
+    cache, known = cache_folder(), dict.fromkeys(bundle.manifest.precision_checks)
+    for name in RUNTIMES:
+        if not why_not(name):
             known |= dict.fromkeys(f"{name}/{p}" for p in precisions(name, bundle) if p != "fp32")
-    gates = {}
+    checks = {}
     for key in known:
         name, _, precision = key.partition("/")
         if precision in PRECISIONS:
-            record = gate.read_record(bundle, name, precision, cache)
+            record = read_record(bundle, name, precision, cache)
             queries, writing = (
-                gate.allowed(bundle, name, precision, cache, to_write=to_write) for to_write in (False, True)
+                refusal(bundle, name, precision, cache, for_archive=to_write) for to_write in (False, True)
             )
-            gates[key] = {"queries": queries or "passed", "writing": writing or "passed"} | _figures(record)
-    return gates
+            checks[key] = {"queries": queries or "passed", "writing": writing or "passed"} | _figures(record)
+    return checks
 
 
 def _figures(record: Mapping[str, Any] | None) -> dict[str, Any]:
@@ -364,48 +320,52 @@ def _figures(record: Mapping[str, Any] | None) -> dict[str, Any]:
 def _bundle_lines(bundle: Mapping[str, Any]) -> list[str]:
     lines = [f"bundle {bundle['path']}:"]
 
-    def say(name: str, *values: str) -> None:
+    def notify(name: str, *values: str) -> None:
         lines.extend(f"  {name if n == 0 else '':<11}{value}" for n, value in enumerate(values))
 
     if "model" in bundle:
-        say("model", f"{bundle['model']}, fingerprint {bundle['fingerprint']}")
-        say("hashes", f"{bundle['hashes']}, {bundle['files']} files")
-        say("signature", _signature_words(bundle["signature"]))
-        say("descriptor", f"{bundle['descriptor']} numbers; texts of up to {bundle['tokens']} tokens")
-        for key, said in bundle["gates"].items():
-            say("gate", *_gate_lines(key, said))
-        say("may run", *_auto_lines(bundle))
+        notify("model", f"{bundle['model']}, fingerprint {bundle['fingerprint']}")
+        notify("hashes", f"{bundle['hashes']}, {bundle['files']} files")
+        notify("signature", _signature_words(bundle["signature"]))
+        notify("descriptor", f"{bundle['descriptor']} numbers; texts of up to {bundle['tokens']} tokens")
+        for key, said in bundle["precision_checks"].items():
+            notify("precision", *_check_lines(key, said))
+        notify("may run", *_auto_lines(bundle))
     if "query_ms" in bundle:
         took = f"{bundle['runtime']} in {bundle['precision']}"
-        say("auto takes", took)
-        say("opens in", f"{bundle['open_ms']:.0f} ms, a second time in {bundle['open_again_ms']:.0f} ms")
-        say("a query", f"{bundle['query_ms']:.0f} ms for a JPEG of 768 x 512 with words, without the search")
+        notify("auto takes", took)
+        notify("opens in", f"{bundle['open_ms']:.0f} ms, a second time in {bundle['open_again_ms']:.0f} ms")
+        notify(
+            "a query", f"{bundle['query_ms']:.0f} ms for a JPEG of 768 x 512 with words, without the search"
+        )
     if "error" in bundle:
-        say("error", f"{bundle['error']} [{bundle['code']}]")
+        notify("error", f"{bundle['error']} [{bundle['code']}]")
     return lines
 
 
 def _archive_lines(archive: Mapping[str, Any]) -> list[str]:
     lines = [f"archive {archive['path']}:"]
 
-    def say(name: str, value: str) -> None:
+    def notify(name: str, value: str) -> None:
         lines.append(f"  {name:<11}{value}")
 
     if "model" in archive:
         whose = {True: ", the bundle's", False: ", NOT the bundle's: a query would be refused", None: ""}
-        say("model", f"{archive['model']}, fingerprint {archive['fingerprint']}{whose[archive['belongs']]}")
-        size, derived = archive["bytes"] / 1e6, archive["derived_bytes"] / 1e6
-        say("schema", f"{archive['schema']}; {size:.1f} MB, and {derived:.1f} MB that is derived")
+        notify(
+            "model", f"{archive['model']}, fingerprint {archive['fingerprint']}{whose[archive['belongs']]}"
+        )
+        size, derived = archive["bytes"] / 1e6, archive["index_bytes"] / 1e6
+        notify("schema", f"{archive['schema']}; {size:.1f} MB, and {derived:.1f} MB that is derived")
     if "cases" in archive:
-        say("cases", str(archive["cases"]))
-    if any(counts := [archive.get(f"parts_{state}", 0) for state in ("right", "stale", "missing")]):
-        say("derived", "{} files right, {} stale, {} missing; a search makes those anew".format(*counts))
+        notify("cases", str(archive["cases"]))
+    if any(counts := [archive.get(f"segments_{state}", 0) for state in ("right", "stale", "missing")]):
+        notify("derived", "{} files right, {} stale, {} missing; a search makes those anew".format(*counts))
     for fault in archive.get("faults", ()):
-        say("fault", fault)
+        notify("fault", fault)
     if archive.get("faults"):
-        say("cure", f"skinret archive check {archive['path']} --repair, or restore a backup")
+        notify("cure", f"skinret archive check {archive['path']} --repair, or restore a backup")
     if "error" in archive:
-        say("error", f"{archive['error']} [{archive['code']}]")
+        notify("error", f"{archive['error']} [{archive['code']}]")
     return lines
 
 
@@ -416,7 +376,7 @@ def _signature_words(said: Mapping[str, Any]) -> str:
     return f"by key {said['key']}, {verified}"
 
 
-def _gate_lines(key: str, said: Mapping[str, Any]) -> list[str]:
+def _check_lines(key: str, said: Mapping[str, Any]) -> list[str]:
     if "at_worst" not in said:
         return [f"{key}: {said['queries']}"]
     verdicts = ["passed" if said[what] == "passed" else "refused" for what in ("queries", "writing")]
@@ -434,6 +394,6 @@ def _gate_lines(key: str, said: Mapping[str, Any]) -> list[str]:
 
 def _auto_lines(bundle: Mapping[str, Any]) -> Sequence[str]:
     """Say what may run, in the order in which "auto" tries it, and what of the installed runtimes may not."""
-    gated = [key for key in bundle["refused"] if "/" in key]
+    unchecked = [key for key in bundle["refused"] if "/" in key]
     lines = [", then ".join(bundle["may_run"]) or "nothing"]
-    return [*lines, f"not {', '.join(gated)}: see its gate"] if gated else lines
+    return [*lines, f"not {', '.join(unchecked)}: see its precision check"] if unchecked else lines

@@ -1,4 +1,4 @@
-"""The errors of skinret: each says what was wrong, expected and found, and how to cure it. And remarks."""
+"""The errors of skinret, which say what was wrong, expected and found and how to cure it; and warnings."""
 
 import copyreg
 from typing import Any
@@ -12,17 +12,34 @@ class SkinretError(Exception):
     wrong : what was wrong, in one clause.
     code : a stable, machine-readable name of the fault, such as ``"image-truncated"``.
     expected, found, cure : the rest of the message, in that order; an empty one is left out.
+    case_id : the case that it is about, or None.
 
-    All are attributes too, and come through a pickle, as from a process of a pool.
+    All are attributes too. An error can be pickled, as by a process pool.
     """
 
     exit_code = 1
 
-    def __init__(self, wrong: str, *, code: str, expected: str = "", found: str = "", cure: str = "") -> None:
+    def __init__(
+        self,
+        wrong: str,
+        *,
+        code: str,
+        expected: str = "",
+        found: str = "",
+        cure: str = "",
+        case_id: str | None = None,
+    ) -> None:
         parts = [wrong, expected and f"expected {expected}", found and f"found {found}"]
         message = "; ".join(part for part in parts if part) + "."
         super().__init__(f"{message} To cure it: {cure}." if cure else message)
         self.wrong, self.code, self.expected, self.found, self.cure = wrong, code, expected, found, cure
+        self.case_id = case_id
+
+    def to_dict(self) -> dict[str, str | None]:
+        """Return the code and the parts of the message as plain values, for JSON."""
+        return {
+            name: getattr(self, name) for name in ("code", "wrong", "expected", "found", "cure", "case_id")
+        }
 
     def __reduce__(self) -> tuple[Any, ...]:
         return copyreg.__newobj__, (type(self), *self.args), self.__dict__  # type: ignore[attr-defined]
@@ -65,16 +82,16 @@ def printable(text: str) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
-class Remark(str):
+class SkinretWarning(str):
     """A warning for a person, with a stable, machine-readable name, such as "words-unknown", as its code."""
 
     __slots__ = ("code",)
     code: str
 
-    def __new__(cls, text: str, code: str = "") -> "Remark":
-        remark = super().__new__(cls, text)
-        remark.code = code
-        return remark
+    def __new__(cls, text: str, code: str = "") -> "SkinretWarning":
+        warning = super().__new__(cls, text)
+        warning.code = code
+        return warning
 
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), (str(self), self.code)

@@ -7,10 +7,11 @@ Both poolings of a level are weighted sums over the positions p of its map X (Eq
 with c_j from the way in which the k regions are aggregated. So cos(g_q, g_t) is the sum over the positions of
 the query of X_q(p) . g_t / (h w |mean X_q|), and again a sum over the positions of the case.
 
-A trait is read off the six vectors by logits z = W d + b and a softmax, and z too is a sum over positions.
-Its agreement f(z) = softmax(z) . p_t is split along the straight path from z = b, where nothing is seen, to
-where all is (Aumann & Shapley 1974): each position gets its share of z times the mean gradient on the path.
-The shares sum to f(z) - f(b), and f(b) is the base: what any picture would add.
+The logits of a concept are z = W d + b, with d the six vectors, so z too is a sum over positions. The concept
+similarity f(z) = softmax(z) . p_t is attributed by integrated gradients along the straight path from z = b,
+the prediction without any image, to z (Aumann & Shapley 1974; Sundararajan et al. 2017): each position gets
+its share of z times the mean gradient on the path. The shares sum to f(z) - f(b). The baseline f(b) is what
+any image adds.
 """
 
 import functools
@@ -20,56 +21,111 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+from PIL import Image
 
 from .bundle import Manifest
 from .descriptor import COSINES, Vector, products
+from .imaging.recipe import Pixels
 
 Map = npt.NDArray[np.float64]
+Box = tuple[float, float, float, float]  # left, top, right, bottom in pixels
+ADDS, TAKES_AWAY = (0, 114, 178), (230, 159, 0)  # Okabe and Ito's blue and orange
+OPACITY = 0.75  # of the strongest cell: the lesion stays visible below it
 _EPS = 1e-6  # as the model has it: no norm is divided by less
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Side:
-    """The evidence on one picture, the query's or the case's: all maps and bases sum to the score.
+class EvidenceMap:
+    """The evidence on one picture, the query's or the case's: all maps and baselines sum to the score.
 
-    maps : what each position adds, [h, w], by the six cosines, such as "local_low", and by the traits, such
-        as "group". A position has seen its surroundings too, not only its pixels.
-    base : what a trait adds whatever the picture shows; of a bundle without traits.npy, all that it adds.
-    box : the part of the picture that the maps lie on: left, top, right, bottom in pixels.
+    maps : what each position adds, [h, w], by the six cosines, such as "local_low", and by the concepts, such
+        as "group". A position depends on its surroundings too, not only on its pixels.
+    baseline : what a concept adds whatever the picture shows.
+    box : the part of the picture under the maps: left, top, right, bottom in pixels.
     """
 
     maps: Mapping[str, Map]
-    base: Mapping[str, float]
-    box: tuple[float, float, float, float]
+    baseline: Mapping[str, float]
+    box: Box
 
     @property
     def total(self) -> Map:
         """All maps together, on the finest grid among them."""
         return add_up(self.maps.values())
 
+    def overlay(self, picture: Pixels, name: str | None = None) -> Image.Image:
+        """Draw one map, or all together, over the picture that it is of: blue adds, orange takes away.
+
+        picture : H x W x 3 uint8, upright, as `decode` returns it.
+        """
+        contribution = self.total if name is None else self.maps[name]
+        strongest = float(np.abs(contribution).max())
+        left, top, right, bottom = (round(edge) for edge in self.box)
+        layer = Image.fromarray(tint(contribution, strongest)).resize(
+            (right - left, bottom - top), Image.Resampling.BICUBIC
+        )
+        canvas = Image.fromarray(picture).convert("RGBA")
+        canvas.alpha_composite(layer, (left, top))
+        return canvas.convert("RGB")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values, ready for json.dumps."""
+        return {
+            "maps": {name: contribution.tolist() for name, contribution in self.maps.items()},
+            "baseline": dict(self.baseline),
+            "box": list(self.box),
+        }
+
+    def __repr__(self) -> str:
+        return f"EvidenceMap({len(self.maps)} maps)"
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Evidence:
-    """What a hit's score is made of: `parts` sum to it, and so does each side.
+    """What a hit's score is made of: `parts` sum to it, and so does the evidence on each picture.
 
     parts : what each of the six cosines adds, such as {"local_low": 0.081, ...}, its weight times itself, and
-        what the agreement of each trait does, such as "group".
-    query, case : the parts, split over the positions of the pictures; case is None if it was not asked for.
-    rounding : by how much the positions missed a product at most, for runtimes compute in few digits; what a
-        map missed is spread evenly over its positions.
-    shared : the criteria in which the case is as the words state, with its value, such as {"streaks":
-        "irregular"}; of "no streaks", a case whose value is "absent".
-    differing : those in which it is not. What words or case leave open is in neither.
+        what the similarity of each concept adds, such as "group".
+    query, case : the parts, split over the positions of the pictures; case is None if it was left out.
+    residual : the largest difference between a product and the sum of its map, for runtimes compute in few
+        digits; it is spread evenly over the positions.
+    matching_criteria : the criteria in which the case agrees with the text, with its values, such as
+        {"streaks": "irregular"}. For "no streaks" that is a case with the value "absent".
+    conflicting_criteria : those in which it does not. What text or case leave open is in neither.
     """
 
     case_id: str
     score: float
     parts: Mapping[str, float]
-    query: Side
-    case: Side | None
-    rounding: float
-    shared: Mapping[str, str]
-    differing: Mapping[str, str]
+    query: EvidenceMap
+    case: EvidenceMap | None
+    residual: float
+    matching_criteria: Mapping[str, str]
+    conflicting_criteria: Mapping[str, str]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values, ready for json.dumps."""
+        return {
+            "case_id": self.case_id,
+            "score": self.score,
+            "parts": dict(self.parts),
+            "query": self.query.to_dict(),
+            "case": self.case.to_dict() if self.case else None,
+            "residual": self.residual,
+            "matching_criteria": dict(self.matching_criteria),
+            "conflicting_criteria": dict(self.conflicting_criteria),
+        }
+
+    def __repr__(self) -> str:
+        return f"Evidence(case {self.case_id!r}, score {self.score:.4f}, {len(self.parts)} parts)"
+
+
+def tint(contribution: Map, strongest: float) -> npt.NDArray[np.uint8]:
+    """Return a map as RGBA [h, w, 4], one pixel a cell: its sign gives the colour, its size the opacity."""
+    cells = np.empty((*contribution.shape, 4), np.uint8)
+    cells[..., :3] = np.where(contribution[..., None] < 0, TAKES_AWAY, ADDS)
+    cells[..., 3] = np.rint(np.abs(contribution) * (255 * OPACITY / strongest)) if strongest else 0
+    return cells
 
 
 class Maps(NamedTuple):
@@ -85,35 +141,37 @@ def split_score(
     other: Vector,
     *,
     manifest: Manifest,
-    reading: Vector | None,
+    concept_head: Vector | None,
     weights: Map,
-    box: tuple[float, float, float, float],
-) -> tuple[Side, float]:
-    """Split a score over the positions of one picture; return that, and by how much they missed a product.
+    box: Box,
+) -> tuple[EvidenceMap, float]:
+    """Split a score over the positions of one picture; return that, and the largest error of a product.
 
     own, other : the descriptors [D] of the picture and of what it was compared with.
-    reading : [W b] of the traits (Bundle.traits); without, a trait is all base.
+    concept_head : [W b] of the concepts (Bundle.concept_head); None for a model without concepts.
     weights : what each product counts in the score, [6 + C].
-    box : the part of the picture that the maps lie on.
+    box : the part of the picture under the maps.
     """
     layout = manifest.layout
-    whole = products(own, other[None], layout)[0]
-    split, base = _split(maps, other, manifest), dict.fromkeys(manifest.traits, 0.0)
-    six, ends = layout.looks, np.cumsum(layout.traits)
-    for name, product, end, length in zip(base, whole[6:], ends, layout.traits, strict=True):
-        base[name] = float(product)
-        if reading is not None:
-            w = reading[end - length : end].astype(np.float64)
+    terms = products(own, other[None], layout)[0]
+    split, baseline = _split(maps, other, manifest), dict.fromkeys(manifest.concepts, 0.0)
+    six, ends = layout.visual_length, np.cumsum(layout.concepts)
+    if concept_head is not None:
+        for name, end, length in zip(baseline, ends, layout.concepts, strict=True):
+            w = concept_head[end - length : end].astype(np.float64)
             theirs = other[six + end - length : six + end].astype(np.float64)
-            gradient, base[name] = path_of(w[:, :six] @ own[:six], w[:, six], theirs)
+            gradient, baseline[name] = integrated_gradient(w[:, :six] @ own[:six], w[:, six], theirs)
             split[name] = add_up(_split(maps, gradient @ w[:, :six], manifest).values())
-    missed = 0.0
-    for (name, part), weight, product in zip(split.items(), weights, whole, strict=False):
-        rest = float(product - base.get(name, 0.0) - part.sum())
-        missed = max(missed, abs(rest))
+    residual = 0.0
+    for (name, part), weight, product in zip(split.items(), weights, terms, strict=True):
+        rest = float(product - baseline.get(name, 0.0) - part.sum())
+        residual = max(residual, abs(rest))
         split[name] = weight * (part + rest / part.size)
-    weighted = zip(base.items(), weights[6:], strict=True)
-    return Side(maps=split, base={n: float(w * value) for (n, value), w in weighted}, box=box), missed
+    weighted = {
+        name: float(weight * value)
+        for (name, value), weight in zip(baseline.items(), weights[6:], strict=True)
+    }
+    return EvidenceMap(maps=split, baseline=weighted, box=box), residual
 
 
 def _split(maps: Maps, other: npt.NDArray[Any], manifest: Manifest) -> dict[str, Map]:
@@ -170,7 +228,7 @@ def add_up(maps: Iterable[Map]) -> Map:
     return sum((on_grid(m, height, width) for m in given), np.zeros((height, width)))
 
 
-def path_of(change: Map, base: Map, other: Map) -> tuple[Map, float]:
+def integrated_gradient(change: Map, base: Map, other: Map) -> tuple[Map, float]:
     """Return the mean gradient of softmax(z) . other on the way from z = base to base + change, and f(base).
 
     All are [values]. The gradient's product with `change` is f(base + change) - f(base).

@@ -1,31 +1,33 @@
-"""What a query gives back: hits, best first, and what ran to find them."""
+"""What a query returns: hits, best first, and what ran to find them."""
 
+import html
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, overload
 
-from .cases import AttributeValue
+from ._values import AttributeValue
+from .archive.filters import Filter, Range
 from .errors import InputError, printable
 from .evidence import Evidence
 from .imaging.decode import ImageSource
 from .imaging.recipe import Pixels
 
 
-class Asked(Protocol):
-    """What a query was, as its results remember it while the Searcher is open."""
+class HitExplainer(Protocol):
+    """What a query's results ask for evidence, while the Searcher is open."""
 
-    def picture(self, image: ImageSource | None) -> Pixels | None:
-        """Return the picture of the query, or None if it cannot be had any more."""
+    def query_picture(self, image: ImageSource | None) -> Pixels | None:
+        """Return the picture of the query, or None if it cannot be read any more."""
         ...
 
-    def square(self) -> Pixels:
+    def model_input(self) -> Pixels:
         """Return the part of the picture that the model saw, as it saw it, [S, S, 3]."""
         ...
 
-    def evidence(
-        self, hit: "Hit", image: ImageSource | None, images: str | Path | None, case: bool
+    def explain(
+        self, hit: "Hit", case_image: ImageSource | None, image_folder: str | Path | None, with_case: bool
     ) -> tuple[Evidence, Pixels | None]:
         """Return what a hit's score is made of, and the picture of the case."""
         ...
@@ -35,54 +37,65 @@ class Asked(Protocol):
 class Hit:
     """One case of the archive, and how it compares with the query.
 
-    score : in [-1, 1], a similarity, never a probability:
-        (1 - gamma) * (beta * local + (1 - beta) * global_) + gamma * agreement.
-    local, global_ : the means of the three local and of the three global cosines, weighted by the levels.
+    score : in [-1, 1], a similarity, never a probability: (1 - gamma) * visual + gamma * concept_similarity,
+        where visual = beta * local_similarity + (1 - beta) * global_similarity.
+    local_similarity, global_similarity : the means of the three local and of the three global cosines,
+        weighted by the levels.
     cosines : all six, such as {"local_low": 0.81, ...}.
-    agreement : on how much of group and criteria the two are expected to agree, by what the model reads off
-        both, 0 to 1; None if it reads nothing.
-    traits : the same of each, such as {"group": 0.93, "pigment_network": 0.71, ...}.
+    concept_similarity : the probability that the predicted concepts of query and case coincide, averaged over
+        the concepts, 0 to 1; None if the model predicts none.
+    concepts : the same for each concept, such as {"group": 0.93, "pigment_network": 0.71, ...}.
+    diagnosis, group, confirmed_by, attributes, image_ref : what the archive knows of the case.
+    image_sha256 : of the decoded pixels of its picture.
     """
 
     rank: int
     case_id: str
     score: float
-    local: float
-    global_: float
+    local_similarity: float
+    global_similarity: float
     cosines: Mapping[str, float]
-    agreement: float | None
-    traits: Mapping[str, float]
+    concept_similarity: float | None
+    concepts: Mapping[str, float]
     diagnosis: str
     group: str
     confirmed_by: str
     attributes: Mapping[str, AttributeValue]
     image_ref: str
-    _asked: Asked | None = field(default=None, repr=False, compare=False)
+    image_sha256: str
+    explainer: HitExplainer | None = field(default=None, repr=False, compare=False)
 
     def evidence(
-        self, image: ImageSource | None = None, *, images: str | Path | None = None, case: bool = True
+        self,
+        case_image: ImageSource | None = None,
+        *,
+        image_folder: str | Path | None = None,
+        with_case: bool = True,
     ) -> Evidence:
-        """Say what the score is made of, with maps over the query and over the case that add up to it.
+        """Return what the score is made of, with maps over the query and over the case that add up to it.
 
-        image : the case's picture; None reads `image_ref`.
-        images : the folder to which `image_ref` is relative; the picture must lie below it.
-        case : False leaves the case's maps out, for which its picture is needed.
+        case_image : the case's picture; None reads `image_ref`.
+        image_folder : the folder to which `image_ref` is relative; the picture must lie below it.
+        with_case : False leaves the case's maps out, for which its picture is needed.
 
-        Raises InputError for a picture that is missing or not the case's, ArchiveError where the case was
+        Raises InputError for a picture that is missing or not the case's, ArchiveError if the case was
         removed or replaced since, or the Searcher closed.
         """
-        if self._asked is None:
+        if self.explainer is None:
             raise InputError(
                 "the evidence of this hit cannot be made",
                 code="evidence-gone",
                 expected="a hit as Searcher.query returned it",
                 found="a copy of one",
             )
-        return self._asked.evidence(self, image, images, case)[0]
+        return self.explainer.explain(self, case_image, image_folder, with_case)[0]
 
     def to_dict(self) -> dict[str, Any]:
-        """Return plain values only, ready for json.dumps."""
-        return {name: _plain(value) for name, value in _kept(self).items()}
+        """Return plain values, ready for json.dumps."""
+        return {name: _plain(value) for name, value in _lasting(self).items()}
+
+    def __repr__(self) -> str:
+        return f"Hit(rank {self.rank}, case {self.case_id!r}, score {self.score:.4f})"
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _reduced(self)
@@ -90,26 +103,37 @@ class Hit:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Results:
-    """The hits of one query, best first, ties by case id."""
+    """The hits of one query, best first, ties by case id.
+
+    text : as it was checked; "" for a query by image alone.
+    k, beta, gamma, levels, where, exclude : the options that were used; `where` is accepted again by a query.
+    searched : how many cases passed the filter.
+    runtime, precision, model : what ran, such as "onnxruntime-cpu", "fp32".
+    timings_ms : image (decode), text and encode, which overlap, then search, and total; of a batch, divided
+        by its size.
+    request_id, time : of the query, as in the audit log; UTC.
+    hashes : SHA-256 of image (decoded pixels), text, bundle, and of the archive's history.
+    warnings : what a person should know, each a text with a stable `code`.
+    """
 
     hits: tuple[Hit, ...]
-    text: str  # the words as they were read; "" for a query by image alone
+    text: str
     k: int
     beta: float
     gamma: float
-    levels: Mapping[str, float]  # the weights of low, mid and high among the cosines
-    searched: int  # cases that the filter let through
-    runtime: str  # what ran, such as "onnxruntime-cpu"
-    precision: str  # in which it ran, such as "fp32"
+    levels: Mapping[str, float]
+    searched: int
+    runtime: str
+    precision: str
     model: str
-    timings_ms: Mapping[str, float]  # image, text, describe, search, and in all; the first three overlap
-    request_id: str  # one for each query, as the audit log has it
-    time: str  # when it was asked, UTC
-    where: Mapping[str, Any]  # the filter
+    timings_ms: Mapping[str, float]
+    request_id: str
+    time: str
+    where: Mapping[str, Filter]
     exclude: tuple[str, ...]
-    hashes: Mapping[str, str]  # SHA-256: image (its decoded pixels), words, bundle, archive (its state)
+    hashes: Mapping[str, str]
     warnings: tuple[str, ...] = ()
-    _asked: Asked | None = field(default=None, repr=False, compare=False)
+    explainer: HitExplainer | None = field(default=None, repr=False, compare=False)
 
     def __len__(self) -> int:
         return len(self.hits)
@@ -117,66 +141,110 @@ class Results:
     def __iter__(self) -> Iterator[Hit]:
         return iter(self.hits)
 
-    def __getitem__(self, index: int) -> Hit:
+    @overload
+    def __getitem__(self, index: int) -> Hit: ...
+    @overload
+    def __getitem__(self, index: slice) -> "Results": ...
+    def __getitem__(self, index: int | slice) -> "Hit | Results":
+        if isinstance(index, slice):
+            return replace(self, hits=self.hits[index])
         return self.hits[index]
 
     def to_dict(self) -> dict[str, Any]:
-        """Return plain values only, ready for json.dumps."""
-        return {name: _plain(value) for name, value in _kept(self).items()}
+        """Return plain values, ready for json.dumps."""
+        return {name: _plain(value) for name, value in _lasting(self).items()}
 
-    def __reduce__(self) -> tuple[Any, ...]:
-        return _reduced(self)
+    def to_records(self) -> list[dict[str, Any]]:
+        """Return one flat dict for each hit, such as pandas.DataFrame takes; attributes are columns too."""
+        flat = ("cosines", "concepts", "attributes")
+        return [
+            {
+                **{name: value for name, value in hit.to_dict().items() if name not in flat},
+                **hit.cosines,
+                **{f"concept_{name}": value for name, value in hit.concepts.items()},
+                **{f"attribute_{name}": value for name, value in hit.attributes.items()},
+            }
+            for hit in self.hits
+        ]
 
-    def save(
-        self, path: str | Path, *, image: ImageSource | None = None, images: str | Path | None = None
+    def to_html(
+        self,
+        path: str | Path,
+        *,
+        image: ImageSource | None = None,
+        image_folder: str | Path | None = None,
     ) -> None:
-        """Write one page of HTML that needs nothing else: the query, the hits, and the evidence of each.
+        """Write one HTML page that needs nothing else: the query, the hits, and the evidence of each.
 
-        image : the query's picture once more, where the query was given no path; without, the page shows the
+        image : the query's picture once more, if the query was given no path; without it, the page shows the
             square that the model saw.
-        images : the folder to which the archive's image references are relative; a case whose picture is not
-            there, or is another by now, is shown without.
+        image_folder : the folder to which the archive's image references are relative. A case whose picture
+            is missing there, or is another by now, is shown without.
 
         Needs the extra `report`, and the Searcher still open. Raises InputError, ArchiveError.
         """
         from .report.html import write_report
 
-        write_report(self, path, image, images)
+        write_report(self, path, image, image_folder)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _reduced(self)
+
+    def __repr__(self) -> str:
+        best = f", best {self.hits[0].case_id!r} {self.hits[0].score:.4f}" if self.hits else ""
+        return f"Results({len(self)} of {self.searched} cases{best})"
 
     def __str__(self) -> str:
-        read = any(h.agreement is not None for h in self.hits)
-        parts = ["local", "global", *["agreement"] * read]
-        rows = [["rank", "case", "score", *parts, "diagnosis", "confirmed by"]]
-        for h in self.hits:
-            numbers = [h.score, h.local, h.global_, *([h.agreement or 0.0] * read)]
-            case_id, diagnosis, confirmed_by = map(printable, (h.case_id, h.diagnosis, h.confirmed_by))
-            rows.append([str(h.rank), case_id, *(f"{x:.4f}" for x in numbers), diagnosis, confirmed_by])
+        rows = self._table()
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
         lines = [
             "  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows
         ]
-        lines += [f"warning: {printable(w)}" for w in self.warnings]
+        lines += [f"warning: {printable(warning)}" for warning in self.warnings]
+        return "\n".join([*lines, self._summary()])
+
+    def _repr_html_(self) -> str:
+        """Return the table for a notebook; no pictures are in it."""
+        head, *rows = [[html.escape(cell) for cell in row] for row in self._table()]
+        lines = [f"<tr>{''.join(f'<th>{cell}</th>' for cell in head)}</tr>"]
+        lines += [f"<tr>{''.join(f'<td>{cell}</td>' for cell in row)}</tr>" for row in rows]
+        notes = [*(f"warning: {warning}" for warning in self.warnings), self._summary()]
+        return f"<table>{''.join(lines)}</table>" + "".join(f"<p>{html.escape(note)}</p>" for note in notes)
+
+    def _table(self) -> list[list[str]]:
+        """Return a header and a row of cells for each hit."""
+        has_concepts = any(hit.concept_similarity is not None for hit in self.hits)
+        columns = ["local", "global", "concepts"] if has_concepts else ["local", "global"]
+        rows = [["rank", "case", "score", *columns, "diagnosis", "confirmed by"]]
+        for hit in self.hits:
+            numbers = [hit.score, hit.local_similarity, hit.global_similarity]
+            if has_concepts:
+                numbers.append(hit.concept_similarity or 0.0)
+            case_id, diagnosis, confirmed_by = map(printable, (hit.case_id, hit.diagnosis, hit.confirmed_by))
+            rows.append([str(hit.rank), case_id, *(f"{x:.4f}" for x in numbers), diagnosis, confirmed_by])
+        return rows
+
+    def _summary(self) -> str:
         total = self.timings_ms.get("total", 0.0)
-        lines.append(
+        return (
             f"{len(self)} of {self.searched} cases, {total:.0f} ms on {self.runtime} in {self.precision}. "
             "Score: similarity, not probability."
         )
-        return "\n".join(lines)
 
 
 def _plain(value: Any) -> Any:
-    if isinstance(value, Hit):
+    if isinstance(value, Hit | Range):
         return value.to_dict()
     if isinstance(value, Mapping):
         return {str(name): _plain(item) for name, item in value.items()}
     return [_plain(item) for item in value] if isinstance(value, list | tuple) else value
 
 
-def _kept(result: Any) -> dict[str, Any]:
-    """Return the fields of a result that outlive its Searcher: all but the question, which holds it."""
-    return {f.name: getattr(result, f.name) for f in fields(result) if f.name != "_asked"}
+def _lasting(result: Any) -> dict[str, Any]:
+    """Return the fields of a result that outlive its Searcher: all but the explainer."""
+    return {f.name: getattr(result, f.name) for f in fields(result) if f.name != "explainer"}
 
 
 def _reduced(result: Any) -> tuple[Any, ...]:
     made: Any = type(result)
-    return partial(made, **_kept(result)), ()
+    return partial(made, **_lasting(result)), ()

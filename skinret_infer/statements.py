@@ -20,7 +20,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
-from .text import DERM7PT_VALUES
+from .checklist import DERM7PT_VALUES
 
 _TOKEN = re.compile(r"[^\W_]+(?:-[^\W_]+)*|\n|\S")
 _ENDS = frozenset(".;!\n•") | {"but"}

@@ -9,46 +9,10 @@ import numpy as np
 import numpy.typing as npt
 from tokenizers import Tokenizer
 
-from .errors import BundleError, InputError, Remark
+from .checklist import DERM7PT_PHRASES
+from .errors import BundleError, InputError, SkinretWarning
 
 Tokens = npt.NDArray[np.int64]
-
-# The ten columns of Derm7pt that may be said in a query, in the table's order. Diagnosis, management, the
-# seven-point score and the level of difficulty never are: they give the answer away.
-DERM7PT_PHRASES: Mapping[str, str] = {
-    "pigment_network": "{} pigment network",
-    "streaks": "{} streaks",
-    "pigmentation": "{} pigmentation",
-    "regression_structures": "{} regression structures",
-    "dots_and_globules": "{} dots and globules",
-    "blue_whitish_veil": "{} blue-whitish veil",
-    "vascular_structures": "{} vascular structures",
-    "elevation": "{} lesion",
-    "location": "{} location",
-    "sex": "{} patient",
-}
-CRITERIA = tuple(DERM7PT_PHRASES)[:7]  # those of the seven-point checklist
-# Every value of the released table; an empty cell says that nothing is known.
-DERM7PT_VALUES: Mapping[str, set[str]] = {
-    "pigment_network": {"absent", "typical", "atypical"},
-    "streaks": {"absent", "regular", "irregular"},
-    "pigmentation": {
-        "absent", "diffuse regular", "diffuse irregular", "localized regular", "localized irregular",
-    },
-    "regression_structures": {"absent", "blue areas", "white areas", "combinations"},
-    "dots_and_globules": {"absent", "regular", "irregular"},
-    "blue_whitish_veil": {"absent", "present"},
-    "vascular_structures": {
-        "absent", "arborizing", "comma", "dotted", "hairpin", "linear irregular",
-        "within regression", "wreath",
-    },
-    "elevation": {"flat", "palpable", "nodular"},
-    "location": {
-        "abdomen", "acral", "back", "buttocks", "chest", "genital areas", "head neck", "lower limbs",
-        "upper limbs",
-    },
-    "sex": {"female", "male"},
-}  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,7 +31,7 @@ def phrases_of(attributes: Mapping[str, Any], phrases: Mapping[str, str]) -> lis
     return [phrases[name].format("" if value == "present" else value).strip() for name, value in said.items()]
 
 
-def describe(attributes: Mapping[str, Any], phrases: Mapping[str, str]) -> str:
+def attributes_to_text(attributes: Mapping[str, Any], phrases: Mapping[str, str]) -> str:
     """Return the words of a case, such as "atypical pigment network, flat lesion"; "" if none."""
     return ", ".join(phrases_of(attributes, phrases))
 
@@ -155,9 +119,9 @@ class TextEncoderInput:
         ]
         if words:
             unknown = f"words that the model does not know: {', '.join(words)}"
-            warnings.append(Remark(unknown, "words-unknown"))
+            warnings.append(SkinretWarning(unknown, "words-unknown"))
         if encoding.overflowing:
             read = max(end for _, end in encoding.offsets)
             cut = f"the text is longer than {len(encoding.ids)} tokens; not read: {text[read:].strip(' ,')!r}"
-            warnings.append(Remark(cut, "words-cut"))
+            warnings.append(SkinretWarning(cut, "words-cut"))
         return warnings

@@ -17,8 +17,8 @@ from skinret_export import export
 from skinret_export.demo import write_small_tokenizer
 from skinret_export.export import export_bundle
 from skinret_infer import Case, Searcher
-from skinret_infer.cases import read_cases
 from skinret_infer.imaging.recipe import ImageRecipe
+from skinret_infer.tables import read_cases
 from skinret_infer.text import TextRecipe
 from skinret_training.checkpoint import Checkpoint
 from skinret_training.model import ModelConfig, Skinret
@@ -43,7 +43,7 @@ BERT = {
     "max_position_embeddings": 64,
 }
 
-TRAITS = {"group": ["bkl", "mel", "nevus"], "streaks": ["absent", "irregular", "regular"]}
+CONCEPTS = {"group": ["bkl", "mel", "nevus"], "streaks": ["absent", "irregular", "regular"]}
 
 
 LONGEST = (
@@ -106,7 +106,7 @@ def made_once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path],
 def tiny_config(**options: object) -> ModelConfig:
     """Return the configuration of a model that builds and runs in milliseconds."""
     tiny = {"vision": SWIN, "text": BERT, "image_size": 64, "map_side": 8, "head_width": 16}
-    return ModelConfig(**{**tiny, "traits": TRAITS, "gamma": 0.5, **options})
+    return ModelConfig(**{**tiny, "concepts": CONCEPTS, "gamma": 0.5, **options})
 
 
 def tiny_checkpoint(tokenizer: str, *, seed: int = 0, **options: object) -> Checkpoint:
@@ -124,7 +124,7 @@ def tiny_checkpoint(tokenizer: str, *, seed: int = 0, **options: object) -> Chec
 
 @pytest.fixture(scope="session", autouse=True)
 def _cache(tmp_path_factory: pytest.TempPathFactory) -> None:
-    """Keep built engines and gate records out of the user's cache folder; processes of a test inherit it."""
+    """Keep built engines and verdicts out of the user's cache folder; processes of a test inherit it."""
     os.environ["SKINRET_CACHE"] = str(tmp_path_factory.mktemp("cache"))
 
 
@@ -154,8 +154,10 @@ def checkpoint(tokenizer: str, tmp_path_factory: pytest.TempPathFactory) -> Path
 @pytest.fixture(scope="session")
 def bundle(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A bundle of the tiny model, exported and proven, in fp32. Shared: copy it before you damage it."""
-    # Without gates: what runs shall not hang on the CPU.
-    return made_once(tmp_path_factory, "bundle", lambda to: export_bundle(checkpoint, to, gates=False))
+    # Without precision checks: what runs shall not hang on the CPU.
+    return made_once(
+        tmp_path_factory, "bundle", lambda to: export_bundle(checkpoint, to, check_precision=False)
+    )
 
 
 @pytest.fixture(scope="session")
@@ -176,7 +178,7 @@ def full_bundle(tokenizer: str, tmp_path_factory: pytest.TempPathFactory) -> Pat
     probe = export.make_probe
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(export, "make_probe", lambda loaded, images: probe(loaded, images, count=16))
-        return export_bundle(folder / "full.pt", folder / "bundle", fp16=True, gates=False).path
+        return export_bundle(folder / "full.pt", folder / "bundle", fp16=True, check_precision=False).path
 
 
 @pytest.fixture(scope="session")

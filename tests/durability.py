@@ -31,13 +31,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from skinret_infer.archive import archive as archive_module
-from skinret_infer.archive import pruning as scan_module
+from skinret_infer.archive import maintenance, pruning, segments, table
 from skinret_infer.archive.archive import Archive
+from skinret_infer.archive.segments import PruningIndex
 from skinret_infer.archive.store import Record
 from skinret_infer.descriptor import Layout, Vector, part_weights, products
 
-LAYOUT = Layout(local=(24, 24, 24), global_=(24, 24, 24), traits=(3, 2))
+LAYOUT = Layout(local=(24, 24, 24), global_=(24, 24, 24), concepts=(3, 2))
 TRACE = re.compile(rb"(?:case|mark)-[0-9a-f]{12}")  # every case has two such texts, like those of no other
 State = dict[str, int]  # the version of each case that is there
 Op = tuple[str, Any]
@@ -45,10 +45,10 @@ Op = tuple[str, Any]
 
 def small_segments(change: Callable[[Any, str, Any], None] = setattr) -> None:
     """Make segments so small that a hundred cases have derived files; a monkeypatch's setattr undoes it."""
-    for module in (scan_module, archive_module):
+    for module in (pruning, table, segments, maintenance):
         change(module, "SEGMENT", 64)
-    change(scan_module, "_RANKS", (4, 8, 16))
-    change(scan_module, "_FETCH", 500.0)
+    change(pruning, "_RANKS", (4, 8, 16))
+    change(pruning, "_FETCH", 500.0)
 
 
 def opened(path: Path) -> Archive:
@@ -80,7 +80,7 @@ def descriptors(cases: Sequence[tuple[str, int]]) -> Vector:
     """Return descriptors that lie near twelve dimensions, as those of a trained model lie near few."""
     wild = np.array([_wild(*case) for case in cases]).reshape(len(cases), -1)
     x = wild[:, :12] @ _MIXING + 0.01 * wild[:, 12:]
-    six = LAYOUT.looks
+    six = LAYOUT.visual_length
     x[:, six:] = np.exp(x[:, six:])
     sums = np.add.reduceat(np.hstack([x[:, :six] ** 2, x[:, six:]]), LAYOUT.starts, axis=1)
     sums[:, :6] = np.sqrt(sums[:, :6])
@@ -116,7 +116,7 @@ def held(path: Path) -> State:
 def check_answers(archive: Archive, state: State, chance: random.Random) -> None:
     """Check that searches find the very best of a state, and that its records are whole."""
     assert len(archive) == len(state)
-    assert archive.find([*state, "none such"]) == {case[0]: record(*case) for case in state.items()}
+    assert archive.get([*state, "none such"]) == {case[0]: record(*case) for case in state.items()}
     if not state:
         return
     everything = descriptors([*state.items()])
@@ -175,11 +175,11 @@ def perform(archive: Archive, op: Op, state: State, chance: random.Random) -> No
     elif kind == "remove":
         assert archive.remove(what) == len(what)
     elif kind == "compact":
-        archive.compact()
+        maintenance.compact(archive)
     elif kind == "repair":
-        archive.repair()
+        maintenance.repair(archive)
     elif kind == "backup":
-        archive.backup(backups(archive.path) / what)
+        maintenance.backup(archive, backups(archive.path) / what)
     else:
         check_answers(archive, state, chance)
 
@@ -198,7 +198,8 @@ def live(path: Path, seed: int) -> None:
     """Do random operations on an archive, for ever."""
     chance = random.Random(seed)
     for owner, name in (
-        (scan_module.Part, "save"), (archive_module, "sweep"), (Archive, "_take_basis"), (Archive, "_derive"),
+        (pruning.SegmentIndex, "save"), (segments, "remove_stale"),
+        (PruningIndex, "take_projection"), (PruningIndex, "rebuild"),
     ):  # fmt: skip
         setattr(owner, name, _announced(name, getattr(owner, name)))
     _say("open")
@@ -279,14 +280,14 @@ class Life:
 
     def verify(self) -> None:
         """Check that nothing is lost, nothing half there, nothing of what was removed left."""
-        chance, scan = self.chance, self.path.with_name(self.path.name + ".scan")
+        chance, scan = self.chance, self.path.with_name(self.path.name + ".index")
         self.figures["half a derived file"] += len([*scan.glob(".*.partial")])
         itself = (
             self.path.is_file() and self.path.stat().st_size and chance.random() < 0.5 and any(self.possible)
         )
-        archive = Archive.existing(self.path) if itself else opened(self.path)
+        archive = Archive.open(self.path) if itself else opened(self.path)
         with contextlib.closing(archive):
-            assert not (faults := archive.check()), faults
+            assert not (faults := maintenance.check(archive)), faults
             state = held(self.path) if len(archive) else {}
             assert state in self.possible, [state.items() ^ one.items() for one in self.possible]
             self.figures["done, though not reported"] += state != self.possible[0]
@@ -298,9 +299,9 @@ class Life:
                 assert archive.remove([out]) == 1
                 del state[out]
             if compacted := bool(state) and chance.random() < 0.3:
-                archive.compact()
+                maintenance.compact(archive)
             check_answers(archive, state, chance)
-            assert not (faults := archive.check()), faults
+            assert not (faults := maintenance.check(archive)), faults
         files = [self.path, *scan.glob("*"), *scan.glob(".*")]
         for file in files[1:]:
             assert not (left := traces([file]) - traces_of(state)), f"{left} in {file.name}"
@@ -317,8 +318,8 @@ class Life:
         there = {path.name: path for path in backups(self.path).glob("*.skinret")}
         assert self.promised <= there.keys() <= self.copies.keys()
         for name, path in there.items():
-            with contextlib.closing(Archive.existing(path)) as copy:
-                assert not (faults := copy.check()), faults
+            with contextlib.closing(Archive.open(path)) as copy:
+                assert not (faults := maintenance.check(copy)), faults
                 state = held(path) if len(copy) else {}
                 assert state in self.copies[name] and len(copy) == len(state)
             path.unlink()
@@ -400,9 +401,9 @@ def write(path: Path, seed: int, seconds: float) -> None:
             perform(archive, history.op(n), {}, chance)
             _say(n, time.monotonic(), history.op(n)[0])
             if n % 90 == 0:
-                archive.compact()
+                maintenance.compact(archive)
             if n % 70 == 0:
-                archive.backup(path.with_name(f"{n}.skinret"))
+                maintenance.backup(archive, path.with_name(f"{n}.skinret"))
             time.sleep(chance.choice((0, 0.005, 0.05)))
 
 
@@ -473,10 +474,10 @@ def readers_and_a_writer(path: Path, readers: int, seconds: float, seed: int) ->
             if kind == "write":
                 delays.append(max(0.0, when - done))
     with contextlib.closing(opened(path)) as archive:
-        assert not (faults := archive.check()), faults
+        assert not (faults := maintenance.check(archive)), faults
     for copy in path.parent.glob("[0-9]*.skinret"):
         with contextlib.closing(opened(copy)) as archive:
-            assert not (faults := archive.check()), faults
+            assert not (faults := maintenance.check(archive)), faults
             assert History(seed).place(held(copy), 0) == int(copy.stem)
     return {
         "operations of the writer": len(written),

@@ -38,16 +38,17 @@ import pytest
 from PIL import Image, ImageCms
 
 from skinret_infer import SkinretError
-from skinret_infer.archive import archive as archive_module
+from skinret_infer.archive import maintenance, segments
 from skinret_infer.archive.archive import Archive
 from skinret_infer.archive.exchange import archive_for, export_archive, import_archive
-from skinret_infer.bundle import GRAPHS, TRAITS, Bundle, Level, Manifest, contract
-from skinret_infer.cases import read_cases, read_ids
+from skinret_infer.archive.filters import Range
+from skinret_infer.bundle import CONCEPT_HEAD, GRAPHS, Bundle, Level, Manifest, contract
 from skinret_infer.descriptor import Layout, part_weights
-from skinret_infer.evaluation import precision as gate
+from skinret_infer.engines.verdicts import refusal
 from skinret_infer.imaging.decode import decode
 from skinret_infer.imaging.recipe import ImageRecipe
-from skinret_infer.text import TextEncoderInput, TextRecipe, describe
+from skinret_infer.tables import read_cases, read_ids
+from skinret_infer.text import TextEncoderInput, TextRecipe, attributes_to_text
 from skinret_infer.trust.audit import AuditLog, verify
 
 MEMORY = 50_000_000  # bytes that a process may grow by
@@ -84,7 +85,8 @@ def write_seeds(folder: Path) -> None:
 
 def _small(change: Callable[[Any, str, Any], None] = setattr) -> None:
     durability.small_segments(change)
-    change(archive_module, "SAMPLE", 100)  # so that there is a basis
+    for module in (segments, maintenance):
+        change(module, "SAMPLE", 100)  # so that there is a projection
 
 
 def _saved(image: Image.Image, format: str, **options: Any) -> bytes:
@@ -200,7 +202,7 @@ def _objects() -> dict[str, bytes]:
     }
 
 
-_LAYOUT = Layout(local=(2, 2, 2), global_=(2, 2, 2), traits=(3,))
+_LAYOUT = Layout(local=(2, 2, 2), global_=(2, 2, 2), concepts=(3,))
 
 
 def _write_bundle(folder: Path) -> None:
@@ -237,15 +239,15 @@ def _write_bundle(folder: Path) -> None:
     tokenizer.enable_padding(length=8)
     tokenizer.enable_truncation(8, stride=2)
     (folder / "tokenizer.json").write_text(tokenizer.to_str(), "utf-8")
-    np.save(folder / TRAITS, np.zeros((3, 13), np.float32))
+    np.save(folder / CONCEPT_HEAD, np.zeros((3, 13), np.float32))
     level = Level(height=2, width=2, channels=2)
     files = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(folder.iterdir())}
     manifest = Manifest(
         schema=1, model="m", version="1", image=ImageRecipe(size=64), text=TextRecipe(), files=files,
         levels=(level, level, level), layout=_LAYOUT, regions=2, aggregation="mean", beta=0.6, gamma=0.5,
-        traits={"group": ["bkl", "mel", "nevus"]}, precision="fp32", opset=18,
+        concepts={"group": ["bkl", "mel", "nevus"]}, precision="fp32", opset=18,
         origin={"checkpoint_sha256": "f" * 64, "packages": {"torch": "2"}}, metrics={"mAP": {"all": [1]}},
-        gates={"openvino/bf16": {"passed": False, "faults": ["a fault"], "rows": {}}},
+        precision_checks={"openvino/bf16": {"passed": False, "faults": ["a fault"], "rows": {}}},
     )  # fmt: skip
     (folder / "manifest.json").write_text(manifest.to_json(), "utf-8")
 
@@ -258,10 +260,10 @@ def _write_archives(folder: Path) -> None:
         archive.remove(["case-7", "case-70"])
     with contextlib.closing(sqlite3.connect(path)) as db, db:
         db.execute("UPDATE segments SET generation = number + 1")  # drawn by lot before
-    shutil.rmtree(folder / "archive" / "cases.skinret.scan")
+    shutil.rmtree(folder / "archive" / "cases.skinret.index")
     with contextlib.closing(durability.opened(path)) as archive:
         _search(archive)
-        assert list(archive.scan_folder.iterdir())
+        assert list(archive.index.folder.iterdir())
     few = folder / "few.skinret"
     with contextlib.closing(durability.opened(few)) as archive:
         archive.write([durability.record(*case) for case in cases[:20]], durability.descriptors(cases[:20]))
@@ -403,7 +405,7 @@ def mutated_archive(chance: random.Random, path: Path) -> None:
     """Change a few values in the tables of an archive."""
     with contextlib.closing(sqlite3.connect(path)) as db, db:
         for _ in range(chance.choice((1, 1, 2))):
-            table = chance.choice(("cases", "cases", "meta", "segments", "basis"))
+            table = chance.choice(("cases", "cases", "meta", "segments", "projection"))
             column = chance.choice([row[1] for row in db.execute(f"PRAGMA table_info({table})")])
             rows = [row[0] for row in db.execute(f'SELECT "{column}" FROM {table} LIMIT 20')]
             old = chance.choice(rows)
@@ -422,23 +424,23 @@ def mutated_archive(chance: random.Random, path: Path) -> None:
 
 def _search(archive: Archive) -> None:
     query = durability.descriptors([("query", 1)])
-    for where in (None, {"sex": "male"}, {"version": (3, 90)}):
+    for where in (None, {"sex": "male"}, {"version": Range(3, 90)}):
         archive.search(query, part_weights(archive.layout, 0.5, 0.5), 5, where, ["case-3"])
 
 
 def _use_archive(path: Path) -> None:
-    for open_it in (Archive.existing, durability.opened):
+    for open_it in (Archive.open, durability.opened):
         with contextlib.closing(open_it(path)) as archive:
             len(archive)
-            archive.find(["case-1", "case-7", "none"])
-            archive.stored(["case-2"])
-            archive.parts()
-            faults = archive.check()
+            archive.get(["case-1", "case-7", "none"])
+            archive.get_with_descriptors(["case-2"])
+            archive.index.file_states()
+            faults = maintenance.check(archive)
             if archive.layout == durability.LAYOUT:
                 _search(archive)
                 archive.write([durability.record("new", 1)], durability.descriptors([("new", 1)]))
                 archive.remove(["case-9"])
-                archive.repair()
+                maintenance.repair(archive)
             if faults:
                 raise _Told
 
@@ -470,7 +472,7 @@ def _whole_chunks(data: bytes) -> bytes:
 
 def _read_bundle(chance: random.Random, seeds: Path, folder: Path, kind: str) -> None:
     place = shutil.copytree(seeds / "bundle", folder / "bundle")
-    names = {"manifest": ["manifest.json"], "tokenizer": ["tokenizer.json"], "array": [TRAITS]}
+    names = {"manifest": ["manifest.json"], "tokenizer": ["tokenizer.json"], "array": [CONCEPT_HEAD]}
     name = chance.choice(names.get(kind, [f"{graph}.onnx" for graph in GRAPHS]))
     content, others = (place / name).read_bytes(), [path.read_bytes() for path in sorted(place.iterdir())]
     by_value = name.endswith(".json") and chance.random() < 0.8
@@ -483,15 +485,15 @@ def _read_bundle(chance: random.Random, seeds: Path, folder: Path, kind: str) ->
     bundle = Bundle.load(place)
     manifest = bundle.manifest
     str(contract(manifest)), manifest.fingerprint, manifest.to_json().encode(), bundle.has("fp16")
-    describe(dict.fromkeys(manifest.text.phrases, "regular"), manifest.text.phrases)
-    gate.allowed(bundle, "openvino", "bf16", folder)
-    bundle.traits()
+    attributes_to_text(dict.fromkeys(manifest.text.phrases, "regular"), manifest.text.phrases)
+    refusal(bundle, "openvino", "bf16", folder)
+    bundle.concept_head()
     TextEncoderInput(bundle.tokenizer(), manifest.text)(["pigment network, x", "irregular streaks " * 90])
 
 
 def _read_archive(chance: random.Random, seeds: Path, folder: Path, kind: str) -> None:
     path = shutil.copytree(seeds / "archive", folder / "a") / "cases.skinret"
-    parts = sorted(path.with_name("cases.skinret.scan").iterdir())
+    parts = sorted(path.with_name("cases.skinret.index").iterdir())
     if kind == "scan":
         part = chance.choice(parts)
         content = part.read_bytes()

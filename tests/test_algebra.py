@@ -3,12 +3,12 @@
 import numpy as np
 import pytest
 import torch
-from conftest import TRAITS, tiny_config
+from conftest import CONCEPTS, tiny_config
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from skinret_infer.descriptor import Layout, part_weights, products, score_weights, weigh, well_formed
-from skinret_training.loss import multi_positive_contrastive, read_loss
+from skinret_training.loss import concept_loss, multi_positive_contrastive
 from skinret_training.model import AGGREGATIONS, SimilarityHead, unit
 
 CHANNELS = [12, 24, 48]
@@ -20,10 +20,10 @@ def maps(seed: int) -> list[torch.Tensor]:
     return [torch.randn(1, s, s, d, generator=generator) for s, d in zip(SIDES, CHANNELS, strict=True)]
 
 
-def head(aggregation: str = "normalized", traits: dict[str, list[str]] = TRAITS) -> SimilarityHead:
+def head(aggregation: str = "normalized", concepts: dict[str, list[str]] = CONCEPTS) -> SimilarityHead:
     torch.manual_seed(7)
-    part = SimilarityHead(tiny_config(aggregation=aggregation, regions=4, traits=traits), CHANNELS).eval()
-    for reader in part.traits:
+    part = SimilarityHead(tiny_config(aggregation=aggregation, regions=4, concepts=concepts), CHANNELS).eval()
+    for reader in part.concepts:
         torch.nn.init.normal_(reader.weight, std=0.3)
     return part
 
@@ -64,7 +64,7 @@ def literal_score(
         for vectors, v in zip(six, (*e, *g), strict=True):
             vectors.append(6 * v / np.linalg.norm(v))
     agreed = []
-    for reader in part.traits:
+    for reader in part.concepts:
         p = []
         for side in (0, 1):
             logits = reader.weight.detach().numpy().astype(np.float64) @ np.concatenate(
@@ -79,15 +79,15 @@ def literal_score(
 CRITERIA = {"streaks": ["absent", "irregular"], "vessels": ["absent", "comma", "dotted", "hairpin"]}
 
 
-@pytest.mark.parametrize("traits", [{}, {"group": ["a", "b"]}, TRAITS, {**TRAITS, **CRITERIA}])
+@pytest.mark.parametrize("concepts", [{}, {"group": ["a", "b"]}, CONCEPTS, {**CONCEPTS, **CRITERIA}])
 @pytest.mark.parametrize("aggregation", AGGREGATIONS)
 @settings(max_examples=10, deadline=None)
 @given(beta=st.floats(0, 1), gamma=st.floats(0, 1), seed=st.integers(0, 1000))
 def test_the_weighted_dot_product_is_the_score_for_any_beta_and_gamma(
-    aggregation: str, traits: dict[str, list[str]], beta: float, gamma: float, seed: int
+    aggregation: str, concepts: dict[str, list[str]], beta: float, gamma: float, seed: int
 ) -> None:
-    part = head(aggregation, traits)
-    gamma = gamma if traits else 0.0
+    part = head(aggregation, concepts)
+    gamma = gamma if concepts else 0.0
     x_q, x_t = maps(seed), maps(seed + 5000)
     with torch.no_grad():
         d_q, d_t = part(*x_q)[0][0].numpy(), part(*x_t)[0][0].numpy()
@@ -117,13 +117,13 @@ def test_cases_that_are_read_alike_agree() -> None:
     part = head()
     labels = torch.tensor([[0, 1], [1, 2], [2, 0]])
     d = torch.cat([part(*maps(n))[0].detach() for n in range(3)])
-    optimizer = torch.optim.Adam(part.traits.parameters(), lr=0.1)
-    before = read_loss(part.read(d), labels)
+    optimizer = torch.optim.Adam(part.concepts.parameters(), lr=0.1)
+    before = concept_loss(part.read(d), labels)
     for _ in range(30):
         optimizer.zero_grad()
-        read_loss(part.read(d), labels).backward()
+        concept_loss(part.read(d), labels).backward()
         optimizer.step()
-    assert read_loss(part.read(d), labels) < before / 10
+    assert concept_loss(part.read(d), labels) < before / 10
     learned = torch.cat([part(*maps(n))[0].detach() for n in range(3)]).numpy()
     agreed = np.stack([products(row, learned, part.layout)[:, 6] for row in learned])
     assert (np.diag(agreed) > 0.8).all() and (agreed[~np.eye(3, dtype=bool)] < 0.2).all()

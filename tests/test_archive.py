@@ -22,12 +22,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from skinret_infer import ArchiveError, Case, InputError, Searcher, SkinretError
-from skinret_infer.archive import archive as archive_module
-from skinret_infer.archive.archive import Archive, sqlite_uri
+from skinret_infer.archive import database
+from skinret_infer.archive.archive import Archive
+from skinret_infer.archive.database import sqlite_uri
 from skinret_infer.archive.store import Match, Record
 from skinret_infer.descriptor import Layout, Vector, part_weights
 
-LAYOUT = Layout(local=(4, 6, 8), global_=(4, 6, 8), traits=(3, 2))
+LAYOUT = Layout(local=(4, 6, 8), global_=(4, 6, 8), concepts=(3, 2))
 GAMMA = 0.5
 QUICK = settings(
     max_examples=120, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck)
@@ -35,12 +36,12 @@ QUICK = settings(
 
 
 def _descriptors(count: int, seed: int = 0, layout: Layout = LAYOUT) -> Vector:
-    """Random descriptors: six unit vectors, and a distribution of each trait."""
+    """Random descriptors: six unit vectors, and a distribution of each concept."""
     rng = np.random.default_rng(seed)
     six = [rng.standard_normal((count, width)) for width in layout.local + layout.global_]
     unit = [vectors / np.linalg.norm(vectors, axis=1, keepdims=True) for vectors in six]
-    traits = [rng.dirichlet(np.ones(width), count) for width in layout.traits]
-    return np.concatenate(unit + traits, axis=1).astype(np.float32)
+    concepts = [rng.dirichlet(np.ones(width), count) for width in layout.concepts]
+    return np.concatenate(unit + concepts, axis=1).astype(np.float32)
 
 
 QUERY = _descriptors(1, seed=99)[0]
@@ -114,7 +115,7 @@ def path(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def short_wait(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(archive_module, "_BUSY_SECONDS", 0.05)
+    monkeypatch.setattr(database, "BUSY_SECONDS", 0.05)
 
 
 # -- opening --
@@ -230,12 +231,13 @@ def test_a_name_with_every_odd_character_is_opened(tmp_path: Path) -> None:
     assert [file.name for file in tmp_path.iterdir()] == [path.name]
 
 
-def test_a_newer_schema_asks_for_a_newer_package(path: Path) -> None:
+def test_another_schema_is_refused_with_both_numbers(path: Path) -> None:
     _made(path)
-    with contextlib.closing(sqlite3.connect(path)) as db:
-        db.execute("PRAGMA user_version = 4")
-    with _refused("archive-newer", path, "schema 4", "upgrade"):
-        _open(path)
+    for schema in (0, 2):
+        with contextlib.closing(sqlite3.connect(path)) as db:
+            db.execute(f"PRAGMA user_version = {schema}")
+        with _refused("archive-schema", path, "schema 1", f"schema {schema}"):
+            _open(path)
 
 
 def test_a_folder_in_the_place_of_the_archive_is_refused(tmp_path: Path) -> None:
@@ -274,7 +276,7 @@ def test_a_closed_archive_says_so_and_closes_again(path: Path) -> None:
     archive.close()
     for use in (
         lambda: len(archive),
-        lambda: archive.find(["c01"]),
+        lambda: archive.get(["c01"]),
         lambda: archive.remove(["c01"]),
         lambda: archive.write([_record("1")], _descriptors(1)),
         lambda: _search(archive, QUERY, 1, 0.6, GAMMA),
@@ -319,12 +321,17 @@ def test_what_was_added_is_found_after_reopening(bundle: Path, cases: list[Case]
 def test_adding_the_same_again_changes_and_encodes_nothing(
     bundle: Path, cases: list[Case], path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    odd = Case("odd", cases[0].image, "x", {"n": 3, "f": 0.1, "t": True, "s": "ä😀", "big": 2**62})
+    odd = Case(
+        "odd",
+        cases[0].image,
+        diagnosis="x",
+        attributes={"n": 3, "f": 0.1, "t": True, "s": "ä😀", "big": 2**62},
+    )
     with Searcher(bundle, path) as searcher:
         searcher.add([*cases[:10], odd])
     before = path.read_bytes()
     with Searcher(bundle, path) as searcher:
-        monkeypatch.setattr(searcher._engine, "run", lambda *_: pytest.fail("a graph ran"))
+        monkeypatch.setattr(searcher._encoder.engine, "run", lambda *_: pytest.fail("a graph ran"))
         for on_duplicate in ("error", "skip", "replace"):
             report = searcher.add([*cases[:10], odd], on_duplicate=on_duplicate)
             assert report.unchanged == [*(case.case_id for case in cases[:10]), "odd"]
@@ -337,23 +344,27 @@ def test_only_new_cases_are_encoded(
 ) -> None:
     with Searcher(bundle, path) as searcher:
         searcher.add(cases[:10])
-        run, encoded = searcher._engine.run, []
+        run, encoded = searcher._encoder.engine.run, []
 
         def counted(graph: str, feeds: Any, outputs: Any) -> Any:
             encoded.append(len(feeds["pixels"]) if graph == "visual_encoder" else 0)
             return run(graph, feeds, outputs)
 
-        monkeypatch.setattr(searcher._engine, "run", counted)
+        monkeypatch.setattr(searcher._encoder.engine, "run", counted)
         report = searcher.add(cases[:13])
         assert sum(encoded) == 3 and len(report.added) == 3 and len(report.unchanged) == 10
 
 
 CHANGES: dict[str, Callable[[Case, Case], Case]] = {
-    "picture": lambda case, other: Case(case.case_id, other.image, case.diagnosis, image_ref=case.image_ref),
-    "diagnosis": lambda case, _: Case(case.case_id, case.image, "melanosis"),
-    "attributes": lambda case, _: Case(case.case_id, case.image, case.diagnosis, {"sex": "unknown"}),
+    "picture": lambda case, other: Case(
+        case.case_id, other.image, diagnosis=case.diagnosis, image_ref=case.image_ref
+    ),
+    "diagnosis": lambda case, _: Case(case.case_id, case.image, diagnosis="melanosis"),
+    "attributes": lambda case, _: Case(
+        case.case_id, case.image, diagnosis=case.diagnosis, attributes={"sex": "unknown"}
+    ),
     "confirmed_by": lambda case, _: Case(
-        case.case_id, case.image, case.diagnosis, confirmed_by="histopathology"
+        case.case_id, case.image, diagnosis=case.diagnosis, confirmed_by="histopathology"
     ),
 }
 
@@ -362,7 +373,7 @@ CHANGES: dict[str, Callable[[Case, Case], Case]] = {
 def test_the_same_id_with_other_facts_is_refused_skipped_or_replaced(
     what: str, bundle: Path, cases: list[Case], path: Path
 ) -> None:
-    old = Case(cases[0].case_id, cases[0].image, cases[0].diagnosis)
+    old = Case(cases[0].case_id, cases[0].image, diagnosis=cases[0].diagnosis)
     new = CHANGES[what](old, cases[1])
     with Searcher(bundle, path) as searcher:
         searcher.add([old])
@@ -385,10 +396,10 @@ def test_of_a_replaced_case_nothing_old_stays_in_the_file(
     bundle: Path, cases: list[Case], path: Path
 ) -> None:
     with Searcher(bundle, path) as searcher:
-        searcher.add([Case("1", cases[0].image, "an-old-diagnosis", image_ref="an-old-place")])
+        searcher.add([Case("1", cases[0].image, diagnosis="an-old-diagnosis", image_ref="an-old-place")])
         old = _stored(path, "1")
         assert old in path.read_bytes()
-        searcher.add([Case("1", cases[1].image, "a-new-diagnosis")], on_duplicate="replace")
+        searcher.add([Case("1", cases[1].image, diagnosis="a-new-diagnosis")], on_duplicate="replace")
     content = path.read_bytes()
     assert b"a-new-diagnosis" in content
     assert b"an-old-diagnosis" not in content and b"an-old-place" not in content and old not in content
@@ -414,7 +425,7 @@ def test_the_same_id_twice_in_a_call_adds_nothing(bundle: Path, cases: list[Case
 
 def test_a_bad_image_is_named_and_what_came_before_stays(bundle: Path, cases: list[Case], path: Path) -> None:
     good = cases[:20]
-    bad = [*good[:12], Case(good[12].case_id, b"not a picture", good[12].diagnosis), *good[13:]]
+    bad = [*good[:12], Case(good[12].case_id, b"not a picture", diagnosis=good[12].diagnosis), *good[13:]]
     with Searcher(bundle, path) as searcher:
         with pytest.raises(InputError) as caught:
             searcher.add(bad)
@@ -461,7 +472,7 @@ def test_an_image_whose_name_is_not_utf8_is_added(bundle: Path, cases: list[Case
     except OSError:
         pytest.skip("this file system wants UTF-8")
     with Searcher(bundle, tmp_path / "cases.skinret") as searcher:
-        searcher.add([Case("1", image, "clark nevus")])
+        searcher.add([Case("1", image, diagnosis="clark nevus")])
         results = searcher.query(image, k=1)
         assert results[0].case_id == "1"
         json.dumps(results.to_dict(), ensure_ascii=False).encode()
@@ -477,7 +488,7 @@ def test_a_record_that_cannot_be_written_takes_its_whole_batch_with_it(
     with contextlib.closing(_open(path)) as archive:
         with pytest.raises(Exception) as caught:
             archive.write([_record("new"), _record("bad", **facts)], _descriptors(2))
-        assert len(archive) == 12 and not archive.find(["new", "bad"])
+        assert len(archive) == 12 and not archive.get(["new", "bad"])
         archive.write([_record("new")], _descriptors(1))
     if isinstance(caught.value, SkinretError):
         assert caught.value.code != "archive-damaged", "the archive is blamed for what the caller gave"
@@ -516,7 +527,11 @@ def test_descriptors_that_cannot_be_scored_are_refused_and_nothing_is_written(
 
 def test_a_removed_case_leaves_no_trace_in_the_file(bundle: Path, cases: list[Case], path: Path) -> None:
     secret = Case(
-        "patient-4711", cases[0].image, "a-rare-nevus", {"remark": "a-telling-remark"}, image_ref="pacs:0815"
+        "patient-4711",
+        cases[0].image,
+        diagnosis="a-rare-nevus",
+        attributes={"remark": "a-telling-remark"},
+        image_ref="pacs:0815",
     )
     with Searcher(bundle, path) as searcher:
         searcher.add([*cases[1:12], secret, *cases[12:20]])
@@ -610,9 +625,10 @@ _READER = """
 import sys
 from pathlib import Path, PurePath, PurePosixPath, PureWindowsPath
 import numpy as np
-from skinret_infer.archive import Archive, sqlite_uri
+from skinret_infer.archive.archive import Archive
+from skinret_infer.archive.database import sqlite_uri
 from skinret_infer.descriptor import Layout, part_weights
-layout = Layout(local=(4, 6, 8), global_=(4, 6, 8), traits=(3, 2))
+layout = Layout(local=(4, 6, 8), global_=(4, 6, 8), concepts=(3, 2))
 archive = Archive(Path(sys.argv[1]), "f" * 64, layout, "m 1")
 query, weights = np.ones(41, np.float32) / 3, part_weights(layout, 0.6, 0.5)
 for line in sys.stdin:
@@ -762,7 +778,7 @@ def test_an_archive_whose_file_was_deleted_does_not_swallow_cases(path: Path) ->
         except ArchiveError:
             return
     with contextlib.closing(_open(path)) as archive:
-        assert archive.find(["new"])
+        assert archive.get(["new"])
 
 
 # -- kills --
@@ -770,10 +786,10 @@ def test_an_archive_whose_file_was_deleted_does_not_swallow_cases(path: Path) ->
 _ADDER = """
 import sys
 from skinret_infer import Case, Searcher
-from skinret_infer.cases import read_cases
+from skinret_infer.tables import read_cases
 bundle, archive, data = sys.argv[1:]
 drawn = read_cases(data).cases
-cases = [Case(f"{n}-{case.case_id}", case.image, case.diagnosis) for n in range(6) for case in drawn]
+cases = [Case(f"{n}-{c.case_id}", c.image, diagnosis=c.diagnosis) for n in range(6) for c in drawn]
 with Searcher(bundle, archive, threads=1) as searcher:
     searcher.add(cases, progress=lambda done, total: print(done, flush=True))
 """
@@ -792,7 +808,9 @@ def test_a_killed_add_loses_no_finished_batch_and_can_be_made_again(
         adder.send_signal(signal.SIGKILL)
         reported += [int(line) for line in adder.stdout.read().splitlines(keepends=True) if line[-1] == "\n"]
     assert adder.returncode == -signal.SIGKILL
-    given = [Case(f"{n}-{case.case_id}", case.image, case.diagnosis) for n in range(6) for case in cases]
+    given = [
+        Case(f"{n}-{case.case_id}", case.image, diagnosis=case.diagnosis) for n in range(6) for case in cases
+    ]
     with Searcher(bundle, path) as searcher:
         there = len(searcher)
         assert there in (reported[-1], reported[-1] + 8)
@@ -927,7 +945,7 @@ def test_flipped_bytes_give_an_archive_error_or_an_answer(
     uses: list[Callable[[Archive], object]] = [
         lambda archive: _search(archive, QUERY, 60, 0.6, GAMMA),
         lambda archive: _search(archive, QUERY, 5, 0.6, GAMMA, {"sex": "male"}, ["c07"]),
-        lambda archive: archive.find([f"c{n:02d}" for n in range(60)]),
+        lambda archive: archive.get([f"c{n:02d}" for n in range(60)]),
         lambda archive: archive.write([_record("new")], _descriptors(1)),
         lambda archive: archive.remove(["c03", "new"]),
     ]
@@ -943,14 +961,14 @@ def test_flipped_bytes_give_an_archive_error_or_an_answer(
 def _brute(query: Vector, cases: Vector, layout: Layout, beta: float, gamma: float) -> np.ndarray:
     """The score in float64, a part at a time."""
     total, start = np.zeros(len(cases)), 0
-    traits = len(layout.traits)
-    for n, width in enumerate(layout.local + layout.global_ + layout.traits):
+    concepts = len(layout.concepts)
+    for n, width in enumerate(layout.local + layout.global_ + layout.concepts):
         part = slice(start, start + width)
         products = np.array([math.fsum(q * c) for c in cases[:, part].astype(float) for q in [query[part]]])
         if n < 6:
             weight = (1 - gamma) / 3 * (beta if n < 3 else 1 - beta)
         else:
-            weight = gamma if traits == 1 else gamma / 2 if n == 6 else gamma / 2 / (traits - 1)
+            weight = gamma if concepts == 1 else gamma / 2 if n == 6 else gamma / 2 / (concepts - 1)
         total += weight * products
         start += width
     return total
@@ -973,7 +991,7 @@ def _check_exact(
     for match in matches:
         assert match.score == pytest.approx(brute[match.record.case_id], abs=1e-12)
         assert abs(match.score) <= 1 + 1e-6
-        assert match.products.shape == (6 + len(layout.traits),)
+        assert match.products.shape == (6 + len(layout.concepts),)
     for before, after in itertools.pairwise(matches):
         one, two = before.record.case_id, after.record.case_id
         assert before.score >= after.score
@@ -990,8 +1008,8 @@ def _check_exact(
 def _searches(draw: st.DrawFn) -> tuple[Layout, Vector, Vector, list[str], tuple[float, float], int]:
     width = st.integers(1, 12)
     widths = [draw(width) for _ in range(6)]
-    traits = draw(st.lists(st.integers(2, 5), max_size=4))
-    layout = Layout(local=tuple(widths[:3]), global_=tuple(widths[3:]), traits=tuple(traits))
+    concepts = draw(st.lists(st.integers(2, 5), max_size=4))
+    layout = Layout(local=tuple(widths[:3]), global_=tuple(widths[3:]), concepts=tuple(concepts))
     count, seed = draw(st.integers(1, 60)), draw(st.integers(0, 2**16))
     distinct = _descriptors(draw(st.integers(1, count)), seed, layout)
     rng = np.random.default_rng(seed)
@@ -1002,7 +1020,7 @@ def _searches(draw: st.DrawFn) -> tuple[Layout, Vector, Vector, list[str], tuple
     query = draw(st.sampled_from([cases[0], _descriptors(1, seed + 1, layout)[0]]))
     ids = [f"{n:03d}" for n in rng.permutation(count)]
     beta = draw(st.sampled_from([0.0, 1.0, 0.6]) | st.floats(0, 1))
-    gamma = draw(st.sampled_from([0.0, 1.0, 0.7]) | st.floats(0, 1)) if traits else 0.0
+    gamma = draw(st.sampled_from([0.0, 1.0, 0.7]) | st.floats(0, 1)) if concepts else 0.0
     return layout, query, cases, ids, (beta, gamma), draw(st.integers(1, count + 3))
 
 
@@ -1023,7 +1041,7 @@ def test_search_finds_exactly_the_best_with_ties_by_case_id(
 
 
 def test_search_is_exact_where_thousands_lie_within_rounding(path: Path) -> None:
-    layout = Layout(local=(32, 64, 128), global_=(32, 64, 128), traits=(3, 2, 3))
+    layout = Layout(local=(32, 64, 128), global_=(32, 64, 128), concepts=(3, 2, 3))
     rng = np.random.default_rng(0)
     near = np.repeat(_descriptors(3, layout=layout), 500, axis=0)
     steps = rng.integers(-1, 2, near.shape)
@@ -1212,19 +1230,19 @@ def test_odd_case_ids_are_kept_apart(path: Path) -> None:
         archive.write([_record(i) for i in ODD_IDS], _descriptors(len(ODD_IDS)))
         assert _all_ids(archive) == sorted(ODD_IDS)
         for n, odd in enumerate(ODD_IDS):
-            assert list(archive.find([odd])) == [odd]
+            assert list(archive.get([odd])) == [odd]
             assert _all_ids(archive, exclude=[odd]) == sorted(set(ODD_IDS[n:]) - {odd})
             assert archive.remove([odd]) == 1
-            assert not archive.find([odd]) and len(archive) == len(ODD_IDS) - n - 1
+            assert not archive.get([odd]) and len(archive) == len(ODD_IDS) - n - 1
 
 
 def test_a_nul_in_a_case_id_does_not_make_it_another_case(
     bundle: Path, cases: list[Case], path: Path
 ) -> None:
     with Searcher(bundle, path) as searcher:
-        searcher.add([Case("1", cases[0].image, "a")])
+        searcher.add([Case("1", cases[0].image, diagnosis="a")])
         try:
-            searcher.add([Case("1\x002", cases[1].image, "b")])
+            searcher.add([Case("1\x002", cases[1].image, diagnosis="b")])
         except InputError:
             assert len(searcher) == 1
             return
@@ -1254,7 +1272,7 @@ def test_odd_facts_come_back_as_they_were_given(path: Path) -> None:
     )
     with contextlib.closing(_open(path)) as archive:
         archive.write([record], _descriptors(1))
-        assert archive.find(["1"]) == {"1": record}
+        assert archive.get(["1"]) == {"1": record}
         assert _search(archive, QUERY, 1, 0.6, GAMMA)[0][0].record == record
 
 
@@ -1265,6 +1283,6 @@ def test_an_attribute_that_is_not_a_number_does_not_break_the_filters(
     with Searcher(bundle, path) as searcher:
         searcher.add(cases[:5])
         with contextlib.suppress(InputError):
-            searcher.add([Case("nan", cases[5].image, "x", {"age": float("nan")})])
+            searcher.add([Case("nan", cases[5].image, diagnosis="x", attributes={"age": float("nan")})])
         results = searcher.query(cases[0].image, where={"sex": ["female", "male"]})
         assert results.searched == 5

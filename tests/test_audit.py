@@ -553,7 +553,7 @@ def test_processes_and_threads_write_one_whole_chain(max_bytes: int, path: Path)
 
 
 _FORKED = """
-from skinret_infer import audit
+from skinret_infer.trust import audit
 path = Path(sys.argv[1])
 log = AuditLog(path)
 with audit._opened(audit._head_file(path), os.O_RDWR) as head, audit._locked(head, path):

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from skinret_infer import BundleError, Case, Searcher, SkinretError
-from skinret_infer.bundle import FILES, GRAPHS, TRAITS, Bundle, Manifest, read_manifest
+from skinret_infer.bundle import CONCEPT_HEAD, FILES, GRAPHS, Bundle, Manifest, read_manifest
 from skinret_infer.descriptor import Layout
 from skinret_infer.imaging.recipe import ImageRecipe
 from skinret_infer.text import TextRecipe
@@ -67,12 +67,12 @@ def _refusal(folder: Any, code: str, names: object = "") -> str:
 def test_a_bundle_as_it_was_exported_loads(bundle: Path) -> None:
     loaded = Bundle.load(bundle)
     assert loaded == Bundle.load(str(bundle))
-    assert loaded.path == bundle and set(loaded.manifest.files) == {*FILES, TRAITS}
+    assert loaded.path == bundle and set(loaded.manifest.files) == {*FILES, CONCEPT_HEAD}
     assert all(loaded.graph(name).is_file() for name in GRAPHS)
-    assert {path.name for path in bundle.iterdir()} == {*FILES, TRAITS, "manifest.json"}
+    assert {path.name for path in bundle.iterdir()} == {*FILES, CONCEPT_HEAD, "manifest.json"}
 
 
-@pytest.mark.parametrize("name", [*FILES, TRAITS])
+@pytest.mark.parametrize("name", [*FILES, CONCEPT_HEAD])
 @pytest.mark.parametrize("place", [0, 0.5, -1], ids=["first", "middle", "last"])
 def test_a_changed_byte_is_found_and_its_file_named(name: str, place: float, copy: Path) -> None:
     content = bytearray((copy / name).read_bytes())
@@ -81,7 +81,7 @@ def test_a_changed_byte_is_found_and_its_file_named(name: str, place: float, cop
     _refusal(copy, "bundle-hash", copy / name)
 
 
-@pytest.mark.parametrize("name", [*FILES, TRAITS])
+@pytest.mark.parametrize("name", [*FILES, CONCEPT_HEAD])
 def test_a_file_cut_short_emptied_or_grown_is_found_and_named(name: str, copy: Path) -> None:
     content = (copy / name).read_bytes()
     for other in (content[:-1], b"", content + b"\n"):
@@ -89,7 +89,7 @@ def test_a_file_cut_short_emptied_or_grown_is_found_and_named(name: str, copy: P
         _refusal(copy, "bundle-hash", copy / name)
 
 
-@pytest.mark.parametrize("name", [*FILES, TRAITS])
+@pytest.mark.parametrize("name", [*FILES, CONCEPT_HEAD])
 def test_a_missing_file_is_named(name: str, copy: Path) -> None:
     (copy / name).unlink()
     _refusal(copy, "bundle-incomplete", copy / name)
@@ -166,7 +166,7 @@ def test_an_unknown_field_is_named(place: str, copy: Path) -> None:
     assert "surprise" in _refusal(copy, "bundle-manifest", copy / "manifest.json")
 
 
-_OPTIONAL = {"files", "metrics", "parity", "gates", "intended_use"}
+_OPTIONAL = {"files", "metrics", "parity", "precision_checks", "intended_use"}
 
 
 @pytest.mark.parametrize("field", [f.name for f in dataclasses.fields(Manifest) if f.name not in _OPTIONAL])
@@ -241,17 +241,17 @@ def test_a_bundle_that_does_not_say_which_checkpoint_it_came_from_is_refused(cop
         ("layout.local", [True, True, True]),
         ("layout.global_", [32, 64, None]),
         ("layout.global_", [32, 64, 0]),
-        ("layout.traits", 3),
-        ("layout.traits", [3, 0]),
-        ("layout.traits", [3, 2.5]),
-        ("layout.traits", [3]),  # as many as there are traits
-        ("layout.traits", [3, 4]),
+        ("layout.concepts", 3),
+        ("layout.concepts", [3, 0]),
+        ("layout.concepts", [3, 2.5]),
+        ("layout.concepts", [3]),  # as many as there are concepts
+        ("layout.concepts", [3, 4]),
         ("gamma", "0.5"),
         ("gamma", None),
-        ("traits", []),
-        ("traits", {"group": "mel"}),
-        ("traits", {"group": ["mel", 7]}),
-        ("traits", {}),
+        ("concepts", []),
+        ("concepts", {"group": "mel"}),
+        ("concepts", {"group": ["mel", 7]}),
+        ("concepts", {}),
     ],
     ids=repr,
 )
@@ -294,10 +294,10 @@ def test_any_weight_from_0_to_1_is_taken(name: str, weight: float, copy: Path) -
     assert getattr(Bundle.load(copy).manifest, name) == weight
 
 
-def test_a_weight_of_traits_without_traits_is_refused(copy: Path) -> None:
-    _set(copy, "traits", {})
-    _set(copy, "layout.traits", [])
-    assert "gamma: 0.5 without traits" in _refusal(copy, "bundle-manifest", copy / "manifest.json")
+def test_a_weight_of_concepts_without_concepts_is_refused(copy: Path) -> None:
+    _set(copy, "concepts", {})
+    _set(copy, "layout.concepts", [])
+    assert "gamma: 0.5 without concepts" in _refusal(copy, "bundle-manifest", copy / "manifest.json")
 
 
 @pytest.mark.parametrize("place", ["image.fit", "image.resample", "image.orientation", "image.decode"])
@@ -320,7 +320,7 @@ def test_an_image_recipe_that_this_package_does_not_know_is_refused(place: str, 
         ("regions", 1025, "1,024"),
         ("layout.local", [16, 16, 65_537], ""),
         ("layout.global_", [2**60, 16, 16], ""),
-        ("layout.traits", [3] * 257, ""),
+        ("layout.concepts", [3] * 257, ""),
     ],
     ids=lambda value: repr(value)[:30],
 )
@@ -390,9 +390,9 @@ _PLACES = (
     *(
         "beta",
         "gamma",
-        "traits",
-        "traits.group",
-        "layout.traits",
+        "concepts",
+        "concepts.group",
+        "layout.concepts",
         "origin",
         "files",
         "metrics",
@@ -416,7 +416,7 @@ def test_whatever_stands_in_a_manifest_it_is_read_or_refused(
     except SkinretError:
         return
     assert 0 <= manifest.beta <= 1 and 0 <= manifest.gamma <= 1
-    assert manifest.layout.length > 0 and len(manifest.layout.starts) == 6 + len(manifest.traits)
+    assert manifest.layout.length > 0 and len(manifest.layout.starts) == 6 + len(manifest.concepts)
 
 
 def test_a_manifest_written_and_read_again_is_the_same(bundle: Path, tmp_path: Path) -> None:

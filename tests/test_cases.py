@@ -11,9 +11,11 @@ from typing import Any
 import pytest
 
 from skinret_infer import Case, Searcher, SkinretError
-from skinret_infer.cases import CaseTable, below, derm7pt_group, find_file, read_cases, read_ids
+from skinret_infer._files import find_file, resolve_inside
+from skinret_infer.checklist import DERM7PT_PHRASES
 from skinret_infer.errors import InputError
-from skinret_infer.text import DERM7PT_PHRASES, describe
+from skinret_infer.tables import CaseTable, derm7pt_group, read_cases, read_ids
+from skinret_infer.text import attributes_to_text
 
 HEADER = "case_id,image,diagnosis\n"
 
@@ -211,15 +213,15 @@ def test_an_image_outside_the_folder_is_refused_though_it_is_there(
         message = _refusal(path, "table-image-outside", images=images)
         assert f"line 3: {name}" in message and "1 image files" in message and "--images" in message
     with pytest.raises(InputError) as caught:
-        below(tmp_path, name)
+        resolve_inside(tmp_path, name)
     assert caught.value.code == "image-outside" and repr(name) in str(caught.value)
 
 
 @pytest.mark.parametrize("name", ["a.jpg", "Deep/C.JPG", "./a.jpg", "Deep/../a.jpg", "..a/b..jpg", "é\n.jpg"])
 def test_a_name_below_a_folder_is_a_path_in_it(name: str, tmp_path: Path) -> None:
-    path = below(tmp_path, name)
+    path = resolve_inside(tmp_path, name)
     assert ".." not in path.parts and path.is_relative_to(tmp_path)
-    assert below(str(tmp_path), name) == path
+    assert resolve_inside(str(tmp_path), name) == path
 
 
 def test_links_in_the_folder_are_followed_and_their_parent_is_the_folder(
@@ -245,7 +247,7 @@ def test_a_table_or_list_of_too_many_bytes_is_refused_before_it_is_read(
     table: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = table(HEADER + "1,a.jpg,x\n" + "2,a.jpg,x\n" * 100)
-    monkeypatch.setattr("skinret_infer.cases.MAX_BYTES", 500)
+    monkeypatch.setattr("skinret_infer.tables.MAX_BYTES", 500)
     assert str(path) in _refusal(path, "table-too-large")
     with pytest.raises(InputError) as caught:
         read_ids(path)
@@ -448,7 +450,7 @@ def test_a_file_of_ids_that_cannot_be_read_is_refused_by_name(content: bytes | N
 
 
 def test_a_case_says_what_it_was_not_told() -> None:
-    case = Case("1017", "a.jpg", "melanoma")
+    case = Case("1017", "a.jpg", diagnosis="melanoma")
     assert (case.group, case.confirmed_by, case.image_ref, case.attributes) == (
         "melanoma",
         "unknown",
@@ -511,7 +513,7 @@ def test_a_field_of_a_case_is_text_or_the_case_is_refused(field: str, value: Any
 
 
 def test_an_attribute_may_bear_the_name_of_a_field_and_hides_no_fault_of_it() -> None:
-    case = Case("1", b"", "melanoma", attributes={"diagnosis": "x", "group": 7})
+    case = Case("1", b"", diagnosis="melanoma", attributes={"diagnosis": "x", "group": 7})
     assert case.diagnosis == "melanoma" and case.attributes == {"diagnosis": "x", "group": 7}
     with pytest.raises(InputError):
         Case("1", b"", diagnosis=None, attributes={"diagnosis": "x"})  # type: ignore[arg-type]
@@ -545,7 +547,9 @@ def test_reading_a_table_changes_nothing_on_disk(derm: Path) -> None:
 def test_spaces_around_a_header_do_not_lose_the_words(table: Callable[..., Path]) -> None:
     header = "\ufeff case_id ,\xa0image\u200b, diagnosis , streaks,\tpigment_network \n"
     [case] = read_cases(table(header + "1,a.jpg,nevus, irregular\u200b,\xa0atypical\n")).cases
-    assert describe(case.attributes, DERM7PT_PHRASES) == "atypical pigment network, irregular streaks"
+    assert (
+        attributes_to_text(case.attributes, DERM7PT_PHRASES) == "atypical pigment network, irregular streaks"
+    )
     assert (case.case_id, case.diagnosis) == ("1", "nevus")
 
 
@@ -611,13 +615,13 @@ def test_an_id_has_one_spelling_everywhere(bundle: Path, cases: list[Case], tmp_
     with Searcher(bundle, tmp_path / "a.skinret", runtime="onnxruntime-cpu") as searcher:
         searcher.add(
             [
-                Case(DECOMPOSED, cases[0].image, DECOMPOSED, {DECOMPOSED: DECOMPOSED}),
+                Case(DECOMPOSED, cases[0].image, diagnosis=DECOMPOSED, attributes={DECOMPOSED: DECOMPOSED}),
                 Case("2", cases[1].image),
             ]
         )
-        assert searcher.add([Case(COMPOSED, cases[0].image, COMPOSED, {COMPOSED: COMPOSED})]).unchanged == [
-            COMPOSED
-        ]
+        assert searcher.add(
+            [Case(COMPOSED, cases[0].image, diagnosis=COMPOSED, attributes={COMPOSED: COMPOSED})]
+        ).unchanged == [COMPOSED]
         for spelling in (COMPOSED, DECOMPOSED):
             for where in ({"diagnosis": spelling}, {spelling: spelling}, {spelling: [spelling]}):
                 assert [hit.case_id for hit in searcher.query(cases[0].image, where=where)] == [COMPOSED]
@@ -661,7 +665,7 @@ def test_two_spellings_beside_each_other_are_told_apart_or_ambiguous(tmp_path: P
 @pytest.mark.parametrize("name", [".. /a.jpg", "... /a.jpg", "a/.. ./../b.jpg", r"..\..\a.jpg", " ", ". ."])
 def test_a_name_that_windows_reads_as_a_way_out_is_refused(name: str, tmp_path: Path) -> None:
     with pytest.raises(InputError) as caught:
-        below(tmp_path, name)
+        resolve_inside(tmp_path, name)
     assert caught.value.code == "image-outside"
 
 

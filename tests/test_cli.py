@@ -20,17 +20,19 @@ from PIL import Image
 from skinret_export import demo
 from skinret_export.cli import main as export_main
 from skinret_infer import Case, Searcher, doctor
-from skinret_infer.archive import archive as archive_module
+from skinret_infer.archive import database
+from skinret_infer.archive.filters import Range
 from skinret_infer.cli.archive import archive as archive_group
 from skinret_infer.cli.audit import audit as audit_group
 from skinret_infer.cli.bundle import bundle as bundle_group
 from skinret_infer.cli.main import _range, main
-from skinret_infer.engines import RUNTIMES
+from skinret_infer.engines import nvidia
+from skinret_infer.engines.registry import RUNTIMES
 from skinret_training.cli import main as train_main
 
 ROOT = Path(__file__).parent.parent
 BIN = Path(sys.executable).parent
-COMMANDS = ["demo", "doctor", "evaluate", "gate", "index", "query"]
+COMMANDS = ["demo", "doctor", "evaluate", "index", "query", "validate-precision"]
 GROUPS = {"archive": archive_group, "audit": audit_group, "bundle": bundle_group}
 
 
@@ -75,6 +77,7 @@ def test_index_query_evaluate_and_doctor_work_together(
     assert first.exit_code == 0, first.stderr
     assert json.loads(first.stdout) | {"added": 30} == {
         "added": 30,
+        "failed": {},
         "replaced": [],
         "unchanged": [],
         "warnings": {},
@@ -103,7 +106,7 @@ def test_index_query_evaluate_and_doctor_work_together(
     report = json.loads(run("evaluate", bundle, archive, data, "--ids", ids, "--json").stdout)
     assert report["queries"] == report["image_words"]["queries"] == 12
     groups = {case.group for case in cases[30:42]}
-    for kind in ("image_words", "image_alone"):
+    for kind in ("image_words", "image_only"):
         figures = report[kind]
         assert figures["by_group"].keys() == groups
         for row in (figures, figures["balanced"], *figures["by_group"].values()):
@@ -141,27 +144,31 @@ def test_doctor_says_what_a_machine_has_and_what_auto_takes(bundle: Path) -> Non
     assert report["cpu"]["flags"] is None or set(report["cpu"]["flags"]) == set(doctor.CPU_FLAGS)
     assert list(report["runtimes"]) == list(RUNTIMES)
     for state in report["runtimes"].values():
-        assert state["runs"] is (state["reason"] == "") and (state["runs"] is False or state["cure"] == "")
+        assert state["runs"] is (state["reason"] is None) and (state["runs"] is False or state["cure"] == "")
     assert report["auto"] == next(name for name, state in report["runtimes"].items() if state["runs"])
     assert report["cache"] == {"folder": os.environ["SKINRET_CACHE"], "fault": ""}
     found = report["bundle"]
     assert found["may_run"][0] == f"{found['runtime']}/{found['precision']}" == f"{report['auto']}/fp32"
     assert found["hashes"] == "all right" and found["open_ms"] > 0
-    assert all("not measured" in said["queries"] for said in found["gates"].values())
+    assert all("not measured" in said["queries"] for said in found["precision_checks"].values())
     said = run("doctor", bundle).stdout
     assert f"auto takes {found['runtime']} in fp32" in said and said.splitlines()[-1] == "healthy"
 
 
-def test_doctor_tells_the_gates_verdict_with_its_figures(bundle: Path, tmp_path: Path) -> None:
-    copy, row = tmp_path / "bundle", {"score_lost": 2e-5, "overlap": 0.91, "same_first": 0.98}
+def test_doctor_tells_the_precision_verdict_with_its_figures(bundle: Path, tmp_path: Path) -> None:
+    copy, row = tmp_path / "bundle", {"score_regret": 2e-5, "top10_overlap": 0.91, "top1_match": 0.98}
     shutil.copytree(bundle, copy)
     manifest = json.loads((copy / "manifest.json").read_text("utf-8"))
     record = {
         "passed": False, "faults": ["too few of the hits are the same"], "archive_passed": False,
         "archive_faults": ["too few of the hits are the same"], "queries": 888, "source": "cases of A",
-        "date": "2026-11-22", "rows": {"image_words, archive in fp32": row | {"mAP_moved": -0.3}},
+        "date": "2026-11-22", "rows": {"image_words, archive in fp32": row | {"mAP_change": -0.3}},
     }  # fmt: skip
-    manifest["gates"] = {"openvino/bf16": record, "onnxruntime-cuda/fp16": "nonsense", "x": {"rows": 3}}
+    manifest["precision_checks"] = {
+        "openvino/bf16": record,
+        "onnxruntime-cuda/fp16": "nonsense",
+        "x": {"rows": 3},
+    }
     (copy / "manifest.json").write_text(json.dumps(manifest))
     result = run("doctor", copy)
     assert result.exit_code == 0, result.stdout
@@ -212,12 +219,12 @@ class Driver:
 
 
 def test_doctor_asks_the_driver_for_its_cards(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(doctor.ctypes, "CDLL", lambda name: Driver())
+    monkeypatch.setattr(nvidia.ctypes, "CDLL", lambda name: Driver())
     gpu = doctor.examine()["gpu"]
     card = {"name": "NVIDIA RTX A4000", "compute_capability": "8.6"}
     assert gpu["devices"] == [card, card] and (gpu["cuda"], gpu["fault"]) == ("13.1", "")
     assert "NVIDIA RTX A4000, compute capability 8.6" in run("doctor").stdout
-    monkeypatch.setattr(doctor.ctypes, "CDLL", lambda name: Driver(fails="cuInit"))
+    monkeypatch.setattr(nvidia.ctypes, "CDLL", lambda name: Driver(fails="cuInit"))
     gpu = doctor.examine()["gpu"]
     assert gpu["devices"] == [] and "no CUDA-capable device" in gpu["fault"]
     assert run("doctor").exit_code == 0
@@ -225,7 +232,7 @@ def test_doctor_asks_the_driver_for_its_cards(monkeypatch: pytest.MonkeyPatch) -
     def absent(name: str) -> None:
         raise OSError(name)
 
-    monkeypatch.setattr(doctor.ctypes, "CDLL", absent)
+    monkeypatch.setattr(nvidia.ctypes, "CDLL", absent)
     assert "GPU: no NVIDIA driver found" in run("doctor").stdout
 
 
@@ -313,7 +320,7 @@ def test_an_import_refuses_skips_or_replaces_what_differs(
     out, new = tmp_path / "out", tmp_path / "new.skinret"
     assert run("archive", "export", archive, out).exit_code == 0
     with Searcher(bundle, new) as searcher:
-        searcher.add([Case(cases[0].case_id, cases[0].image, "another")])
+        searcher.add([Case(cases[0].case_id, cases[0].image, diagnosis="another")])
     refused = run("archive", "import", new, out)
     assert refused.exit_code == 1 and "--replace" in refused.stderr and "case-duplicate" in refused.stderr
     assert (
@@ -355,7 +362,7 @@ def test_a_repair_that_cannot_be_made_says_why(
 ) -> None:
     sick = tmp_path / "sick.skinret"
     shutil.copy(archive, sick)
-    monkeypatch.setattr(archive_module, "_BUSY_SECONDS", 0.05)
+    monkeypatch.setattr(database, "BUSY_SECONDS", 0.05)
     with contextlib.closing(sqlite3.connect(sick, isolation_level=None)) as db:
         db.execute("UPDATE segments SET cases = cases + 1")
         db.execute("BEGIN IMMEDIATE")
@@ -368,7 +375,12 @@ def test_a_query_takes_ranges_and_the_weights_of_levels(
 ) -> None:
     archive = tmp_path / "cases.skinret"
     with Searcher(bundle, archive) as searcher:
-        searcher.add([Case(f"{n}", cases[n].image, "x", {"age": n, "span": f"{n}..b"}) for n in range(8)])
+        searcher.add(
+            [
+                Case(f"{n}", cases[n].image, diagnosis="x", attributes={"age": n, "span": f"{n}..b"})
+                for n in range(8)
+            ]
+        )
 
     def found(*options: object) -> set[str]:
         result = run("query", bundle, archive, "--image", cases[0].image, "-k", 10, "--json", *options)
@@ -411,7 +423,7 @@ def test_a_query_takes_ranges_and_the_weights_of_levels(
     ],
 )
 def test_a_range_is_of_numbers_and_all_else_a_text(value: str, ends: tuple[float, float] | None) -> None:
-    assert _range(value) == ends
+    assert _range(value) == (ends and Range(*ends))
 
 
 def test_doctor_examines_an_archive_alone_and_beside_its_bundle(
@@ -420,10 +432,10 @@ def test_doctor_examines_an_archive_alone_and_beside_its_bundle(
     report = json.loads(run("doctor", archive, "--json").stdout)
     found = report["archive"]
     assert report["healthy"] is True and "bundle" not in report
-    assert (found["path"], found["model"], found["schema"]) == (str(archive), "tiny 1", 3)
+    assert (found["path"], found["model"], found["schema"]) == (str(archive), "tiny 1", 1)
     assert (found["cases"], found["faults"], found["belongs"]) == (40, [], None)
-    assert [found[f"parts_{state}"] for state in ("right", "stale", "missing")] == [0, 0, 0]
-    assert found["bytes"] == archive.stat().st_size and found["derived_bytes"] == 0
+    assert [found[f"segments_{state}"] for state in ("right", "stale", "missing")] == [0, 0, 0]
+    assert found["bytes"] == archive.stat().st_size and found["index_bytes"] == 0
     for both in ((bundle, archive), (archive, bundle)):
         report = json.loads(run("doctor", *both, "--json").stdout)
         assert report["healthy"] is True and report["archive"]["belongs"] is True
@@ -433,14 +445,14 @@ def test_doctor_examines_an_archive_alone_and_beside_its_bundle(
 
     other = tmp_path / "other.skinret"
     shutil.copy(archive, other)
-    scan = tmp_path / "other.skinret.scan"
+    scan = tmp_path / "other.skinret.index"
     scan.mkdir()
-    (scan / "old.part").write_bytes(b"of the past")
+    (scan / "old.segment").write_bytes(b"of the past")
     with contextlib.closing(sqlite3.connect(other)) as db, db:
         db.execute("UPDATE meta SET value = 'e' WHERE name = 'fingerprint'")
     report = doctor.examine(None, other)
-    assert report["healthy"] and report["archive"]["parts_stale"] == 1
-    assert report["archive"]["derived_bytes"] == 11
+    assert report["healthy"] and report["archive"]["segments_stale"] == 1
+    assert report["archive"]["index_bytes"] == 11
     result = run("doctor", bundle, other)
     assert result.exit_code == 4 and "NOT the bundle's" in result.stdout and "1 stale" in result.stdout
 
@@ -460,11 +472,11 @@ def test_doctor_finds_what_ails_an_archive(archive: Path, tmp_path: Path) -> Non
     assert "[archive-damaged]" in run("doctor", sick).stdout
     report = doctor.examine(None, tmp_path / "none.skinret")
     assert report["healthy"] is False and report["archive"]["code"] == "archive-empty"
-    scan = tmp_path / "gone.skinret.scan"
+    scan = tmp_path / "gone.skinret.index"
     scan.mkdir()
-    (scan / "a.part").symlink_to(tmp_path / "nowhere")  # as if it were swept meanwhile
+    (scan / "a.segment").symlink_to(tmp_path / "nowhere")  # as if it were swept meanwhile
     report = doctor.examine(None, shutil.copy(archive, tmp_path / "gone.skinret"))
-    assert report["healthy"] is True and report["archive"]["derived_bytes"] == 0
+    assert report["healthy"] is True and report["archive"]["index_bytes"] == 0
 
 
 def test_a_table_with_a_bad_line_adds_nothing(bundle: Path, data: Path, tmp_path: Path) -> None:
@@ -507,7 +519,7 @@ def test_the_demo_writes_over_nothing_but_a_demo(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_the_demo_takes_the_whole_road(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(demo, "CASES", 60)
-    monkeypatch.setattr(demo, "export_bundle", partial(demo.export_bundle, gates=False))
+    monkeypatch.setattr(demo, "export_bundle", partial(demo.export_bundle, check_precision=False))
     result = run("demo", "--out", tmp_path / "demo", "--epochs", 1)
     assert result.exit_code == 0, result.stderr
     assert "image words" in result.stdout and "rank" in result.stdout
@@ -521,7 +533,7 @@ def test_the_demo_takes_the_whole_road(tmp_path: Path, monkeypatch: pytest.Monke
 
 def _odd_archive(bundle: Path, path: Path, image: Path, diagnosis: str) -> Path:
     with Searcher(bundle, path, runtime="onnxruntime-cpu") as searcher:
-        searcher.add([Case("1", image, diagnosis)])
+        searcher.add([Case("1", image, diagnosis=diagnosis)])
     return path
 
 

@@ -21,8 +21,8 @@ from transformers import BertConfig, BertModel, SwinBackbone, SwinConfig
 
 from skinret_export.demo import write_small_tokenizer
 from skinret_infer import Case, SkinretError
-from skinret_infer.cases import CaseTable, read_cases
 from skinret_infer.imaging.recipe import ImageRecipe
+from skinret_infer.tables import CaseTable, read_cases
 from skinret_infer.text import TextRecipe
 from skinret_training import baselines, crossval
 from skinret_training.baselines import Features, judge, late_fusion, linear_probe, one_hot, resnet50_cossim
@@ -114,8 +114,8 @@ def timeless(value: Any) -> Any:
 
 def test_both_archives_and_every_kind_of_query_are_measured_in_every_run(measured: Path) -> None:
     for row, kinds, seeds in (
-        ("skinret", ["image_words", "image_alone"], [0]),
-        ("linear-probe", ["image_words", "image_alone", "words_alone"], [0, 1]),
+        ("skinret", ["image_words", "image_only"], [0]),
+        ("linear-probe", ["image_words", "image_only", "words_alone"], [0, 1]),
     ):
         result = read(measured / f"{row}.json")
         assert [(r["seed"], r["fold"]) for r in result["runs"]] == [(s, f) for s in seeds for f in (0, 1)]
@@ -168,10 +168,10 @@ def test_the_comparison_with_chance_pools_the_folds_of_a_seed_and_never_the_seed
         beyond = {"measured": measured, "shuffled": 50.0, "standard_error": error, "z": None}
         figures = {"mAP": 1.0, "by_group": {}, "balanced": {"mAP": 1.0}}
         kind = figures | {"beyond_group": {"nDCG@10": beyond, "shared@5": beyond | {"standard_error": None}}}
-        return {"seed": seed, "fold": fold, "archives": {name: {"image_alone": kind} for name in ARCHIVES}}
+        return {"seed": seed, "fold": fold, "archives": {name: {"image_only": kind} for name in ARCHIVES}}
 
     runs = [run(0, 0, 56.0, 3.0), run(0, 1, 54.0, 4.0), run(1, 0, 60.0, 3.0), run(1, 1, 60.0, 4.0)]
-    beyond = summarize(runs)["held_out_fold"]["image_alone"]["beyond_group"]
+    beyond = summarize(runs)["held_out_fold"]["image_only"]["beyond_group"]
     told = beyond["nDCG@10"]
     assert (told["seed"], told["measured"], told["shuffled"]) == (0, 55.0, 50.0)
     assert told["standard_error"] == 2.5 and told["z"] == 2.0  # sqrt(9 + 16) / 2, and 5 of them
@@ -348,7 +348,7 @@ def test_what_the_bundle_finds_is_what_the_model_found_in_training(
         run = crossval._through_the_product(table, dataset, config, tmp_path / "run", tmp_path / "maps", True)
     assert "held_out" not in run["training"]  # that fold is read once, through the bundle
     again = train(table, config, cache=tmp_path / "maps", dataset=dataset, quiet=True)
-    for kind in ("image_words", "image_alone"):
+    for kind in ("image_words", "image_only"):
         found = run["archives"]["training_folds"][kind]
         expected = again.checkpoint.metrics["held_out"][kind]
         assert found["mAP"] == pytest.approx(expected["mAP"], abs=0.5)
@@ -382,7 +382,7 @@ def test_a_learned_baseline_runs_as_a_row(
     printed = call(cross(out, "--system", system, "--seeds", "3", "--row", "of mine", "--json")).stdout
     result = read(out / "of mine.json")
     assert json.loads(printed) == result["summary"] and result["system"] == system
-    kinds = ["image_alone"] if system == "resnet50-cossim" else ["image_words", "image_alone"]
+    kinds = ["image_only"] if system == "resnet50-cossim" else ["image_words", "image_only"]
     assert list(result["summary"]["held_out_fold"]) == kinds
     assert "of mine" in (out / "README.md").read_text("utf-8")
 
@@ -410,12 +410,15 @@ def test_baselines_find_what_is_in_the_pictures_and_in_the_words(data: Path, few
 
 def test_a_baseline_that_knows_nothing_measures_a_random_order(cases: list[Case]) -> None:
     by_group = sorted(cases, key=lambda case: case.group)
-    renamed = [Case(f"{n:03}", c.image, "", c.attributes, c.group) for n, c in enumerate(by_group)]
+    renamed = [
+        Case(f"{n:03}", c.image, diagnosis="", attributes=c.attributes, group=c.group)
+        for n, c in enumerate(by_group)
+    ]
     everything = np.arange(60)
     report = judge(
-        {"image_alone": np.zeros((60, 60), np.float32)}, CaseTable(renamed, []), everything, everything
+        {"image_only": np.zeros((60, 60), np.float32)}, CaseTable(renamed, []), everything, everything
     )
-    found = report["image_alone"]
+    found = report["image_only"]
     assert found["tied"] == 60 and found["balanced"]["Acc@1"] == pytest.approx(
         100 * (11 + 20 + 26) / 59 / 3, abs=1e-3
     )
@@ -425,18 +428,20 @@ def test_a_baseline_that_knows_nothing_measures_a_random_order(cases: list[Case]
 def test_the_same_picture_in_two_cases_is_reported_and_is_no_hit(
     cases: list[Case], caplog: pytest.LogCaptureFixture
 ) -> None:
-    twin = Case("twin", cases[0].image, "", cases[0].attributes, cases[0].group)
+    twin = Case("twin", cases[0].image, diagnosis="", attributes=cases[0].attributes, group=cases[0].group)
     table = CaseTable([*cases[:20], twin], [])
     dataset = load_dataset(table, ImageRecipe(size=64), TextRecipe(), quiet=True)
     assert "1 cases show the very picture of another case" in caplog.text
     archive = np.arange(20)
     for pictures, left_out in ((dataset.pictures, 1), ((), 0)):
-        report = judge({"image_alone": np.ones((1, 21))}, table, np.array([20]), archive, pictures)
+        report = judge({"image_only": np.ones((1, 21))}, table, np.array([20]), archive, pictures)
         assert report["same_picture"] == left_out
 
 
 def test_cases_without_words_have_no_words_alone(cases: list[Case]) -> None:
-    silent = CaseTable([Case(c.case_id, c.image, c.diagnosis, {}, c.group) for c in cases], [])
+    silent = CaseTable(
+        [Case(c.case_id, c.image, diagnosis=c.diagnosis, attributes={}, group=c.group) for c in cases], []
+    )
     assert one_hot(silent, TextRecipe()).shape == (60, 0)
     dataset = load_dataset(silent, ImageRecipe(size=64), TextRecipe(), quiet=True)
     parts = split(dataset, folds=2, fold=0, validation=0.2, seed=0)

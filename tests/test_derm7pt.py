@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from skinret_infer.cases import read_cases
-from skinret_infer.text import DERM7PT_PHRASES, TextEncoderInput, TextRecipe, describe
+from skinret_infer.checklist import DERM7PT_PHRASES
+from skinret_infer.tables import read_cases
+from skinret_infer.text import TextEncoderInput, TextRecipe, attributes_to_text
 
 pytestmark = pytest.mark.derm7pt
 
@@ -20,6 +21,6 @@ def test_the_three_groups_of_the_paper_are_888_cases(derm7pt: Path) -> None:
 
 def test_the_words_never_tell_the_diagnosis(derm7pt: Path, tokenizer: str) -> None:
     for case in read_cases(derm7pt).cases:
-        said = describe(case.attributes, DERM7PT_PHRASES)
+        said = attributes_to_text(case.attributes, DERM7PT_PHRASES)
         assert not any(word in said for word in ("melanoma", "nevus", "keratosis", "melanosis", "excision"))
         assert not TextEncoderInput(tokenizer, TextRecipe(length=128))([said])[2][0]

@@ -18,10 +18,10 @@ import pytest
 from PIL import Image
 
 from skinret_infer import Case, Searcher, SkinretError
-from skinret_infer.cases import read_cases
 from skinret_infer.errors import InputError
 from skinret_infer.imaging import decode as image_module
 from skinret_infer.imaging.decode import decode
+from skinret_infer.tables import read_cases
 
 pydicom = pytest.importorskip("pydicom", reason="the extra dicom is not installed")
 
@@ -286,7 +286,7 @@ def _codes(data: bytes, expected: np.ndarray, levels: int = 2) -> list[str]:
     said: list[Any] = []
     pixels = decode(data, warnings=said)
     assert np.abs(pixels.astype(int) - expected).max() <= levels
-    return [remark.code for remark in said]
+    return [warning.code for warning in said]
 
 
 @pytest.mark.parametrize("lossless", [True, False])
@@ -871,9 +871,11 @@ def test_no_name_id_or_date_reaches_result_log_or_archive(
     path.write_bytes(_planted(BurnedInAnnotation="YES", RecognizableVisualFeatures="YES"))
     caplog.clear(), recwarn.clear()  # of what pydicom says when it writes
     with caplog.at_level(logging.DEBUG), Searcher(bundle, kept / "cases.skinret") as searcher:
-        report = searcher.add([case := Case("1", path, "nevus"), Case("2", PICTURE, "nevus")])
+        report = searcher.add(
+            [case := Case("1", path, diagnosis="nevus"), Case("2", PICTURE, diagnosis="nevus")]
+        )
         results = searcher.query(path, "irregular streaks", k=2)
-        said = [repr(searcher), repr(report), str(report), repr(case), *report.remarks()]
+        said = [repr(searcher), repr(report), str(report), repr(case), *report.warning_lines()]
     assert [hit.case_id for hit in results] == ["1", "2"]
     said += [str(results), repr(results), json.dumps(results.to_dict()), json.dumps(report.to_dict())]
     said += [record.getMessage() + repr(record.args) for record in caplog.records]

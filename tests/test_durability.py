@@ -9,12 +9,12 @@ import mmap
 import os
 import random
 import shutil
-import signal
 import sqlite3
 import subprocess
 import tempfile
 import threading
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import durability
@@ -22,8 +22,8 @@ import pytest
 from durability import LAYOUT, State, check_answers, descriptors, held, opened, record, run, traces, traces_of
 
 from skinret_infer import ArchiveError, InputError
-from skinret_infer._files import whole_file
-from skinret_infer.archive import archive as archive_module
+from skinret_infer._files import atomic_write
+from skinret_infer.archive import database, maintenance
 from skinret_infer.archive.archive import Archive
 from skinret_infer.descriptor import part_weights
 
@@ -71,16 +71,16 @@ def _right(path: Path, state: State) -> None:
     """Check that an archive is whole and holds this."""
     assert held(path) == state
     with contextlib.closing(opened(path)) as archive:
-        assert archive.check() == []
+        assert maintenance.check(archive) == []
         check_answers(archive, state, random.Random(1))
 
 
 def _scan(path: Path) -> Path:
-    return path.with_name(path.name + ".scan")
+    return path.with_name(path.name + ".index")
 
 
 def _parts(path: Path) -> list[Path]:
-    return sorted(_scan(path).glob("*.part"))
+    return sorted(_scan(path).glob("*.segment"))
 
 
 # -- kills --
@@ -128,7 +128,7 @@ with contextlib.closing(opened(path)) as archive:
     whole = held(path) == state
     check_answers(archive, state, random.Random(0))
     resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))
-    whole = whole and archive.check() == [] and held(path) == state
+    whole = whole and maintenance.check(archive) == [] and held(path) == state
     check_answers(archive, state, random.Random(0))
     if code:
         perform(archive, op, state, random.Random(0))
@@ -151,7 +151,7 @@ def test_a_disk_without_room_is_an_error_that_loses_nothing(kind: str, limit: in
 _FULL_FOR = """
 import resource
 path, owner, name = Path(sys.argv[1]), *sys.argv[2].split(".")
-owner = {"Part": scan_module.Part, "Archive": Archive}[owner]
+owner = {"SegmentIndex": pruning.SegmentIndex, "PruningIndex": segments.PruningIndex}[owner]
 function = getattr(owner, name)
 def tight(*arguments):
     hard = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
@@ -171,18 +171,18 @@ with contextlib.closing(opened(path)) as archive:
         perform(archive, op, state, random.Random(0))
         state = after(state, op)
         check_answers(archive, state, random.Random(0))
-    files = [file.name for file in archive.scan_folder.iterdir()] if archive.scan_folder.exists() else []
+    files = [file.name for file in archive.index.folder.iterdir()] if archive.index.folder.exists() else []
 setattr(owner, name, function)
 with contextlib.closing(opened(path)) as archive:
     check_answers(archive, state, random.Random(0))
-    print(json.dumps([files, archive.check()]))
+    print(json.dumps([files, maintenance.check(archive)]))
 """
 
 
-@pytest.mark.parametrize("what", ["Part.save", "Archive._take_basis"])
+@pytest.mark.parametrize("what", ["SegmentIndex.save", "PruningIndex.take_projection"])
 def test_no_room_for_what_is_derived_fails_no_call(what: str, path: Path) -> None:
     files, faults = run(_FULL_FOR, path, what)
-    assert faults == [] and (what == "Archive._take_basis" or files == [])
+    assert faults == [] and (what == "PruningIndex.take_projection" or files == [])
     assert len(_parts(path)) >= 3
 
 
@@ -211,10 +211,14 @@ def test_a_real_disk_that_fills_up_is_an_error_that_loses_nothing(tmp_path: Path
             assert caught.value.code == "archive-io" and len(state) > 100
             check_answers(archive, state, random.Random(0))
             with pytest.raises(ArchiveError) as caught:
-                archive.backup(disk / "copy.skinret")
+                maintenance.backup(archive, disk / "copy.skinret")
             assert caught.value.code == "archive-io" and not (disk / "copy.skinret").exists()
             (disk / "filling").write_bytes(bytes(max(0, shutil.disk_usage(disk).free - 4096)))
-            for use in (lambda: archive.remove([*state][:20]), archive.compact, archive.repair):
+            for use in (
+                lambda: archive.remove([*state][:20]),
+                lambda: maintenance.compact(archive),
+                lambda: maintenance.repair(archive),
+            ):
                 with contextlib.suppress(ArchiveError):
                     use()
                     refused.add(use)
@@ -226,8 +230,8 @@ def test_a_real_disk_that_fills_up_is_an_error_that_loses_nothing(tmp_path: Path
         _right(path, now)
         subprocess.run(["mount", "-o", "remount,size=16m", str(disk)], check=True)
         with contextlib.closing(opened(path)) as archive:
-            archive.compact()
-            archive.backup(disk / "copy.skinret")
+            maintenance.compact(archive)
+            maintenance.backup(archive, disk / "copy.skinret")
         _right(path, now)
         _right(disk / "copy.skinret", now)
 
@@ -236,7 +240,7 @@ def test_a_real_disk_without_room_for_what_is_derived_fails_no_call(path: Path) 
     with _tmpfs(_scan(path), "16k"):
         state = _made(path)
         with contextlib.closing(opened(path)) as archive:
-            archive.compact()
+            maintenance.compact(archive)
             out = [*state][::3]
             assert archive.remove(out) == len(out)
             assert not [file for file in _scan(path).iterdir() if file.suffix == ".partial"]
@@ -257,9 +261,11 @@ cases = [(str(n) + "x" * 1000, n) for n in range(8000)]  # more than SQLite sort
 said = []
 with contextlib.closing(opened(path := Path(sys.argv[1]))) as archive:
     archive.write([record(*case) for case in cases], descriptors(cases))
-    for use in (lambda: archive.remove([cases[0][0]]), archive.repair, archive.check, archive.compact):
+    removed = archive.remove([cases[0][0]])
+    said.append(removed)
+    for care in (maintenance.repair, maintenance.check, maintenance.compact):
         try:
-            said.append(use())
+            said.append(care(archive))
         except ArchiveError as error:
             said.append([error.code, str(error)])
 print(json.dumps(said))
@@ -282,14 +288,14 @@ _SHUT = """
 import os, tempfile
 from skinret_infer import ArchiveError
 path, elsewhere = Path(sys.argv[1]), Path(sys.argv[2])
-state = held(path) if sys.argv[3] == "2" else {}
+state = held(path)
 with tempfile.TemporaryDirectory() as folder:  # so that all modules are there before they cannot be read
     warm = Path(folder) / "warm.skinret"
     with contextlib.closing(opened(warm)) as archive:
         for op in (("write", [(str(n), n) for n in range(90)]), ("compact", None), ("backup", "x.skinret")):
             perform(archive, op, {}, random.Random(0))
         check_answers(archive, {str(n): n for n in range(90)}, random.Random(0))
-        archive.check()
+        maintenance.check(archive)
 if os.geteuid() == 0:
     os.setgroups([])
     os.setgid(65534)
@@ -301,32 +307,29 @@ def code(use):
         said.append("")
     except ArchiveError as error:
         said.append(error.code + ": " + str(error))
-if sys.argv[3] == "1":
-    code(lambda: opened(path))
-else:
-    with contextlib.closing(opened(path)) as archive:
-        for _ in range(2):
-            check_answers(archive, state, random.Random(0))
-        assert archive.check() == []
-        code(lambda: archive.write([record("new", 1)], descriptors([("new", 1)])))
-        code(lambda: archive.remove(sorted(state)[:5]))
-        code(archive.compact)
-        code(archive.repair)
-        code(lambda: archive.backup(path.with_name("copy.skinret")))
-        code(lambda: archive.backup(elsewhere / "copy.skinret"))
+with contextlib.closing(opened(path)) as archive:
+    for _ in range(2):
         check_answers(archive, state, random.Random(0))
-        assert held(path) == state
+    assert maintenance.check(archive) == []
+    code(lambda: archive.write([record("new", 1)], descriptors([("new", 1)])))
+    code(lambda: archive.remove(sorted(state)[:5]))
+    code(lambda: maintenance.compact(archive))
+    code(lambda: maintenance.repair(archive))
+    code(lambda: maintenance.backup(archive, path.with_name("copy.skinret")))
+    code(lambda: maintenance.backup(archive, elsewhere / "copy.skinret"))
+    check_answers(archive, state, random.Random(0))
+    assert held(path) == state
 print(json.dumps(said))
 """
 
 
-def _from_outside(path: Path, schema: int) -> list[str]:
+def _from_outside(path: Path) -> list[str]:
     """Use an archive in a folder that is shut, as a user who may not write there."""
     with tempfile.TemporaryDirectory() as elsewhere:
         Path(elsewhere).chmod(0o777)
         path.parent.chmod(0o555)
         try:
-            said: list[str] = run(_SHUT, path, elsewhere, schema)
+            said: list[str] = run(_SHUT, path, elsewhere)
         finally:
             path.parent.chmod(0o755)
     return said
@@ -348,7 +351,7 @@ def test_a_folder_that_may_not_be_written_can_be_searched(derived: str, public: 
         if folder.exists():
             folder.chmod(0o555)
     before = {file: file.read_bytes() for file in public.rglob("*") if file.is_file()}
-    *refused, copied = _from_outside(path, 2)
+    *refused, copied = _from_outside(path)
     assert [said.split(":")[0] for said in refused] == ["archive-io"] * 5, refused
     assert copied == ""
     assert {file: file.read_bytes() for file in public.rglob("*") if file.is_file()} == before
@@ -387,7 +390,7 @@ def test_damaged_derived_files_change_no_answer(damage: str, path: Path) -> None
     for part in _parts(path):
         part.write_bytes(DAMAGES[damage](part.read_bytes()))
     with contextlib.closing(opened(path)) as archive:
-        assert archive.check() == []
+        assert maintenance.check(archive) == []
     _right(path, state)
 
 
@@ -411,7 +414,7 @@ def test_derived_files_of_others_change_no_answer(path: Path) -> None:
         for part, content in zip(_parts(path), contents, strict=True):
             part.write_bytes(content)
         with contextlib.closing(opened(path)) as archive:
-            assert archive.check() == []
+            assert maintenance.check(archive) == []
         _right(path, state)
     shutil.rmtree(_scan(path))
     shutil.copytree(_scan(other), _scan(path))
@@ -439,14 +442,14 @@ def test_what_lies_in_the_place_of_derived_files_fails_no_call(instead: str, pat
         for op in (("write", [*_state(80, 7).items()]), ("remove", [*state][:70]), ("compact", None)):
             durability.perform(archive, op, state, random.Random(0))
             state = durability.after(state, op)
-        archive.repair()
+        maintenance.repair(archive)
     _right(path, state)
 
 
 def test_a_backup_that_is_put_back_is_searched_by_what_it_holds(path: Path) -> None:
     state, copy = _made(path, 100), path.with_name("copy.skinret")
     with contextlib.closing(opened(path)) as archive:
-        archive.backup(copy)
+        maintenance.backup(archive, copy)
         _write(archive, _state(100, 1))
         archive.remove([*state][:5])
     copy.replace(path)
@@ -475,7 +478,7 @@ def test_a_backup_copied_over_the_open_file_is_what_the_next_search_sees(further
         for archive in (reader, service):
             check_answers(archive, state, random.Random(0))
             assert archive.state == expected
-            assert set(archive.find([*_state(1, 1), *state])) == set(state)
+            assert set(archive.get([*_state(1, 1), *state])) == set(state)
         _write(service, more := _state(40, 99))
         for archive in (service, reader):
             check_answers(archive, state | more, random.Random(0))
@@ -488,15 +491,16 @@ def test_an_archive_of_another_model_copied_over_the_open_file_is_refused(path: 
     with contextlib.closing(Archive(other, "e" * 64, LAYOUT, "other 1")) as archive:
         _write(archive, _state(20, 3))
     with contextlib.closing(opened(path)) as service:
+        check = partial(maintenance.check, service)
         check_answers(service, _state(20), random.Random(0))
         shutil.copyfile(other, path)
-        for use in (service.search, service.write, service.remove, service.find, service.check):
+        for use in (service.search, service.write, service.remove, service.get, check):
             with pytest.raises(ArchiveError) as caught:
                 use(
                     *{
                         service.search: (descriptors([("query", 1)]), WEIGHTS, 5),
                         service.write: ([record("new", 1)], descriptors([("new", 1)])),
-                        service.check: (),
+                        check: (),
                     }.get(use, (["new"],))
                 )
             assert caught.value.code == "archive-model"
@@ -525,9 +529,9 @@ def test_an_archive_made_anew_with_other_facts_is_filtered_by_those(path: Path) 
 
 def test_two_that_write_one_file_at_once_do_not_write_into_each_others(tmp_path: Path) -> None:
     """What is mapped would change, or end, under its reader: that is a crash."""
-    with whole_file(tmp_path / "file") as mine:
+    with atomic_write(tmp_path / "file") as mine:
         mine.write_bytes(b"mine")
-        with whole_file(tmp_path / "file") as yours:
+        with atomic_write(tmp_path / "file") as yours:
             yours.write_bytes(b"yours")
         with (tmp_path / "file").open("rb") as reader:
             kept = mmap.mmap(reader.fileno(), 0, access=mmap.ACCESS_READ)
@@ -540,12 +544,12 @@ path, state = Path(sys.argv[1]), None
 with contextlib.closing(opened(path)) as archive:
     state = held(path)
     for n in range(25):
-        for part in archive.scan_folder.glob("*.part"):
+        for part in archive.index.folder.glob("*.segment"):
             part.unlink(missing_ok=True)
-        archive._view = None
+        archive.index.view = None
         check_answers(archive, state, random.Random(n))
         if n % 8 == 0:
-            archive.compact()
+            maintenance.compact(archive)
 print(json.dumps(archive.path.name))
 """
 
@@ -564,7 +568,7 @@ def test_processes_and_threads_that_derive_at_once_do_no_harm(path: Path) -> Non
             for n in range(40):
                 for part in _parts(path):
                     part.unlink(missing_ok=True)
-                archive._view = None
+                archive.index.view = None
                 check_answers(archive, state, random.Random(n))
 
     jobs = [lambda: run(_DERIVING, path), lambda: run(_DERIVING, path), here, here]
@@ -580,122 +584,6 @@ def test_processes_and_threads_that_derive_at_once_do_no_harm(path: Path) -> Non
     assert not list(_scan(path).glob(".*.partial"))
 
 
-# -- archives of schema 1 --
-
-_SCHEMA_1 = """
-CREATE TABLE meta (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
-CREATE TABLE cases (
-    id INTEGER PRIMARY KEY,
-    case_id TEXT NOT NULL UNIQUE,
-    diagnosis TEXT NOT NULL,
-    "group" TEXT NOT NULL,
-    confirmed_by TEXT NOT NULL,
-    attributes TEXT NOT NULL,
-    image_ref TEXT NOT NULL,
-    image_sha256 TEXT NOT NULL,
-    descriptor BLOB NOT NULL
-);
-PRAGMA application_id = 0x534B4E52;
-PRAGMA user_version = 1;
-"""
-
-
-def _made_by_schema_1(path: Path, count: int = 220) -> State:
-    state = _state(count)
-    with contextlib.closing(sqlite3.connect(path)) as db, db:
-        db.executescript(_SCHEMA_1)
-        meta = {"fingerprint": "f" * 64, "model": "m 1", "revision": "7"}
-        db.executemany("INSERT INTO meta VALUES (?, ?)", meta.items())
-        for number, case in enumerate(state.items(), 1):
-            row = (3 * number, *record(*case).row(), descriptors([case]).tobytes())
-            db.execute(f"INSERT INTO cases VALUES ({', '.join('?' * 9)})", row)
-        db.execute("DELETE FROM cases WHERE case_id = ?", [next(iter(state))])
-    del state[next(iter(state))]
-    return state
-
-
-@pytest.mark.parametrize("count", [1, 2, 220])
-def test_an_archive_of_schema_1_answers_as_one_made_now(count: int, path: Path) -> None:
-    state, fresh = _made_by_schema_1(path, count), path.with_name("fresh.skinret")
-    with contextlib.closing(opened(fresh)) as new, contextlib.closing(opened(path)) as old:
-        assert len(old) == len(state) and old.check() == []
-        if state:
-            _write(new, state)
-            for n in range(20):
-                query = descriptors([("query", n)])
-                one, two = (
-                    archive.search(query, WEIGHTS, 10**6 if n % 2 else 5, {"sex": "male"} if n % 3 else None)
-                    for archive in (old, new)
-                )
-                assert [[(m.record, m.score) for m in found] for found in one[0]] == [
-                    [(m.record, m.score) for m in found] for found in two[0]
-                ]
-                assert one[1] == two[1]
-        _write(old, more := _state(100, 5))
-        old.compact()
-    _right(path, state | more)
-    with contextlib.closing(Archive.existing(path)) as old:
-        assert old.layout == LAYOUT
-
-
-_KILLED = """
-import os, signal
-path, owner, name, first = Path(sys.argv[1]), *sys.argv[2:]
-connect = Archive._connect
-def with_little_memory(*arguments):
-    db = connect(*arguments)
-    db.execute("PRAGMA cache_size = 1")  # pages reach the file before the commit, as they do within it
-    return db
-Archive._connect = with_little_memory
-owner = {"Archive": Archive, "module": archive_module}[owner]
-function = getattr(owner, name)
-def killed(*arguments):
-    if first == "after":
-        function(*arguments)
-    os.kill(os.getpid(), signal.SIGKILL)
-setattr(owner, name, killed)
-opened(path)
-"""
-
-
-@pytest.mark.parametrize("first", ["before", "after"])
-@pytest.mark.parametrize("place", ["Archive._migrate", "module._run", "Archive._account"])
-def test_a_kill_while_schema_1_is_brought_up_to_date_leaves_it_readable(
-    place: str, first: str, path: Path
-) -> None:
-    state = _made_by_schema_1(path)
-    run(_KILLED, path, *place.split("."), first, ends=-signal.SIGKILL)
-    assert held(path) == state
-    _right(path, state)
-
-
-def test_kills_at_random_moments_of_bringing_schema_1_up_to_date_leave_it_readable(path: Path) -> None:
-    chance, older = random.Random(0), path.with_name("older.skinret")
-    state = _made_by_schema_1(older, 40)
-    for _ in range(6):
-        shutil.copy(older, path)
-        with durability.spawn("live", path, 1) as process:
-            assert process.stdout
-            assert b"open" in process.stdout.readline()
-            threading.Event().wait(10 ** chance.uniform(-4, -1.7))
-            process.send_signal(signal.SIGKILL)
-            begun = b"begin" in process.stdout.read()
-        with contextlib.closing(opened(path)) as archive:
-            assert archive.check() == [] and len(archive) > 0
-        if not begun:
-            _right(path, state)
-
-
-def test_an_archive_of_schema_1_in_a_shut_folder_says_what_to_do(public: Path) -> None:
-    path = public / "cases.skinret"
-    state = _made_by_schema_1(path)
-    before = path.read_bytes()
-    [said] = _from_outside(path, 1)
-    assert said.startswith("archive-older") and str(path) in said and "may be written" in said
-    assert path.read_bytes() == before
-    _right(path, state)
-
-
 # -- bad files --
 
 
@@ -703,11 +591,11 @@ def test_what_cares_for_an_archive_meets_damage_with_an_archive_error(path: Path
     _made(path)
     content, chance = path.read_bytes(), random.Random(0)
     uses: list[Callable[[Archive], object]] = [
-        Archive.check,
-        Archive.parts,
-        Archive.repair,
-        Archive.compact,
-        lambda archive: archive.backup(path.with_name(f"{chance.random()}.skinret")),
+        maintenance.check,
+        lambda archive: archive.index.file_states(),
+        maintenance.repair,
+        maintenance.compact,
+        lambda archive: maintenance.backup(archive, path.with_name(f"{chance.random()}.skinret")),
         lambda archive: archive.search(descriptors([("query", 1)]), WEIGHTS, 5),
         lambda archive: archive.remove(["none such"]),
     ]
@@ -721,10 +609,10 @@ def test_what_cares_for_an_archive_meets_damage_with_an_archive_error(path: Path
         else:
             for _ in range(40):
                 damaged[chance.randrange(len(content))] ^= 1 << chance.randrange(8)
-        for use in (uses[n % len(uses)], Archive.check):
+        for use in (uses[n % len(uses)], maintenance.check):
             path.with_name(path.name + "-journal").unlink(missing_ok=True)
             path.write_bytes(damaged)
-            for way in (opened, Archive.existing):
+            for way in (opened, Archive.open):
                 with (
                     contextlib.suppress(ArchiveError, InputError),
                     contextlib.closing(way(path)) as archive,
@@ -736,18 +624,18 @@ def test_an_archive_locked_for_all_is_not_waited_for_without_end(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     state = _made(path)
-    monkeypatch.setattr(archive_module, "_BUSY_SECONDS", 0.05)
+    monkeypatch.setattr(database, "BUSY_SECONDS", 0.05)
     with (
         contextlib.closing(opened(path)) as archive,
         contextlib.closing(sqlite3.connect(path, isolation_level=None)) as other,
     ):
         other.execute("BEGIN EXCLUSIVE")
         uses: list[Callable[[], object]] = [
-            archive.check,
-            archive.compact,
-            archive.repair,
-            archive.parts,
-            lambda: archive.backup(path.with_name("copy.skinret")),
+            lambda: maintenance.check(archive),
+            lambda: maintenance.compact(archive),
+            lambda: maintenance.repair(archive),
+            archive.index.file_states,
+            lambda: maintenance.backup(archive, path.with_name("copy.skinret")),
             lambda: archive.remove(["none such"]),
         ]
         for use in uses:

@@ -19,14 +19,17 @@ import onnxruntime as ort
 import pytest
 from test_searcher import WORDS
 
-from skinret_infer import BundleError, Case, InputError, RuntimeUnavailable, Searcher, doctor, engines
+from skinret_infer import BundleError, Case, InputError, RuntimeUnavailable, Searcher, doctor
 from skinret_infer.bundle import GRAPHS, Bundle
 from skinret_infer.descriptor import COMPOSED, LEVELS
-from skinret_infer.engines import Engine, cache, choose, cpus, onnxruntime, open_engine, openvino, usable_cpus
+from skinret_infer.engines import cache, cpus, onnxruntime, openvino, registry
+from skinret_infer.engines.base import Engine
+from skinret_infer.engines.cpus import available_cpus
 from skinret_infer.engines.onnxruntime import OnnxRuntimeCpu, OnnxRuntimeCuda
-from skinret_infer.evaluation import precision as gate
+from skinret_infer.engines.registry import choose, open_engine
+from skinret_infer.engines.verdicts import save_record
 from skinret_infer.imaging.decode import decode
-from skinret_infer.imaging.recipe import prepare
+from skinret_infer.imaging.recipe import preprocess
 
 with_openvino = pytest.mark.skipif(
     importlib.util.find_spec("openvino") is None, reason="the package openvino is not installed"
@@ -41,7 +44,7 @@ def loaded(bundle: Path) -> Bundle:
 
 @pytest.fixture(scope="module")
 def pixels(loaded: Bundle, cases: list[Case]) -> np.ndarray:
-    return np.stack([prepare(decode(case.image), loaded.manifest.image) for case in cases[:8]])
+    return np.stack([preprocess(decode(case.image), loaded.manifest.image) for case in cases[:8]])
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +60,9 @@ def both(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def runs_on(monkeypatch: pytest.MonkeyPatch, *names: str) -> None:
-    monkeypatch.setattr(engines, "why_not", lambda name: "" if name in names else f"no {name} in this test")
+    monkeypatch.setattr(
+        registry, "why_not", lambda name: None if name in names else f"no {name} in this test"
+    )
 
 
 def words(batch: int, length: int, valid: int | None = None) -> tuple[np.ndarray, np.ndarray]:
@@ -69,7 +74,7 @@ def words(batch: int, length: int, valid: int | None = None) -> tuple[np.ndarray
 
 def described(engine: Engine, pixels: np.ndarray, ids: np.ndarray, mask: np.ndarray) -> np.ndarray:
     tokens = engine.encode_text(ids, mask)
-    return engine.describe(pixels, lambda: (tokens, mask))
+    return engine.embed(pixels, lambda: (tokens, mask))
 
 
 def verdict(passed: bool, **more: Any) -> dict[str, Any]:
@@ -82,8 +87,8 @@ def verdict(passed: bool, **more: Any) -> dict[str, Any]:
 
 def promised(loaded: Bundle, record: dict[str, Any]) -> Bundle:
     """Return the bundle with a record of openvino/bf16 in its manifest."""
-    gates = {"openvino/bf16": record}
-    return dataclasses.replace(loaded, manifest=dataclasses.replace(loaded.manifest, gates=gates))
+    checks = {"openvino/bf16": record}
+    return dataclasses.replace(loaded, manifest=dataclasses.replace(loaded.manifest, precision_checks=checks))
 
 
 # -- by name --
@@ -163,7 +168,7 @@ def test_cuda_never_silently_becomes_the_cpu(loaded: Bundle, monkeypatch: pytest
 
 
 def test_auto_takes_cards_first_then_openvino(loaded: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
-    runs_on(monkeypatch, *engines.RUNTIMES)
+    runs_on(monkeypatch, *registry.RUNTIMES)
     monkeypatch.setattr(openvino, "precisions", lambda: ("fp32",))
     may, refused = choose(loaded)
     order = ["tensorrt", "tensorrt-rtx", "onnxruntime-cuda", "openvino", "onnxruntime-cpu"]
@@ -206,16 +211,16 @@ def test_where_nothing_runs_every_reason_is_told(loaded: Bundle, monkeypatch: py
     runs_on(monkeypatch)
     with pytest.raises(RuntimeUnavailable, match="none is installed") as caught:
         open_engine(loaded)
-    assert all(f"{name}: no {name} in this test" in str(caught.value) for name in engines.RUNTIMES)
+    assert all(f"{name}: no {name} in this test" in str(caught.value) for name in registry.RUNTIMES)
 
 
-# -- precisions and the gate --
+# -- precisions and the check --
 
 
 def test_a_precision_that_a_runtime_lacks_is_refused_by_name(loaded: Bundle, both: None) -> None:
     with pytest.raises(RuntimeUnavailable, match="onnxruntime-cpu has fp32 here") as caught:
         open_engine(loaded, "onnxruntime-cpu", precision="bf16")
-    assert caught.value.code == "precision-refused"
+    assert caught.value.code == "precision-unsupported" and "among fp32" in str(caught.value)
 
 
 def test_what_was_not_measured_runs_neither_by_itself_nor_by_name(
@@ -224,21 +229,21 @@ def test_what_was_not_measured_runs_neither_by_itself_nor_by_name(
     may, refused = choose(loaded, cache=tmp_path)
     assert may == [("openvino", "fp32"), ("onnxruntime-cpu", "fp32")]
     assert "were not measured" in refused["openvino/bf16"]
-    with pytest.raises(RuntimeUnavailable, match=r"not measured.*skinret gate") as caught:
+    with pytest.raises(RuntimeUnavailable, match=r"not measured.*skinret validate-precision") as caught:
         open_engine(loaded, "openvino", precision="bf16", cache=tmp_path)
     assert caught.value.code == "precision-refused"
 
 
-def test_what_the_gate_refused_is_refused_with_its_figures(
+def test_what_failed_the_check_is_refused_with_its_figures(
     loaded: Bundle, both: None, tmp_path: Path
 ) -> None:
     refused = promised(loaded, verdict(False))
     assert ("openvino", "bf16") not in choose(refused, cache=tmp_path)[0]
-    with pytest.raises(RuntimeUnavailable, match=r"refused by the gate: .* 0\.912 of the hits"):
+    with pytest.raises(RuntimeUnavailable, match=r"failed the precision check: .* 0\.912 of the hits"):
         open_engine(refused, "openvino", precision="bf16", cache=tmp_path)
 
 
-def test_what_the_gate_passed_is_taken_first(loaded: Bundle, both: None, tmp_path: Path) -> None:
+def test_what_passed_the_check_is_taken_first(loaded: Bundle, both: None, tmp_path: Path) -> None:
     may, refused = choose(promised(loaded, verdict(True)), cache=tmp_path)
     assert may == [("openvino", "bf16"), ("openvino", "fp32"), ("onnxruntime-cpu", "fp32")]
     assert "openvino/bf16" not in refused
@@ -258,12 +263,12 @@ def test_a_record_made_on_site_goes_before_the_bundles(
     loaded: Bundle, both: None, tmp_path: Path, passed: bool
 ) -> None:
     said = promised(loaded, verdict(not passed))
-    gate.keep_record(said, verdict(passed), tmp_path)
+    save_record(said, verdict(passed), tmp_path)
     assert (choose(said, cache=tmp_path)[0][0] == ("openvino", "bf16")) is passed
 
 
 def test_a_record_of_another_bundle_counts_for_nothing(loaded: Bundle, both: None, tmp_path: Path) -> None:
-    gate.keep_record(loaded, verdict(True), tmp_path)
+    save_record(loaded, verdict(True), tmp_path)
     assert choose(loaded, cache=tmp_path)[0][0] == ("openvino", "bf16")
     files = {**loaded.manifest.files, "visual_encoder.onnx": "0" * 64}
     again = dataclasses.replace(loaded, manifest=dataclasses.replace(loaded.manifest, files=files))
@@ -284,7 +289,7 @@ def test_openvino_and_onnxruntime_agree_on_any_number_of_tokens(
         asked = pixels[:batch], *words(batch, length, max(1, length - 3))
         np.testing.assert_allclose(described(engine, *asked), described(reference, *asked), atol=1e-4)
     np.testing.assert_allclose(
-        engine.describe(pixels[:batch], None), reference.describe(pixels[:batch], None), atol=1e-4
+        engine.embed(pixels[:batch], None), reference.embed(pixels[:batch], None), atol=1e-4
     )
 
 
@@ -323,12 +328,12 @@ def test_the_road_of_cuda_leads_where_the_cpu_does(
         asked = pixels[:batch], ids[:, :32], mask[:, :32]  # rows of a longer array, as the searcher gives
         np.testing.assert_allclose(described(bound, *asked), described(reference, *asked), atol=1e-6)
         part = pixels[:batch]
-        np.testing.assert_allclose(bound.describe(part, None), reference.describe(part, None), atol=1e-6)
+        np.testing.assert_allclose(bound.embed(part, None), reference.embed(part, None), atol=1e-6)
     maps = bound.run("visual_encoder", {"pixels": pixels}, LEVELS)
-    assert all(isinstance(level, np.ndarray) for level in maps)
+    assert all(isinstance(level, np.ndarray) for level in maps.values())
     with ThreadPoolExecutor(4) as pool:
-        rows = list(pool.map(lambda n: bound.describe(pixels[n : n + 1], None)[0], [*range(8)] * 2))
-    np.testing.assert_allclose(rows, np.tile(reference.describe(pixels, None), (2, 1)), atol=1e-5)
+        rows = list(pool.map(lambda n: bound.embed(pixels[n : n + 1], None)[0], [*range(8)] * 2))
+    np.testing.assert_allclose(rows, np.tile(reference.embed(pixels, None), (2, 1)), atol=1e-5)
 
 
 @with_openvino
@@ -337,7 +342,7 @@ def test_bf16_is_close_to_fp32_and_holds_half_the_weights(
 ) -> None:
     if "bf16" not in openvino.precisions():
         pytest.skip("this CPU does not compute in bf16")
-    engine = open_engine(loaded, "openvino", precision="bf16", cache=tmp_path, gated=False)
+    engine = open_engine(loaded, "openvino", precision="bf16", cache=tmp_path, check=False)
     assert (engine.name, engine.precision) == ("openvino", "bf16")
     asked = pixels, *words(8, 16)
     low, high = described(engine, *asked), described(reference, *asked)
@@ -351,7 +356,7 @@ def test_threads_are_those_asked_for_or_all_that_may_be_used(
     loaded: Bundle, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert open_engine(loaded, name, 3).facts["threads"] == 3
-    monkeypatch.setattr(engines, "usable_cpus", lambda: 2)
+    monkeypatch.setattr(registry, "available_cpus", lambda: 2)
     assert open_engine(loaded, name).facts["threads"] == 2
 
 
@@ -400,8 +405,8 @@ def test_the_tightest_quota_of_all_groups_is_heeded(
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(f"{text}\n")
     assert min(cpus._quotas(tmp_path), default=None) == least
-    alone = usable_cpus(tmp_path / "none")
-    assert usable_cpus(tmp_path) == min(alone, least or alone)
+    alone = available_cpus(tmp_path / "none")
+    assert available_cpus(tmp_path) == min(alone, least or alone)
 
 
 # -- what OpenVINO has compiled is kept --
@@ -434,12 +439,12 @@ def test_openvino_compiles_once_and_again_where_the_file_is_not_its_own(
     def again() -> np.ndarray:
         built.clear()
         said.clear()
-        engine = open_engine(loaded, "openvino", precision="fp32", cache=tmp_path, say=said.append)
-        return engine.describe(pixels[:1], None)
+        engine = open_engine(loaded, "openvino", precision="fp32", cache=tmp_path, notify=said.append)
+        return engine.embed(pixels[:1], None)
 
     first = again()
     assert [graph for graph, _, _ in built] == list(GRAPHS) and said == []
-    open_still = open_engine(loaded, "openvino", precision="fp32", cache=tmp_path, say=said.append)
+    open_still = open_engine(loaded, "openvino", precision="fp32", cache=tmp_path, notify=said.append)
     places = {graph: (path, key) for graph, path, key in built}
     assert np.array_equal(again(), first)
     assert built == [] and said == []
@@ -461,12 +466,12 @@ def test_openvino_compiles_once_and_again_where_the_file_is_not_its_own(
 
     for path, _ in places.values():  # an engine that reads them goes on
         path.unlink()
-    assert np.array_equal(open_still.describe(pixels[:1], None), first)
-    assert np.array_equal(open_still.describe(pixels[:1], None), first)
+    assert np.array_equal(open_still.embed(pixels[:1], None), first)
+    assert np.array_equal(open_still.embed(pixels[:1], None), first)
     assert np.array_equal(again(), first)
 
     head.unlink()
-    cache.cached(head, key, lambda: b"whole, of the right key, and no model", say=said.append)
+    cache.cached(head, key, lambda: b"whole, of the right key, and no model", notify=said.append)
     assert np.array_equal(again(), first)
     assert [graph for graph, _, _ in built] == ["similarity_head"]
     assert len(said) == 1 and "refused by OpenVINO" in said[0]
@@ -482,7 +487,7 @@ def test_a_cache_that_cannot_be_written_costs_time_not_answers_and_is_told_once(
         engine = open_engine(loaded, "openvino", precision="fp32", cache=tmp_path / "file" / "cache")
     (record,) = (record for record in caplog.records if record.levelno == logging.WARNING)
     assert "cannot be written" in record.message and "SKINRET_CACHE" in record.message
-    np.testing.assert_allclose(engine.describe(pixels, None), reference.describe(pixels, None), atol=1e-4)
+    np.testing.assert_allclose(engine.embed(pixels, None), reference.embed(pixels, None), atol=1e-4)
 
 
 @with_openvino
@@ -507,9 +512,9 @@ def test_openvino_needs_no_folder_for_temporary_files(
         pytest.skip("this CPU does not compute in bf16")
     (tmp_path / "file").touch()
     engine = open_engine(
-        loaded, "openvino", precision=precision, cache=tmp_path / "file" / "cache", gated=False
+        loaded, "openvino", precision=precision, cache=tmp_path / "file" / "cache", check=False
     )
-    assert engine.describe(pixels[:1], None).shape == (1, loaded.manifest.layout.length)
+    assert engine.embed(pixels[:1], None).shape == (1, loaded.manifest.layout.length)
 
 
 def test_a_user_without_a_home_gets_an_answer(
@@ -527,7 +532,7 @@ def test_a_user_without_a_home_gets_an_answer(
         Path.home()
     assert open_engine(loaded).precision == "fp32"
     with pytest.raises(RuntimeUnavailable, match="SKINRET_CACHE") as caught:
-        gate.keep_record(loaded, verdict(True), cache.cache_folder())
+        save_record(loaded, verdict(True), cache.cache_folder())
     assert caught.value.code == "engine-cache"
     report = doctor.examine(loaded.path)
     assert report["healthy"] is True and "cannot be written" in report["cache"]["fault"]
@@ -565,7 +570,7 @@ def test_a_full_disk_costs_time_not_answers(
 ) -> None:
     key = dict.fromkeys((*cache._PLACE, "version"), "same")
     path = cache.engine_path(full, key)
-    assert cache.cached(path, key, lambda: bytes(2**20), say=pytest.fail) == bytes(2**20)
+    assert cache.cached(path, key, lambda: bytes(2**20), notify=pytest.fail) == bytes(2**20)
     assert "cannot be written" in caplog.text
     assert [file.suffix for file in path.parent.iterdir()] == [".lock"]
     monkeypatch.setenv("SKINRET_CACHE", str(full))
@@ -580,9 +585,9 @@ def refuse(event, args):
 sys.addaudithook(refuse)
 import numpy as np
 from skinret_infer.bundle import Bundle
-from skinret_infer.engines import open_engine
+from skinret_infer.engines.registry import open_engine
 engine = open_engine(Bundle.load(sys.argv[1]), "openvino", precision="fp32", cache=sys.argv[2])
-size = engine.describe(np.zeros((1, 64, 64, 3), np.uint8), None)
+size = engine.embed(np.zeros((1, 64, 64, 3), np.uint8), None)
 print(json.dumps({"sum": float(size.sum()), "openvino": "openvino" in sys.modules,
                   "telemetry": "openvino_telemetry" in sys.modules,
                   "home": os.listdir(os.environ["HOME"])}))
@@ -639,7 +644,8 @@ def test_a_graph_that_is_none_is_named(bundle: Path, tmp_path: Path, name: str, 
 
 
 def test_what_an_engine_is_asked_for_it_gives_in_that_order(reference: Engine, pixels: np.ndarray) -> None:
-    low, high = reference.run("visual_encoder", {"pixels": pixels[:2]}, ["low", "high"])
+    maps = reference.run("visual_encoder", {"pixels": pixels[:2]}, ["low", "high"])
     swapped = reference.run("visual_encoder", {"pixels": pixels[:2]}, ["high", "low"])
-    assert np.array_equal(swapped[0], high) and np.array_equal(swapped[1], low)
+    assert list(maps) == ["low", "high"] and list(swapped) == ["high", "low"]
+    assert all(np.array_equal(swapped[name], maps[name]) for name in maps)
     assert isinstance(reference, OnnxRuntimeCpu) and len(COMPOSED) == 3

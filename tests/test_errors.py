@@ -9,7 +9,7 @@ from multiprocessing import get_context
 import pytest
 
 from skinret_infer import Case, InputError, ParityError, RuntimeUnavailable, Searcher, SkinretError, errors
-from skinret_infer.errors import Remark, printable
+from skinret_infer.errors import SkinretWarning, printable
 
 KINDS = [kind for _, kind in inspect.getmembers(errors, inspect.isclass) if issubclass(kind, SkinretError)]
 
@@ -65,14 +65,14 @@ def test_a_process_pool_tells_the_cause() -> None:
 
 
 def test_warnings_and_results_come_back_whole(searcher: Searcher, cases: list[Case]) -> None:
-    remark = Remark("words that the model does not know", "words-unknown")
+    remark = SkinretWarning("words that the model does not know", "words-unknown")
     for protocol in range(pickle.HIGHEST_PROTOCOL + 1):
         again = pickle.loads(pickle.dumps(remark, protocol))  # noqa: S301
         assert again == remark and again.code == "words-unknown"
     results = searcher.query(cases[0].image, "zzz irregular streaks", k=3)
     copied = pickle.loads(pickle.dumps(results))  # noqa: S301
     assert copied == results and [w.code for w in copied.warnings] == [w.code for w in results.warnings]
-    assert pickle.loads(pickle.dumps(results[0].evidence(case=False))).case_id == results[0].case_id  # noqa: S301
+    assert pickle.loads(pickle.dumps(results[0].evidence(with_case=False))).case_id == results[0].case_id  # noqa: S301
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ import pytest
 from skinret_infer import Case, InputError, Searcher
 from skinret_infer.evaluation.evaluate import evaluate, evaluate_parts, table
 from skinret_infer.evaluation.metrics import Labels, Ranking, retrieval_metrics
-from skinret_infer.text import describe
+from skinret_infer.text import attributes_to_text
 
 
 def test_figures_are_those_of_the_hits_of_single_queries(searcher: Searcher, cases: list[Case]) -> None:
@@ -16,11 +16,13 @@ def test_figures_are_those_of_the_hits_of_single_queries(searcher: Searcher, cas
     ids = [case.case_id for case in archive]
     report = evaluate(searcher, asked)
     assert (report["queries"], report["archive"]) == (12, 40)
-    for kind in ("image_words", "image_alone"):
+    for kind in ("image_words", "image_only"):
         rankings = []
         for case in asked:
             words = (
-                describe(case.attributes, searcher.manifest.text.phrases) if kind == "image_words" else None
+                attributes_to_text(case.attributes, searcher.manifest.text.phrases)
+                if kind == "image_words"
+                else None
             )
             hits = searcher.query(case.image, words, k=40, exclude=[case.case_id])
             found = np.array([ids.index(hit.case_id) for hit in hits])
@@ -34,11 +36,14 @@ def test_figures_are_those_of_the_hits_of_single_queries(searcher: Searcher, cas
 def test_cases_without_criteria_are_measured_by_their_group_alone(
     bundle: Path, cases: list[Case], tmp_path: Path
 ) -> None:
-    plain = [Case(c.case_id, c.image, c.diagnosis, {"camera": "X"}, c.group) for c in cases[:9]]
+    plain = [
+        Case(c.case_id, c.image, diagnosis=c.diagnosis, attributes={"camera": "X"}, group=c.group)
+        for c in cases[:9]
+    ]
     with Searcher(bundle, tmp_path / "cases.skinret") as searcher:
         searcher.add(plain)
         report = evaluate(searcher, plain)
-    assert "mAP" in report["image_alone"] and "nDCG@10" not in report["image_alone"]
+    assert "mAP" in report["image_only"] and "nDCG@10" not in report["image_only"]
     assert "beyond_group" not in report["image_words"]
 
 
@@ -57,7 +62,7 @@ def test_a_part_of_an_archive_is_measured_as_an_archive_of_its_own(
     with Searcher(bundle, tmp_path / "cases.skinret") as alone:
         alone.add(cases[:30])
         expected = evaluate(alone, asked)
-    for kind in ("image_words", "image_alone"):
+    for kind in ("image_words", "image_only"):
         for name in ("mAP", "Acc@1", "nDCG@10", "shared@5"):
             assert reports["first"][kind][name] == pytest.approx(expected[kind][name], abs=0.2)
 
@@ -67,12 +72,18 @@ def test_cases_that_score_alike_are_found_as_in_a_random_order(
 ) -> None:
     """Ten cases with one picture, their ids sorted by group: only the ids tell them apart."""
     groups = ["mel"] * 3 + ["nevus"] * 7
-    same = [Case(f"{n}", cases[0].image, "", cases[0].attributes, group) for n, group in enumerate(groups)]
-    asked = [Case(f"q{n}", c.image, "", c.attributes, "nevus") for n, c in enumerate(cases[1:5])]
+    same = [
+        Case(f"{n}", cases[0].image, diagnosis="", attributes=cases[0].attributes, group=group)
+        for n, group in enumerate(groups)
+    ]
+    asked = [
+        Case(f"q{n}", c.image, diagnosis="", attributes=c.attributes, group="nevus")
+        for n, c in enumerate(cases[1:5])
+    ]
     with Searcher(bundle, tmp_path / "cases.skinret") as searcher:
         searcher.add(same)
         report = evaluate(searcher, asked)
-    for kind in ("image_words", "image_alone"):
+    for kind in ("image_words", "image_only"):
         found = report[kind]
         assert (found["tied"], found["Acc@1"], found["Acc@2"]) == (4, 70.0, 93.333)
         assert all(found[name] == value for name, value in found["random_order"].items())
@@ -82,7 +93,13 @@ def test_cases_that_score_alike_are_found_as_in_a_random_order(
 def test_a_picture_that_is_there_under_another_id_is_not_found_by_itself(
     bundle: Path, cases: list[Case], tmp_path: Path
 ) -> None:
-    twin = Case("twin", cases[0].image, cases[0].diagnosis, cases[0].attributes, cases[0].group)
+    twin = Case(
+        "twin",
+        cases[0].image,
+        diagnosis=cases[0].diagnosis,
+        attributes=cases[0].attributes,
+        group=cases[0].group,
+    )
     with Searcher(bundle, tmp_path / "cases.skinret") as searcher:
         searcher.add(cases[:20])
         alone = evaluate(searcher, cases[:1])
@@ -90,7 +107,7 @@ def test_a_picture_that_is_there_under_another_id_is_not_found_by_itself(
         searcher.add([twin])
         both = evaluate(searcher, cases[:1])
     assert [report["same_picture"] for report in (alone, by_twin, both)] == [0, 1, 1]
-    for kind in ("image_words", "image_alone"):
+    for kind in ("image_words", "image_only"):
         assert alone[kind] == by_twin[kind] == both[kind]
 
 

@@ -13,11 +13,12 @@ from conftest import tiny_checkpoint, tiny_config
 from PIL import Image
 
 from skinret_export.export import export_bundle
-from skinret_infer import ArchiveError, Case, InputError, Searcher
+from skinret_infer import ArchiveError, BundleError, Case, InputError, Searcher
+from skinret_infer.checklist import DERM7PT_PHRASES
 from skinret_infer.descriptor import COSINES
-from skinret_infer.evidence import Evidence, add_up, global_map, local_map, on_grid, path_of
+from skinret_infer.evidence import Evidence, add_up, global_map, integrated_gradient, local_map, on_grid
 from skinret_infer.statements import compare
-from skinret_infer.text import DERM7PT_PHRASES, describe
+from skinret_infer.text import attributes_to_text
 from skinret_training.model import AGGREGATIONS, SimilarityHead
 
 WORDS = "atypical pigment network, irregular streaks"
@@ -28,9 +29,9 @@ def adds_up(evidence: Evidence, within: float = 1e-12) -> None:
     for side in (evidence.query, evidence.case):
         assert side is not None
         for name, part in evidence.parts.items():
-            found = side.maps[name].sum() + side.base.get(name, 0.0)
+            found = side.maps[name].sum() + side.baseline.get(name, 0.0)
             assert found == pytest.approx(part, abs=within), name
-        whole = side.total.sum() + sum(side.base.values())
+        whole = side.total.sum() + sum(side.baseline.values())
         assert whole == pytest.approx(evidence.score, abs=within)
 
 
@@ -41,17 +42,17 @@ def test_every_hit_of_a_query_is_explained_to_the_last_digit(
         for beta, gamma, levels in ((None, None, None), (0.0, 0.0, {"low": 2}), (1.0, 1.0, None)):
             results = searcher.query(cases[50].image, words, k=5, beta=beta, gamma=gamma, levels=levels)
             for hit in results:
-                evidence = hit.evidence(images=data / "images")
+                evidence = hit.evidence(image_folder=data / "images")
                 adds_up(evidence)
-                assert evidence.rounding < 1e-5  # the positions alone, before what is missing is spread
+                assert evidence.residual < 1e-5  # the positions alone, before what is missing is spread
                 assert evidence.score == hit.score and evidence.case_id == hit.case_id
-                assert list(evidence.parts) == [*COSINES, *searcher.manifest.traits]
+                assert list(evidence.parts) == [*COSINES, *searcher.manifest.concepts]
 
 
 @pytest.mark.parametrize("aggregation", AGGREGATIONS)
 def test_every_way_of_pooling_splits_over_the_positions(aggregation: str) -> None:
     torch.manual_seed(0)
-    head = SimilarityHead(tiny_config(aggregation=aggregation, traits={}), [8, 8, 8])
+    head = SimilarityHead(tiny_config(aggregation=aggregation, concepts={}), [8, 8, 8])
     maps = [torch.randn(2, side, side, 8) for side in (8, 4, 2)]
     with torch.no_grad():
         descriptor, *masks = (x.double().numpy() for x in head(*maps))
@@ -65,34 +66,30 @@ def test_every_way_of_pooling_splits_over_the_positions(aggregation: str) -> Non
         )
 
 
-def test_it_adds_up_for_a_model_without_traits_that_averages_orientations(
+def test_it_adds_up_for_a_model_without_concepts_that_averages_orientations(
     tokenizer: str, cases: list[Case], data: Path, tmp_path: Path
 ) -> None:
-    options = {"orientations": 2, "traits": {}, "gamma": 0.0}
+    options = {"orientations": 2, "concepts": {}, "gamma": 0.0}
     tiny_checkpoint(tokenizer, **options).save(tmp_path / "ckpt.pt")
-    export_bundle(tmp_path / "ckpt.pt", tmp_path / "bundle", gates=False)
-    assert not (tmp_path / "bundle" / "traits.npy").exists()
+    export_bundle(tmp_path / "ckpt.pt", tmp_path / "bundle", check_precision=False)
+    assert not (tmp_path / "bundle" / "concept_head.npy").exists()
     with Searcher(tmp_path / "bundle", tmp_path / "cases.skinret") as searcher:
         searcher.add(cases[:6])
         for hit in searcher.query(cases[50].image, WORDS, k=3):
-            evidence = hit.evidence(images=data / "images")
+            evidence = hit.evidence(image_folder=data / "images")
             adds_up(evidence)
-            assert evidence.rounding < 1e-5 and list(evidence.parts) == list(COSINES)
+            assert evidence.residual < 1e-5 and list(evidence.parts) == list(COSINES)
 
 
-def test_a_bundle_without_traits_npy_counts_the_traits_as_a_base(
-    bundle: Path, archive: Path, cases: list[Case], data: Path, tmp_path: Path
-) -> None:
-    old = Path(shutil.copytree(bundle, tmp_path / "bundle"))
-    manifest = json.loads((old / "manifest.json").read_text("utf-8"))
-    del manifest["files"]["traits.npy"]
-    (old / "manifest.json").write_text(json.dumps(manifest), "utf-8")
-    with Searcher(old, archive) as searcher:
-        evidence = searcher.query(cases[50].image, WORDS, k=1)[0].evidence(images=data / "images")
-    assert set(evidence.query.maps) == set(COSINES)
-    whole = evidence.query.total.sum() + sum(evidence.query.base.values())
-    assert whole == pytest.approx(evidence.score, abs=1e-12)
-    assert evidence.query.base["group"] == evidence.parts["group"]
+def test_a_bundle_without_its_concept_head_is_refused(bundle: Path, archive: Path, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(bundle, tmp_path / "bundle"))
+    manifest = json.loads((copy / "manifest.json").read_text("utf-8"))
+    del manifest["files"]["concept_head.npy"]
+    (copy / "manifest.json").write_text(json.dumps(manifest), "utf-8")
+    (copy / "concept_head.npy").unlink()
+    with pytest.raises(BundleError, match=r"concept_head\.npy") as caught:
+        Searcher(copy, archive)
+    assert caught.value.code == "bundle-concepts"
 
 
 def test_the_map_shows_where_the_picture_has_what_the_case_has(searcher: Searcher, cases: list[Case]) -> None:
@@ -105,14 +102,14 @@ def test_the_map_shows_where_the_picture_has_what_the_case_has(searcher: Searche
     picture[: side // 2, left : left + side // 2] = 255  # the upper left quarter of what the model sees
     hits = searcher.query(picture, k=40, gamma=0)
     after = next(hit for hit in hits if hit.case_id == before.case_id)
-    lost = before.evidence(case=False).query.total - after.evidence(case=False).query.total
+    lost = before.evidence(with_case=False).query.total - after.evidence(with_case=False).query.total
     half = len(lost) // 2
     assert lost[:half, :half].sum() > max(lost[half:, :half].sum(), lost[half:, half:].sum())
 
 
 def test_the_box_is_the_part_that_the_model_sees(searcher: Searcher, cases: list[Case], data: Path) -> None:
     picture = Image.open(cases[50].image)
-    evidence = searcher.query(cases[50].image, k=1)[0].evidence(images=data / "images")
+    evidence = searcher.query(cases[50].image, k=1)[0].evidence(image_folder=data / "images")
     side = min(picture.size)
     left, top = (picture.width - side) / 2, (picture.height - side) / 2
     assert evidence.query.box == (left, top, left + side, top + side)
@@ -120,10 +117,10 @@ def test_the_box_is_the_part_that_the_model_sees(searcher: Searcher, cases: list
 
 
 def test_words_and_case_share_what_both_say(searcher: Searcher, cases: list[Case]) -> None:
-    words = describe(cases[3].attributes, searcher.manifest.text.phrases)
+    words = attributes_to_text(cases[3].attributes, searcher.manifest.text.phrases)
     hits = searcher.query(cases[50].image, words, k=40)
-    evidence = next(hit for hit in hits if hit.case_id == cases[3].case_id).evidence(case=False)
-    assert evidence.shared == dict(cases[3].attributes) and not evidence.differing
+    evidence = next(hit for hit in hits if hit.case_id == cases[3].case_id).evidence(with_case=False)
+    assert evidence.matching_criteria == dict(cases[3].attributes) and not evidence.conflicting_criteria
     assert evidence.case is None
 
 
@@ -154,13 +151,13 @@ def test_a_picture_that_is_missing_or_another_is_refused_with_the_cure(
 ) -> None:
     hit = searcher.query(cases[50].image, WORDS, k=1)[0]
     with pytest.raises(InputError) as missing:
-        hit.evidence(images=tmp_path)
-    assert missing.value.code == "image-missing" and "images=" in "".join(missing.value.__notes__)
+        hit.evidence(image_folder=tmp_path)
+    assert missing.value.code == "image-missing" and "image_folder=" in "".join(missing.value.__notes__)
     with pytest.raises(InputError) as another:
         hit.evidence(cases[51].image)
     assert another.value.code == "evidence-image"
     with pytest.raises(InputError) as outside:
-        replace(hit, image_ref="../secret.png").evidence(images=data / "images")
+        replace(hit, image_ref="../secret.png").evidence(image_folder=data / "images")
     assert outside.value.code == "image-outside"
 
 
@@ -170,16 +167,16 @@ def test_a_case_that_was_removed_or_replaced_since_is_told(
     with Searcher(bundle, tmp_path / "cases.skinret") as searcher:
         searcher.add(cases[:5])
         first, second = searcher.query(cases[50].image, WORDS, k=2)
-        other = Case(first.case_id, cases[20].image, first.diagnosis)
+        other = Case(first.case_id, cases[20].image, diagnosis=first.diagnosis)
         searcher.add([other], on_duplicate="replace")
         searcher.remove([second.case_id])
         for hit in (first, second):
             with pytest.raises(ArchiveError) as changed:
-                hit.evidence(case=False)
+                hit.evidence(with_case=False)
             assert changed.value.code == "evidence-changed"
         [hit] = searcher.query(cases[50].image, k=1)
     with pytest.raises(ArchiveError) as closed:
-        hit.evidence(case=False)
+        hit.evidence(with_case=False)
     assert closed.value.code == "archive-closed"
 
 
@@ -205,12 +202,12 @@ def test_another_grid_keeps_the_sum() -> None:
     assert add_up([coarse, np.zeros((4, 4))]).shape == (4, 4)
 
 
-def test_the_path_of_a_softmax_ends_where_it_should() -> None:
+def test_the_integrated_gradient_a_softmax_ends_where_it_should() -> None:
     rng = np.random.default_rng(1)
     for scale in (0.1, 3.0, 20.0):
         change, base = scale * rng.normal(size=5), rng.normal(size=5)
         other = rng.dirichlet(np.ones(5))
-        gradient, start = path_of(change, base, other)
+        gradient, start = integrated_gradient(change, base, other)
 
         def f(z: np.ndarray, other: np.ndarray = other) -> float:
             e = np.exp(z - z.max())

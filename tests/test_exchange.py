@@ -31,6 +31,7 @@ from test_archive import (
 
 from skinret_infer import ArchiveError, InputError
 from skinret_infer.archive import exchange as exchange_module
+from skinret_infer.archive import maintenance
 from skinret_infer.archive.archive import Archive
 from skinret_infer.archive.exchange import archive_for, export_archive, import_archive
 from skinret_infer.archive.store import Record
@@ -90,7 +91,7 @@ def _round_trip(records: list[Record], here: Path) -> None:
             assert report.added == [record.case_id for record in records]
             assert _content(copy) == _content(archive)
             assert (copy.model, copy.fingerprint, copy.layout) == ("m 1", "f" * 64, LAYOUT)
-            assert copy.check() == []
+            assert maintenance.check(copy) == []
 
 
 def _signed(folder: Path, **fields: Any) -> Path:
@@ -147,7 +148,7 @@ def test_any_case_comes_back_as_it_was(
     folder.mkdir(exist_ok=True)
     records, descriptors = [_record(**f) for f in facts], _descriptors(len(facts))
     exchange_module._write(folder, len(facts), LAYOUT, [(records, descriptors)], None)
-    account = exchange_module.Account("m 1", "f" * 64, LAYOUT, len(facts), {})
+    account = exchange_module.ExportInfo("m 1", "f" * 64, LAYOUT, len(facts), {})
     [(read, back)] = exchange_module._read(folder, account)
     assert [r.row() for r in read] == [r.row() for r in records]
     assert back.tobytes() == descriptors.tobytes()
@@ -164,11 +165,11 @@ def test_other_programs_can_read_the_folder(folder: Path) -> None:
     sha256 = {name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in account["sha256"]}
     assert account == {
         "format": "skinret archive",
-        "version": 2,
+        "version": 1,
         "escape": "'",
         "model": "m 1",
         "fingerprint": "f" * 64,
-        "layout": {"local": [4, 6, 8], "global_": [4, 6, 8], "traits": [3, 2]},
+        "layout": {"local": [4, 6, 8], "global_": [4, 6, 8], "concepts": [3, 2]},
         "cases": 12,
         "sha256": sha256,
     }
@@ -187,17 +188,6 @@ def test_no_cell_begins_like_a_formula_and_each_comes_back(tmp_path: Path) -> No
     for row, text in zip(rows, texts, strict=True):
         assert row[1:4] == ["'" + text if text in FORMULAS else text] * 3
         assert not [cell for cell in row if cell.startswith(("=", "+", "-", "@", "\t", "\r", "\n", "＝"))]
-
-
-def test_an_export_of_version_1_is_read_as_it_was_written(folder: Path, path: Path) -> None:
-    _rewrite(folder, _cell(2, 1, "'=1")(_cell(1, 1, "=1")(_rows(folder))))
-    account = json.loads((_signed(folder, version=1) / "archive.json").read_text("utf-8"))
-    del account["escape"]
-    (folder / "archive.json").write_text(json.dumps(account), "utf-8")
-    with contextlib.closing(archive_for(folder, path)) as archive:
-        import_archive(archive, folder)
-        found = archive.find(["c00", "c01"])
-    assert [found[name].diagnosis for name in ("c00", "c01")] == ["=1", "'=1"]
 
 
 def test_an_account_of_absurd_size_is_refused_before_it_is_read(folder: Path, path: Path) -> None:
@@ -256,8 +246,8 @@ def test_many_cases_go_in_several_steps(tmp_path: Path) -> None:
 
 
 def test_an_export_is_of_one_moment(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("skinret_infer.archive.archive._STEP", 5)
-    monkeypatch.setattr("skinret_infer.archive.archive._BUSY_SECONDS", 0.05)
+    monkeypatch.setattr("skinret_infer.archive.table._ROWS_AT_ONCE", 5)
+    monkeypatch.setattr("skinret_infer.archive.database.BUSY_SECONDS", 0.05)
     with contextlib.closing(_open(_made(path))) as archive, contextlib.closing(_open(path)) as other:
 
         def disturb(done: int, total: int) -> None:
@@ -356,7 +346,7 @@ def test_an_import_that_was_interrupted_is_made_again(folder: Path, path: Path) 
         assert len(archive) == 10
         report = import_archive(archive, folder)
         assert len(report.unchanged) == 10 and report.added == ["c10", "c11"]
-        assert archive.check() == []
+        assert maintenance.check(archive) == []
 
 
 OTHERS: dict[str, tuple[Record, int]] = {
@@ -406,7 +396,7 @@ def test_a_value_of_another_type_is_another_fact(tmp_path: Path) -> None:
 def test_cases_that_were_there_before_stay(folder: Path, path: Path) -> None:
     with contextlib.closing(_filled(path, [_record("mine")])) as archive:
         assert len(import_archive(archive, folder).added) == 12
-        assert len(archive) == 13 and "mine" in archive.find(["mine"])
+        assert len(archive) == 13 and "mine" in archive.get(["mine"])
 
 
 @pytest.mark.parametrize("option", ["Replace", "", None])
@@ -467,14 +457,14 @@ def test_what_is_no_exported_folder_is_refused(tmp_path: Path, path: Path) -> No
 @pytest.mark.parametrize(
     ("fields", "code"),
     [
-        ({"version": 3}, "exchange-newer"),
+        ({"version": 2}, "exchange-version"),
         ({"escape": "#"}, "exchange-damaged"),
         ({"escape": None}, "exchange-damaged"),
         ({"escape": ["'"]}, "exchange-damaged"),
-        ({"version": 10**9}, "exchange-newer"),
-        ({"version": 0}, "exchange-damaged"),
-        ({"version": "1"}, "exchange-damaged"),
-        ({"version": True}, "exchange-damaged"),
+        ({"version": 10**9}, "exchange-version"),
+        ({"version": 0}, "exchange-version"),
+        ({"version": "1"}, "exchange-version"),
+        ({"version": True}, "exchange-version"),
         ({"format": "photos"}, "exchange-damaged"),
         ({"model": 3}, "exchange-damaged"),
         ({"fingerprint": None}, "exchange-damaged"),
@@ -482,8 +472,8 @@ def test_what_is_no_exported_folder_is_refused(tmp_path: Path, path: Path) -> No
         ({"layout": {"local": [4, 6], "global_": [4, 6, 8]}}, "exchange-damaged"),
         ({"layout": {"local": [4, 6, -8], "global_": [4, 6, 8]}}, "exchange-damaged"),
         ({"layout": {"local": [4, 6, 8]}}, "exchange-damaged"),
-        ({"layout": {"local": [4, 6, 9], "global_": [4, 6, 8], "traits": [3, 2]}}, "exchange-damaged"),
-        ({"layout": {"local": [8, 6, 4], "global_": [4, 6, 8], "traits": [3, 2]}}, "exchange-damaged"),
+        ({"layout": {"local": [4, 6, 9], "global_": [4, 6, 8], "concepts": [3, 2]}}, "exchange-damaged"),
+        ({"layout": {"local": [8, 6, 4], "global_": [4, 6, 8], "concepts": [3, 2]}}, "exchange-damaged"),
         ({"cases": 11}, "exchange-damaged"),
         ({"cases": 13}, "exchange-damaged"),
         ({"cases": -1}, "exchange-damaged"),
@@ -501,7 +491,9 @@ def test_an_account_that_does_not_fit_is_refused(
     _refused_whole(_signed(folder, **fields), path, code, folder)
 
 
-@pytest.mark.parametrize("content", ["[]", "3", "null", "{", "[" * 100_000, '{"format": "skinret archive"}'])
+@pytest.mark.parametrize(
+    "content", ["[]", "3", "null", "{", "[" * 100_000, '{"format": "skinret archive", "version": 1}']
+)
 def test_an_account_that_is_none_is_refused(content: str, folder: Path, path: Path) -> None:
     (folder / "archive.json").write_text(content)
     _refused_whole(folder, path, "exchange-damaged", folder / "archive.json")
@@ -598,35 +590,35 @@ def test_an_import_into_what_is_no_archive_is_refused(folder: Path, path: Path) 
 
 def test_descriptors_can_be_read_back(path: Path) -> None:
     with contextlib.closing(_open(path)) as archive:
-        assert archive.stored(["c01"]) == {} and archive.parts() == {}
+        assert archive.get_with_descriptors(["c01"]) == {} and archive.index.file_states() == {}
         with archive.snapshot() as (count, batches):
             assert count == 0 and list(batches) == []
         _made(path)
-        found = archive.stored(["c05", "c01", "none", "c01"])
+        found = archive.get_with_descriptors(["c05", "c01", "none", "c01"])
         assert found.keys() == {"c01", "c05"}
         for case_id, (record, descriptor) in found.items():
-            assert record == archive.find([case_id])[case_id]
+            assert record == archive.get([case_id])[case_id]
             assert (descriptor == _descriptors(12)[int(case_id[1:])]).all()
 
 
 def test_parts_are_told_right_missing_and_stale(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in ("archive", "scan"):
-        monkeypatch.setattr(f"skinret_infer.{module}.SEGMENT", 4)
+    for module in ("pruning", "segments", "table", "maintenance"):
+        monkeypatch.setattr(f"skinret_infer.archive.{module}.SEGMENT", 4)
     with contextlib.closing(_open(_made(path, 10))) as archive:
-        assert sorted(archive.parts().values()) == ["right", "right"]
-        one, two = sorted(archive.scan_folder.glob("*.part"))
+        assert sorted(archive.index.file_states().values()) == ["right", "right"]
+        one, two = sorted(archive.index.folder.glob("*.segment"))
         two.write_bytes(two.read_bytes()[:-1])
-        one.rename(one.with_name("old.part"))
-        assert archive.parts() == {one.name: "missing", two.name: "stale", "old.part": "stale"}
-        assert archive.check() == []
+        one.rename(one.with_name("old.segment"))
+        assert archive.index.file_states() == {one.name: "missing", two.name: "stale", "old.segment": "stale"}
+        assert maintenance.check(archive) == []
     with contextlib.closing(_open(path)) as archive:
         assert len(_search(archive, QUERY, 20, 0.6, GAMMA)[0]) == 10
-        states = archive.parts()
+        states = archive.index.file_states()
         assert (states[one.name], states[two.name]) == ("right", "right")
 
 
 DAMAGE: dict[str, str] = {
-    "the basis": "INSERT INTO basis VALUES ('none', x'00')",
+    "the projection": "INSERT INTO projection VALUES ('none', x'00')",
     "the next id": "DELETE FROM meta WHERE name = 'next_id'",
     "the account": "UPDATE segments SET cases = -1",
     "the facts": "UPDATE cases SET attributes = '[]' WHERE case_id = 'c03'",
@@ -638,8 +630,8 @@ def test_a_check_returns_what_is_wrong(what: str, path: Path) -> None:
     _made(path)
     with contextlib.closing(sqlite3.connect(path)) as db, db:
         db.execute(DAMAGE[what])
-    with contextlib.closing(Archive.existing(path)) as archive:
-        assert len(archive.check()) == 1
+    with contextlib.closing(Archive.open(path)) as archive:
+        assert len(maintenance.check(archive)) == 1
 
 
 @pytest.mark.parametrize("name", ["fingerprint", "model", "layout"])
@@ -647,28 +639,28 @@ def test_an_archive_that_does_not_say_what_it_is_is_refused(name: str, path: Pat
     _made(path)
     with contextlib.closing(sqlite3.connect(path)) as db, db:
         db.execute("DELETE FROM meta WHERE name = ?", [name])
-    with _refused("archive-older" if name == "layout" else "archive-damaged", path):
-        Archive.existing(path)
+    with _refused("archive-damaged", path):
+        Archive.open(path)
 
 
 def test_opening_what_is_none_without_a_bundle_is_refused(tmp_path: Path) -> None:
     (tmp_path / "empty").touch()
     for name in ("none", "empty", "."):
         with _refused("archive-empty"):
-            Archive.existing(tmp_path / name)
+            Archive.open(tmp_path / name)
     with _refused("archive-io"):
-        Archive.existing(tmp_path / ("x" * 300))
+        Archive.open(tmp_path / ("x" * 300))
 
 
 def test_care_where_a_file_cannot_be_is_refused(path: Path, tmp_path: Path) -> None:
     with contextlib.closing(_open(_made(path))) as archive:
         for name in ("x" * 300, "a\0b", f"{path.name}/copy"):
             with _refused("archive-io"):
-                archive.backup(tmp_path / name)
-        archive.scan_folder.touch()
-        for care in (archive.repair, archive.compact):  # what is derived is held in memory then
-            care()
-            assert archive.check() == [] and len(archive) == 12
+                maintenance.backup(archive, tmp_path / name)
+        archive.index.folder.touch()
+        for care in (maintenance.repair, maintenance.compact):  # the index is held in memory then
+            care(archive)
+            assert maintenance.check(archive) == [] and len(archive) == 12
 
 
 def test_an_archive_whose_last_writer_was_killed_opens_without_a_bundle(path: Path, tmp_path: Path) -> None:
@@ -683,5 +675,5 @@ def test_an_archive_whose_last_writer_was_killed_opens_without_a_bundle(path: Pa
         shutil.copy(f"{path}-journal", f"{copy}-journal")
         db.execute("ROLLBACK")
     assert b"clark nevusz" in copy.read_bytes()
-    with contextlib.closing(Archive.existing(copy)) as archive:
-        assert archive.check() == [] and archive.find(["c01"])["c01"].diagnosis == "clark nevus"
+    with contextlib.closing(Archive.open(copy)) as archive:
+        assert maintenance.check(archive) == [] and archive.get(["c01"])["c01"].diagnosis == "clark nevus"

@@ -9,19 +9,21 @@ import onnx
 import pytest
 import torch
 from click.testing import CliRunner
-from conftest import TRAITS, tiny_checkpoint, tiny_config
+from conftest import CONCEPTS, tiny_checkpoint, tiny_config
 
 from skinret_export import export, parity
 from skinret_export.cli import main
 from skinret_export.export import export_bundle, make_probe
 from skinret_export.graphs import OUTPUTS, GraphSpec, check_graph, graph_specs, write_graph
 from skinret_infer import Case, InputError, ParityError, Searcher
-from skinret_infer.bundle import FILES, GRAPHS, Bundle, file_sha256
+from skinret_infer._files import file_sha256
+from skinret_infer.bundle import FILES, GRAPHS, Bundle
 from skinret_infer.descriptor import score_weights
-from skinret_infer.engines import open_engine, openvino
-from skinret_infer.evaluation import precision as gate
+from skinret_infer.engines import openvino
+from skinret_infer.engines.registry import open_engine
+from skinret_infer.evaluation import precision
 from skinret_infer.imaging.decode import decode
-from skinret_infer.imaging.recipe import ImageRecipe, prepare
+from skinret_infer.imaging.recipe import ImageRecipe, preprocess
 from skinret_infer.text import TextEncoderInput
 from skinret_training.checkpoint import Checkpoint
 from skinret_training.model import ModelConfig
@@ -29,14 +31,14 @@ from skinret_training.model import ModelConfig
 
 def test_the_bundle_says_what_it_is_and_proves_its_bytes(bundle: Path, checkpoint: Path) -> None:
     manifest = Bundle.load(bundle).manifest
-    assert sorted(p.name for p in bundle.iterdir()) == sorted((*FILES, "traits.npy", "manifest.json"))
-    assert set(manifest.files) == {*FILES, "traits.npy"}
+    assert sorted(p.name for p in bundle.iterdir()) == sorted((*FILES, "concept_head.npy", "manifest.json"))
+    assert set(manifest.files) == {*FILES, "concept_head.npy"}
     assert manifest.origin["checkpoint_sha256"] == file_sha256(checkpoint)
     assert manifest.parity["passed"] and manifest.parity["images"] >= 64
     assert manifest.parity["lists_equal_up_to_ties"] == manifest.parity["images"]
     assert [(level.height, level.channels) for level in manifest.levels] == [(8, 32), (4, 64), (2, 128)]
     assert manifest.layout.length == 2 * (32 + 64 + 128) + 3 + 3
-    assert (manifest.gamma, manifest.traits) == (0.5, TRAITS)
+    assert (manifest.gamma, manifest.concepts) == (0.5, CONCEPTS)
     assert "similarity, not a probability" in manifest.intended_use
 
 
@@ -60,10 +62,10 @@ def test_each_graph_keeps_the_contract(bundle: Path, checkpoint: Path, graph: st
 
 def test_any_batch_size_gives_the_same_rows(bundle: Path, cases: list[Case]) -> None:
     engine = open_engine(Bundle.load(bundle))
-    pixels = np.stack([prepare(decode(c.image), ImageRecipe(size=64)) for c in cases[:9]])
-    whole = engine.run("visual_encoder", {"pixels": pixels}, ["high"])[0]
+    pixels = np.stack([preprocess(decode(c.image), ImageRecipe(size=64)) for c in cases[:9]])
+    whole = engine.run("visual_encoder", {"pixels": pixels}, ["high"])["high"]
     for start, stop in ((0, 1), (1, 4), (4, 9)):
-        part = engine.run("visual_encoder", {"pixels": pixels[start:stop]}, ["high"])[0]
+        part = engine.run("visual_encoder", {"pixels": pixels[start:stop]}, ["high"])["high"]
         np.testing.assert_allclose(part, whole[start:stop], atol=1e-5)
 
 
@@ -75,7 +77,7 @@ def test_the_searcher_scores_as_pytorch_does(
     text = "typical pigment network, flat lesion"
     ids, mask, _ = TextEncoderInput(loaded.tokenizer, loaded.text)([text])
     pixels = torch.from_numpy(
-        np.stack([prepare(decode(c.image), loaded.image) for c in [*cases[:40], cases[50]]])
+        np.stack([preprocess(decode(c.image), loaded.image) for c in [*cases[:40], cases[50]]])
     )
     with torch.no_grad():
         d_t = model(pixels[:40])
@@ -102,19 +104,21 @@ def test_a_model_of_the_default_recipe_exports_with_orientations_and_finds_as_py
     options = {"neck": "fused", "width": 16, "words": "shift", "orientations": 2}
     checkpoint = tiny_checkpoint(tokenizer, **options)
     checkpoint.save(tmp_path / "ckpt.pt")
-    bundle = export_bundle(tmp_path / "ckpt.pt", tmp_path / "bundle", gates=False)  # it proves itself
+    bundle = export_bundle(
+        tmp_path / "ckpt.pt", tmp_path / "bundle", check_precision=False
+    )  # it proves itself
     assert bundle.manifest.layout.length == 6 * 16 + 3 + 3
-    pixels = np.stack([prepare(decode(c.image), checkpoint.image) for c in cases[:3]])
+    pixels = np.stack([preprocess(decode(c.image), checkpoint.image) for c in cases[:3]])
     engine = open_engine(bundle)
     for batch in (pixels, np.ascontiguousarray(pixels[:, :, ::-1])):  # a picture and its mirror are one case
         maps = engine.run("visual_encoder", {"pixels": batch}, ["low", "mid", "high"])
         with torch.no_grad():
             expected = checkpoint.model().visual_encoder(torch.from_numpy(pixels))
         if batch is pixels:
-            for x, y in zip(maps, expected, strict=True):
+            for x, y in zip(maps.values(), expected, strict=True):
                 np.testing.assert_allclose(x, y.numpy(), atol=1e-4)
         else:
-            for x, y in zip(maps, expected, strict=True):
+            for x, y in zip(maps.values(), expected, strict=True):
                 np.testing.assert_allclose(x[:, :, ::-1], y.numpy(), atol=1e-4)
 
 
@@ -249,9 +253,9 @@ def test_an_export_measures_what_lower_precision_does_to_the_ranks(
     take_graphs(monkeypatch, bundle)
     lower = [p for p in openvino.precisions() if p != "fp32"]
     said: list[str] = []
-    gated = export_bundle(checkpoint, tmp_path / "bundle", say=said.append)
-    assert sorted(gated.manifest.gates) == [f"openvino/{p}" for p in lower]
-    for record in gated.manifest.gates.values():
-        assert record["queries"] == gate.MIN_QUERIES and len(record["rows"]) == 4
+    checked = export_bundle(checkpoint, tmp_path / "bundle", notify=said.append)
+    assert sorted(checked.manifest.precision_checks) == [f"openvino/{p}" for p in lower]
+    for record in checked.manifest.precision_checks.values():
+        assert record["queries"] == precision.MIN_QUERIES and len(record["rows"]) == 4
         assert record["passed"] is not bool(record["faults"])
-        assert gate.describe(record) in said
+        assert precision.format_record(record) in said

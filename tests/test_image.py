@@ -23,7 +23,7 @@ from skinret_infer.errors import InputError
 from skinret_infer.imaging import decode as image_module
 from skinret_infer.imaging import limits
 from skinret_infer.imaging.decode import decode
-from skinret_infer.imaging.recipe import ImageRecipe, digest, prepare
+from skinret_infer.imaging.recipe import ImageRecipe, pixel_sha256, preprocess
 
 HEIGHT, WIDTH = 48, 72
 FORMATS: dict[str, dict[str, Any]] = {
@@ -74,7 +74,7 @@ def _one_bit_png(width: int, height: int) -> bytes:
 def _refusal(source: Any, code: str | None = None, name: str = "") -> str:
     """Check that a source is refused as the contract says, and return the message."""
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # Pillow's own remarks
+        warnings.simplefilter("ignore")  # Pillow's own warnings
         with pytest.raises(InputError) as caught:
             decode(source)
     message = str(caught.value)
@@ -572,7 +572,7 @@ def test_every_exif_orientation_gives_the_upright_pixels(format: str, orientatio
     stored = Image.fromarray(np.ascontiguousarray(_STORED[orientation](PICTURE)))
     saved = _saved(stored, format, exif=_exif(orientation), **FORMATS[format])
     np.testing.assert_array_equal(decode(saved), PICTURE)
-    assert digest(decode(saved)) == digest(PICTURE)
+    assert pixel_sha256(decode(saved)) == pixel_sha256(PICTURE)
     with Image.open(io.BytesIO(saved)) as image:
         np.testing.assert_array_equal(decode(image), PICTURE)
 
@@ -734,8 +734,12 @@ def test_damaged_profiles_give_a_picture() -> None:
 
 
 def test_the_digest_depends_on_pixels_alone() -> None:
-    digests = {digest(decode(SAVED[name])) for name in ("PNG", "TIFF", "BMP", "WEBP")}
-    assert digests == {digest(PICTURE), digest(np.asfortranarray(PICTURE)), digest(PICTURE[::-1][::-1])}
+    digests = {pixel_sha256(decode(SAVED[name])) for name in ("PNG", "TIFF", "BMP", "WEBP")}
+    assert digests == {
+        pixel_sha256(PICTURE),
+        pixel_sha256(np.asfortranarray(PICTURE)),
+        pixel_sha256(PICTURE[::-1][::-1]),
+    }
     assert len(digests) == 1
 
 
@@ -743,9 +747,9 @@ def test_the_digest_depends_on_every_pixel_and_on_the_shape() -> None:
     for place in ((0, 0, 0), (HEIGHT - 1, WIDTH - 1, 2), (20, 33, 1)):
         other = PICTURE.copy()
         other[place] ^= 1
-        assert digest(other) != digest(PICTURE)
-    assert digest(PICTURE.reshape(WIDTH, HEIGHT, 3)) != digest(PICTURE)
-    assert digest(PICTURE[..., ::-1]) != digest(PICTURE)
+        assert pixel_sha256(other) != pixel_sha256(PICTURE)
+    assert pixel_sha256(PICTURE.reshape(WIDTH, HEIGHT, 3)) != pixel_sha256(PICTURE)
+    assert pixel_sha256(PICTURE[..., ::-1]) != pixel_sha256(PICTURE)
 
 
 # -- what the model sees --
@@ -756,7 +760,7 @@ def test_crop_takes_the_central_square(across: bool) -> None:
     wide = np.zeros((60, 100, 3), np.uint8)
     wide[:, :20], wide[:, 80:] = (255, 0, 0), (0, 0, 255)  # outside the square
     wide[:, 20:80] = (10, 120, 30)
-    seen = prepare(wide if across else wide.swapaxes(0, 1), ImageRecipe(size=48, fit="crop"))
+    seen = preprocess(wide if across else wide.swapaxes(0, 1), ImageRecipe(size=48, fit="crop"))
     assert seen.shape == (48, 48, 3)
     inner = seen[2:-2, 2:-2]  # the filter may look over the edge
     assert np.unique(inner.reshape(-1, 3), axis=0).tolist() == [[10, 120, 30]]
@@ -766,13 +770,13 @@ def test_crop_takes_the_central_square(across: bool) -> None:
 def test_crop_keeps_the_square_whole() -> None:
     wide = np.zeros((64, 100, 3), np.uint8)
     wide[:, 18:82] = np.random.default_rng(0).integers(0, 256, (64, 64, 3))
-    np.testing.assert_array_equal(prepare(wide, ImageRecipe(size=64)), wide[:, 18:82])
+    np.testing.assert_array_equal(preprocess(wide, ImageRecipe(size=64)), wide[:, 18:82])
 
 
 def test_squash_keeps_all_of_the_picture() -> None:
     wide = np.zeros((60, 120, 3), np.uint8)
     wide[:, :40], wide[:, 40:80], wide[:, 80:] = (255, 0, 0), (0, 255, 0), (0, 0, 255)
-    seen = prepare(wide, ImageRecipe(size=48, fit="squash"))
+    seen = preprocess(wide, ImageRecipe(size=48, fit="squash"))
     assert seen.shape == (48, 48, 3)
     assert [seen[24, x].tolist() for x in (4, 24, 43)] == [[255, 0, 0], [0, 255, 0], [0, 0, 255]]
 
@@ -790,11 +794,11 @@ def test_prepare_gives_the_same_square_every_time(
 ) -> None:
     pixels = np.random.default_rng(height * width).integers(0, 256, (height, width, 3), np.uint8)
     recipe = ImageRecipe(size=size, fit=fit, resample=resample)
-    seen = prepare(pixels, recipe)
+    seen = preprocess(pixels, recipe)
     assert seen.shape == (size, size, 3) and seen.dtype == np.uint8
-    np.testing.assert_array_equal(prepare(pixels.copy(), recipe), seen)
+    np.testing.assert_array_equal(preprocess(pixels.copy(), recipe), seen)
     strided = np.asfortranarray(pixels)
-    np.testing.assert_array_equal(prepare(strided, recipe), seen)
+    np.testing.assert_array_equal(preprocess(strided, recipe), seen)
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from sklearn.metrics import average_precision_score, ndcg_score
 
 from skinret_infer import Case, InputError
+from skinret_infer.checklist import CRITERIA
 from skinret_infer.evaluation.evaluate import table
 from skinret_infer.evaluation.metrics import (
     Labels,
@@ -22,7 +23,6 @@ from skinret_infer.evaluation.metrics import (
     retrieval_metrics,
     same_picture,
 )
-from skinret_infer.text import CRITERIA
 
 IMAGE = b""  # never opened here
 
@@ -211,7 +211,12 @@ def test_an_archive_of_nothing_but_the_query_finds_nothing() -> None:
 
 def test_labels_take_the_seven_criteria_of_a_case_and_nothing_else() -> None:
     attributes = {"streaks": "irregular", "pigmentation": "", "elevation": "flat", "sex": "male", "age": 40}
-    given = Labels.of([Case("1", IMAGE, "melanoma", attributes, "mel"), Case("2", IMAGE, "nevus")])
+    given = Labels.of(
+        [
+            Case("1", IMAGE, diagnosis="melanoma", attributes=attributes, group="mel"),
+            Case("2", IMAGE, diagnosis="nevus"),
+        ]
+    )
     assert (given.ids, given.groups) == (["1", "2"], ["mel", "nevus"])
     assert given.criteria == [{"streaks": "irregular"}, {}]
     assert len(CRITERIA) == 7 and CRITERIA[-1] == "vascular_structures"
@@ -489,7 +494,7 @@ def test_all_of_derm7pt_takes_no_time() -> None:
 def test_the_table_shows_the_figures_that_there_are() -> None:
     def report(found: dict[str, Any]) -> str:
         facts = {"queries": 1, "archive": 4, "runtime": "openvino", "precision": "bf16"}
-        return table(facts | {"image_words": found, "image_alone": found})
+        return table(facts | {"image_words": found, "image_only": found})
 
     archive = drawn(90, "c", 3)
     lines = report(
@@ -515,7 +520,7 @@ def test_the_table_says_what_a_random_order_gives_and_where_scores_are_equal() -
     archive = by_diagnosis(**DERM7PT)
     found = retrieval_metrics(rank(np.zeros((888, 888)), archive, archive), archive, archive)
     facts = {"queries": 888, "archive": 888, "runtime": "openvino", "precision": "bf16", "same_picture": 3}
-    lines = table(facts | {"image_words": found, "image_alone": found}).splitlines()
+    lines = table(facts | {"image_words": found, "image_only": found}).splitlines()
     (at_random,) = (line.split() for line in lines if line.startswith("random order"))
     assert at_random == ["random", "order", "50.8", "50.4", "71.4", "86.3", "89.5", "95.6"]
     assert lines[-2].split()[:3] == ["balanced", "33.7", "33.3"]

@@ -19,24 +19,25 @@ from types import ModuleType
 import pytest
 import torch
 from conftest import BERT, SWIN
-from test_imports import imported
 from transformers import BertConfig, BertModel, SwinBackbone, SwinConfig
 
 from skinret_export.demo import write_small_tokenizer
 from skinret_infer import Case, _telemetry, doctor
-from skinret_infer.engines import available, openvino
+from skinret_infer.engines import openvino
+from skinret_infer.engines.registry import RUNTIMES, why_not
 
+IMPORTS = r"^\s*(import|from) (onnxruntime|openvino)\b"
 # Each program is one process, which takes commands as JSON and ends at the first that fails.
 SDK = """
 import json, sys
-from skinret_infer import gate
-from skinret_infer.cli import main
-gate.MIN_QUERIES = 9
+from skinret_infer.evaluation import precision
+from skinret_infer.cli.main import main
+precision.MIN_QUERIES = 9
 for words in json.loads(sys.argv[1]):
     try:
         main(words, standalone_mode=False)
     except SystemExit as ended:
-        if (words[0], ended.code) != ("gate", 3):  # the precision is refused
+        if (words[0], ended.code) != ("validate-precision", 3):  # the precision is refused
             raise
 """
 TRAINING = """
@@ -148,7 +149,7 @@ def test_the_tracer_sees_a_socket_and_a_stray_file_of_native_code(traced: Traced
 
 def test_what_a_hospital_runs_is_offline(traced: Traced, bundle: Path, data: Path, cases: list[Case]) -> None:
     (traced.work / "ids").write_text("\n".join(case.case_id for case in cases[:9]))
-    runtimes = [name for name, reason in available().items() if not reason]
+    runtimes = [name for name in RUNTIMES if not why_not(name)]
     asked = ["query", bundle, "new.skinret", "--image", cases[20].image, "--text", "irregular streaks"]
     low = "openvino" in runtimes and "bf16" in openvino.precisions()
     traced.run(
@@ -157,7 +158,22 @@ def test_what_a_hospital_runs_is_offline(traced: Traced, bundle: Path, data: Pat
         *([*asked, "--runtime", name] for name in runtimes),
         [*asked, "--report", "page.html", "--images", data / "images", "--audit", "audit.jsonl"],
         ["evaluate", bundle, "new.skinret", data, "--ids", "ids"],
-        *([["gate", bundle, data, "--ids", "ids", "--runtime", "openvino", "--precision", "bf16"]] * low),
+        *(
+            [
+                [
+                    "validate-precision",
+                    bundle,
+                    data,
+                    "--ids",
+                    "ids",
+                    "--runtime",
+                    "openvino",
+                    "--precision",
+                    "bf16",
+                ]
+            ]
+            * low
+        ),
         ["doctor", bundle, "new.skinret"],
     )
     assert {p.name for p in traced.work.iterdir()} == {
@@ -176,7 +192,7 @@ def test_training_from_local_folders_and_export_are_offline(
             "train", data, "--out", "ckpt.pt", "--vision", weights / "swin", "--text", weights / "bert",
             "--image-size", "64", "--width", "16", "--batch", "16", "--epochs", "1", "--fold", "0",
         ],
-        ["export", "ckpt.pt", "--out", "bundle", "--no-gate"],
+        ["export", "ckpt.pt", "--out", "bundle", "--no-check-precision"],
         *([["export", "bundle", "--engine", "tensorrt-rtx", "--capability", "8.6"]] * rtx),
     )  # fmt: skip
     assert (traced.work / "bundle" / "manifest.json").exists()
@@ -187,7 +203,8 @@ def test_nothing_imports_a_runtime_past_what_switches_its_telemetry_off() -> Non
     root = Path(__file__).parent.parent
     for folder in ("skinret_infer", "training", "export", "benchmarks"):
         for file in (root / folder).rglob("*.py"):
-            assert file.name == "_telemetry.py" or not imported(file) & {"onnxruntime", "openvino"}, file
+            found = re.search(IMPORTS, file.read_text("utf-8"), re.MULTILINE)
+            assert file.name == "_telemetry.py" or not found, file
 
 
 def test_what_the_user_or_another_package_says_switches_no_telemetry_on() -> None:
@@ -207,12 +224,12 @@ def test_a_runtime_that_was_imported_before_is_told(
     assert _telemetry.state("onnxruntime") == _telemetry.state("openvino") == "off"
     monkeypatch.setitem(sys.modules, "openvino_telemetry", ModuleType("openvino_telemetry"))
     assert "openvino was imported before skinret_infer" in _telemetry.state("openvino")
-    assert "openvino not off from the start" in doctor.describe(doctor.examine())
+    assert "openvino not off from the start" in doctor.format_report(doctor.examine())
 
 
 def test_doctor_says_which_sqlite_runs_and_that_telemetry_is_off() -> None:
     report = doctor.examine()
     assert report["sqlite"] == sqlite3.sqlite_version
     assert report["telemetry"] == {"onnxruntime": "off", "openvino": "off"}
-    said = doctor.describe(report)
+    said = doctor.format_report(report)
     assert f"SQLite {sqlite3.sqlite_version}" in said and "telemetry: onnxruntime off; openvino off" in said

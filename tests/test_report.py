@@ -22,8 +22,9 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from skinret_infer import ArchiveError, Case, InputError, Results, Searcher, __version__
+from skinret_infer.archive.filters import Range
 from skinret_infer.descriptor import COSINES
-from skinret_infer.evidence import Evidence, Side
+from skinret_infer.evidence import Evidence, EvidenceMap
 from skinret_infer.report.html import _bar, _round
 from skinret_infer.results import Hit
 
@@ -104,17 +105,17 @@ def read(path: Path) -> Node:
 class Known:
     """A query and a case of which picture and maps are known."""
 
-    side: Side
+    side: EvidenceMap
     seen: npt.NDArray[np.uint8]
     score: float
 
-    def picture(self, image: object) -> npt.NDArray[np.uint8]:
+    def query_picture(self, image: object) -> npt.NDArray[np.uint8]:
         return self.seen
 
-    def evidence(self, hit: Hit, image: object, images: object, case: bool) -> tuple[Evidence, object]:
+    def explain(self, hit: Hit, image: object, folder: object, with_case: bool) -> tuple[Evidence, object]:
         evidence = Evidence(
             case_id=hit.case_id, score=self.score, parts=dict.fromkeys(COSINES, self.score / 6),
-            query=self.side, case=self.side, rounding=0.0, shared={}, differing={},
+            query=self.side, case=self.side, residual=0.0, matching_criteria={}, conflicting_criteria={},
         )  # fmt: skip
         return evidence, self.seen
 
@@ -128,11 +129,11 @@ def save_known(
     score: float = 1.0,
     **facts: object,
 ) -> None:
-    """Save the page of one hit, without traits, each of whose six maps is `cells`."""
+    """Save the page of one hit, without concepts, each of whose six maps is `cells`."""
     seen = np.zeros((60, 60, 3), np.uint8) if seen is None else seen
-    known = Known(Side(maps=dict.fromkeys(COSINES, cells), base={}, box=box), seen, score)
-    hit = dataclasses.replace(results[0], traits={}, agreement=None, score=score, **facts)
-    dataclasses.replace(results, hits=(hit,), gamma=0.0, _asked=known).save(path)
+    known = Known(EvidenceMap(maps=dict.fromkeys(COSINES, cells), baseline={}, box=box), seen, score)
+    hit = dataclasses.replace(results[0], concepts={}, concept_similarity=None, score=score, **facts)
+    dataclasses.replace(results, hits=(hit,), gamma=0.0, explainer=known).to_html(path)
 
 
 def numbers(nodes: list[Node]) -> list[Decimal]:
@@ -150,7 +151,7 @@ def asked(
             exclude=[cases[0].case_id],
         )  # fmt: skip
         path = tmp_path_factory.mktemp("report") / "page.html"
-        results.save(path, images=data / "images")
+        results.to_html(path, image_folder=data / "images")
         yield results, path
 
 
@@ -181,9 +182,9 @@ def test_the_page_says_what_was_asked_what_was_found_and_what_ran(
             assert name.replace("_", " ") in shown.text and str(value) in shown.text
         for name in COSINES:
             assert f"{hit.cosines[name]:.4f}" in shown.text
-        evidence = hit.evidence(case=False)
-        assert len(shown.find(".same")) == len(evidence.shared)
-        assert len(shown.find(".differs")) == len(evidence.differing)
+        evidence = hit.evidence(with_case=False)
+        assert len(shown.find(".same")) == len(evidence.matching_criteria)
+        assert len(shown.find(".differs")) == len(evidence.conflicting_criteria)
         pictures = [node for node in shown.find("svg") if node.attributes.get("role") == "img"]
         assert len(pictures) == 4 and all(node.attributes["aria-label"] for node in pictures)
 
@@ -226,13 +227,13 @@ def test_nothing_from_outside_becomes_markup(
             )
             shutil.copy(cases[1].image, folder / "here.jpg")
             results = searcher.query(
-                cases[50].image, f"a {word}", exclude=[word], where={word: word, "age": (1, 4)}, k=2
+                cases[50].image, f"a {word}", exclude=[word], where={word: word, "age": Range(1, 4)}, k=2
             )
             results = dataclasses.replace(
                 results, model=word, runtime=word, precision=word, time=word, request_id=word, timings_ms={},
                 warnings=(word,), hashes={word: word},
             )  # fmt: skip
-            results.save(folder / "page.html", images=folder)
+            results.to_html(folder / "page.html", image_folder=folder)
         return read(folder / "page.html")
 
     evil, good = made(EVIL, tmp_path / "evil"), made("greebles", tmp_path / "good")
@@ -259,9 +260,9 @@ def test_the_numbers_of_each_hit_add_up_to_its_score(asked: tuple[Results, Path]
     for hit, shown in zip(results, read(path).find(".hit"), strict=True):
         *parts, score = numbers(shown.find(".sum")[0].find("b"))
         assert sum(parts) == score == Decimal(f"{hit.score:.4f}") and len(parts) == 3
-        rows = [numbers(row.find("td")) for row in shown.find(".looks")[0].find("tbody")[0].find("tr")]
+        rows = [numbers(row.find("td")) for row in shown.find(".visual")[0].find("tbody")[0].find("tr")]
         assert [sum(row[1] for row in rows), sum(row[3] for row in rows)] == parts[:2]
-        foot = numbers(shown.find(".looks")[0].find("tfoot")[0].find("td"))
+        foot = numbers(shown.find(".visual")[0].find("tfoot")[0].find("td"))
         assert [foot[1], foot[3]] == parts[:2]
         table = shown.find(".criteria")[0]
         assert sum(numbers([row.find("td")[-1] for row in table.find("tbody")[0].find("tr")])) == parts[2]
@@ -293,7 +294,7 @@ def test_pictures_are_made_of_pixels_alone(
     exif[0x010E] = "Jane Doe, born 1961"
     with Image.open(str(cases[50].image)) as picture:
         picture.save(tmp_path / "q.jpg", exif=exif, comment=b"Jane Doe", icc_profile=None)
-    searcher.query(tmp_path / "q.jpg", k=2).save(tmp_path / "page.html", images=data / "images")
+    searcher.query(tmp_path / "q.jpg", k=2).to_html(tmp_path / "page.html", image_folder=data / "images")
     kinds = set()
     for url in re.findall(r'"data:image/\w+;base64,([^"]+)"', (tmp_path / "page.html").read_text("utf-8")):
         content = base64.b64decode(url)
@@ -314,7 +315,7 @@ def test_a_picture_that_is_missing_or_another_is_told(
     other = tmp_path / results[0].image_ref
     other.parent.mkdir(parents=True)
     shutil.copy(str(cases[50].image), other)
-    results.save(tmp_path / "page.html", images=tmp_path)
+    results.to_html(tmp_path / "page.html", image_folder=tmp_path)
     first, second = read(tmp_path / "page.html").find(".hit")
     assert "another picture than the one that was indexed [evidence-image]" in first.text
     assert "its file is not there [image-missing]" in second.text
@@ -330,8 +331,8 @@ def test_the_square_that_the_model_saw_stands_for_a_picture_not_at_hand(
     with Image.open(str(cases[50].image)) as picture:
         pixels = np.asarray(picture)
     results = searcher.query(pixels, k=1)
-    results.save(tmp_path / "square.html", images=data / "images")
-    results.save(tmp_path / "whole.html", image=pixels, images=data / "images")
+    results.to_html(tmp_path / "square.html", image_folder=data / "images")
+    results.to_html(tmp_path / "whole.html", image=pixels, image_folder=data / "images")
     square, whole = read(tmp_path / "square.html"), read(tmp_path / "whole.html")
     assert "The square that the model saw" in square.text and not square.find(".query")[0].find(".box")
     assert square.find(".query")[0].find(".photo")[0].attributes["viewbox"] == "0 0 64 64"
@@ -340,7 +341,7 @@ def test_the_square_that_the_model_saw_stands_for_a_picture_not_at_hand(
         whole.find(".box")[0].attributes.items() >= {"x": "20.0", "width": "80.0", "height": "80.0"}.items()
     )
     with pytest.raises(InputError) as caught:
-        results.save(tmp_path / "other.html", image=cases[51].image)
+        results.to_html(tmp_path / "other.html", image=cases[51].image)
     assert caught.value.code == "evidence-image" and not (tmp_path / "other.html").exists()
 
 
@@ -352,7 +353,7 @@ def test_a_path_that_cannot_be_written_is_an_error_that_leaves_nothing(
     (tmp_path / "folder").mkdir()
     for path in (tmp_path / "file" / "page.html", tmp_path / "folder", tmp_path / "a\0b"):
         with pytest.raises(InputError) as caught:
-            results.save(path)
+            results.to_html(path)
         assert caught.value.code == "report-path"
     assert {path.name for path in tmp_path.iterdir()} == {"file", "folder"}
 
@@ -362,7 +363,7 @@ def test_without_jinja2_the_error_names_the_extra(
 ) -> None:
     monkeypatch.setitem(sys.modules, "jinja2", None)
     with pytest.raises(InputError, match=r'pip install "skinret-infer\[report\]"') as caught:
-        asked[0].save(tmp_path / "page.html")
+        asked[0].to_html(tmp_path / "page.html")
     assert caught.value.code == "report-extra"
 
 
@@ -370,7 +371,7 @@ def test_the_same_results_give_the_same_bytes(
     asked: tuple[Results, Path], data: Path, tmp_path: Path
 ) -> None:
     results, path = asked
-    results.save(tmp_path / "again.html", images=data / "images")
+    results.to_html(tmp_path / "again.html", image_folder=data / "images")
     assert (tmp_path / "again.html").read_bytes() == path.read_bytes()
 
 
@@ -380,9 +381,9 @@ def test_results_that_lost_their_searcher_have_no_page(
     with Searcher(bundle, archive) as searcher:
         results = searcher.query(cases[50].image, k=1)
     with pytest.raises(ArchiveError):
-        results.save(tmp_path / "page.html")
+        results.to_html(tmp_path / "page.html")
     with pytest.raises(InputError) as caught:
-        pickle.loads(pickle.dumps(results)).save(tmp_path / "page.html")  # noqa: S301
+        pickle.loads(pickle.dumps(results)).to_html(tmp_path / "page.html")  # noqa: S301
     assert caught.value.code == "evidence-gone" and not list(tmp_path.iterdir())
 
 
@@ -390,7 +391,7 @@ def test_many_hits_stand_in_the_list_and_the_first_twenty_with_evidence(
     searcher: Searcher, cases: list[Case], data: Path, tmp_path: Path
 ) -> None:
     results = searcher.query(cases[50].image, k=100, exclude=[f"not there {n}" for n in range(30)])
-    results.save(tmp_path / "page.html", images=data / "images")
+    results.to_html(tmp_path / "page.html", image_folder=data / "images")
     page = read(tmp_path / "page.html")
     text = " ".join(page.text.split())
     assert len(page.find(".list")[0].find("tbody")[0].find("tr")) == len(results) == 40
@@ -400,12 +401,12 @@ def test_many_hits_stand_in_the_list_and_the_first_twenty_with_evidence(
 
 
 def test_a_page_without_hits_is_a_page(searcher: Searcher, cases: list[Case], tmp_path: Path) -> None:
-    searcher.query(cases[50].image, where={"group": "none such"}).save(tmp_path / "page.html")
+    searcher.query(cases[50].image, where={"group": "none such"}).to_html(tmp_path / "page.html")
     page = read(tmp_path / "page.html")
     assert "No case was found" in page.text and not page.find(".hit") and page.find(".ran")
 
 
-def test_a_model_that_reads_no_traits_has_two_parts(asked: tuple[Results, Path], tmp_path: Path) -> None:
+def test_a_model_that_reads_no_concepts_has_two_parts(asked: tuple[Results, Path], tmp_path: Path) -> None:
     known = {"streaks": "absent", "stained": True, "age": 61}
     save_known(asked[0], tmp_path / "page.html", np.full((8, 8), 1 / 384), attributes=known)
     page = read(tmp_path / "page.html")
@@ -541,7 +542,7 @@ def test_nothing_is_wider_than_the_page(
         ),
     )  # fmt: skip
     for path, shown in ((tmp_path / "odd.html", results), (tmp_path / "page.html", asked[0])):
-        shown.save(path, images=data / "images")
+        shown.to_html(path, image_folder=data / "images")
         page = chosen(path, "map-0").read_text("utf-8")
         page = re.sub(r"<meta http-equiv[^>]+>", f"<style>html {{ width: {width}px }}</style>", page)
         page += """<script>

@@ -16,15 +16,14 @@ from hypothesis import strategies as st
 from test_archive import GAMMA, QUERY, QUICK, _descriptors, _made, _open, _record, _refused, _search
 
 from skinret_infer import Case, InputError, Searcher
-from skinret_infer.archive import archive as archive_module
-from skinret_infer.archive import pruning as scan_module
+from skinret_infer.archive import maintenance, pruning, segments, table
 from skinret_infer.archive.archive import Archive
-from skinret_infer.archive.filters import Columns, read_filter
-from skinret_infer.archive.pruning import Basis, Part, candidates, part_of, refine
-from skinret_infer.archive.store import Found, Match, Record
+from skinret_infer.archive.filters import Columns, Range, parse_filter
+from skinret_infer.archive.pruning import Projection, SegmentIndex, candidates, index_cases, rescore
+from skinret_infer.archive.store import Match, Record, SearchResult
 from skinret_infer.descriptor import Layout, Vector, part_weights, products
 
-LAYOUT = Layout(local=(24, 24, 24), global_=(24, 24, 24), traits=(3, 2))
+LAYOUT = Layout(local=(24, 24, 24), global_=(24, 24, 24), concepts=(3, 2))
 WEIGHTS = part_weights(LAYOUT, 0.6, GAMMA)
 
 
@@ -34,7 +33,7 @@ def _low_rank(count: int, seed: int, noise: float = 0.01) -> Vector:
     mixing = law.standard_normal((12, LAYOUT.length))
     x = rng.standard_normal((count, 12)) * np.arange(1, 13) ** -0.9 @ mixing
     x += noise * rng.standard_normal(x.shape)
-    six = LAYOUT.looks
+    six = LAYOUT.visual_length
     x[:, six:] = np.exp(x[:, six:])
     sums = np.add.reduceat(np.hstack([x[:, :six] ** 2, x[:, six:]]), LAYOUT.starts, axis=1)
     sums[:, :6] = np.sqrt(sums[:, :6])
@@ -47,12 +46,12 @@ QUERY_OF = _low_rank(1, 77)
 @pytest.fixture
 def small_segments(monkeypatch: pytest.MonkeyPatch) -> None:
     """Segments of 64 row ids, and ranks that suit them."""
-    for module in (scan_module, archive_module):
+    for module in (pruning, table, segments, maintenance):
         monkeypatch.setattr(module, "SEGMENT", 64)
-    for module in (scan_module, archive_module):
+    for module in (pruning, segments, maintenance):
         monkeypatch.setattr(module, "SAMPLE", 64)
-    monkeypatch.setattr(scan_module, "_RANKS", (4, 8, 16))
-    monkeypatch.setattr(scan_module, "_FETCH", 500.0)
+    monkeypatch.setattr(pruning, "_RANKS", (4, 8, 16))
+    monkeypatch.setattr(pruning, "_FETCH", 500.0)
 
 
 @pytest.fixture
@@ -82,7 +81,7 @@ def test_the_bounds_hold_for_any_basis_and_any_weights(
     cases, [query] = _low_rank(40, seed, noise), _low_rank(1, seed + 1, noise)
     near = cases if fits else np.random.default_rng(seed).standard_normal((200, LAYOUT.length))
     vectors = np.linalg.svd(near.astype(np.float64), full_matrices=False)[2][:rank].T
-    basis, weights = Basis.of(vectors), part_weights(LAYOUT, beta, gamma)
+    basis, weights = Projection.of(vectors), part_weights(LAYOUT, beta, gamma)
     z_t, rho_t = basis.cases(cases)
     z, rho, rounding = basis.query(np.repeat(weights, LAYOUT.lengths) * query.astype(np.float64))
     exact = _scores(query, cases, weights)
@@ -94,29 +93,29 @@ def test_the_bounds_hold_for_any_basis_and_any_weights(
 def test_a_basis_is_taken_where_descriptors_have_structure_and_none_where_they_have_not() -> None:
     layout = Layout(local=(64, 64, 64), global_=(64, 64, 64))
     chance = _descriptors(1000, 1, layout)
-    assert Basis.fit(chance, layout).vectors is None
+    assert Projection.fit(chance, layout).vectors is None
     rng = np.random.default_rng(0)
     structured = rng.standard_normal((1000, 20)) @ rng.standard_normal((20, 384))
     structured += 0.01 * rng.standard_normal(structured.shape)
-    vectors = Basis.fit(structured.astype(np.float32), layout).vectors
+    vectors = Projection.fit(structured.astype(np.float32), layout).vectors
     assert vectors is not None and vectors.shape == (384, 32)
     assert np.abs(vectors.T @ vectors - np.eye(32)).max() < 1e-12
-    assert Basis.fit(chance[:3], layout).vectors is None
+    assert Projection.fit(chance[:3], layout).vectors is None
 
 
-def test_a_basis_keeps_the_traits_so_that_what_they_weigh_is_bounded_exactly() -> None:
-    layout = Layout(local=(64, 64, 64), global_=(64, 64, 64), traits=(3, 5))
+def test_a_basis_keeps_the_concepts_so_that_what_they_weigh_is_bounded_exactly() -> None:
+    layout = Layout(local=(64, 64, 64), global_=(64, 64, 64), concepts=(3, 5))
     rng = np.random.default_rng(0)
     looks = rng.standard_normal((1000, 20)) @ rng.standard_normal((20, 384))
     looks += 0.01 * rng.standard_normal(looks.shape)
     cases = np.hstack([looks, rng.dirichlet(np.ones(3), 1000), rng.dirichlet(np.ones(5), 1000)])
-    basis = Basis.fit(cases.astype(np.float32), layout)
+    basis = Projection.fit(cases.astype(np.float32), layout)
     assert basis.vectors is not None and basis.rank(layout) == 32 + 8
     assert np.abs(basis.vectors.T @ basis.vectors - np.eye(40)).max() < 1e-12
-    traits_alone = np.hstack([np.zeros(384), rng.random(8)])
-    z, rho, _ = basis.query(traits_alone)
+    concepts_alone = np.hstack([np.zeros(384), rng.random(8)])
+    z, rho, _ = basis.query(concepts_alone)
     assert rho < 1e-4
-    assert np.abs(basis.cases(cases.astype(np.float32))[0] @ z - cases @ traits_alone).max() < 1e-5
+    assert np.abs(basis.cases(cases.astype(np.float32))[0] @ z - cases @ concepts_alone).max() < 1e-5
 
 
 @QUICK
@@ -125,9 +124,9 @@ def test_pruning_spares_most_cases_and_never_one_of_the_best(
     seed: int, k: int, asked: int, parts: int
 ) -> None:
     cases, queries = _low_rank(400, seed), _low_rank(asked, seed + 1)
-    basis = Basis.of(np.linalg.svd(cases.astype(np.float64), full_matrices=False)[2][:12].T)
+    basis = Projection.of(np.linalg.svd(cases.astype(np.float64), full_matrices=False)[2][:12].T)
     pieces = np.array_split(np.arange(400), parts)
-    made = [part_of([*map(int, rows)], cases[rows], [{}] * len(rows), basis) for rows in pieces]
+    made = [index_cases([*map(int, rows)], cases[rows], [{}] * len(rows), basis) for rows in pieces]
     rng = np.random.default_rng(seed)
     keeps = [None if rng.random() < 0.5 else rng.random(len(rows)) < 0.3 for rows in pieces]
     left = np.concatenate([r if keep is None else r[keep] for r, keep in zip(pieces, keeps, strict=True)])
@@ -138,7 +137,7 @@ def test_pruning_spares_most_cases_and_never_one_of_the_best(
         best = sorted(left, key=lambda n: (-exact[n], n))[:k]
         assert set(best) <= set(ids) <= set(left)
         assert (np.diff(upper) <= 0).all() and (upper >= exact[ids] - 1e-9).all()
-        got, scores, parts_of = refine(query, ids, upper, WEIGHTS, LAYOUT, k, lambda i: cases[i])
+        got, scores, parts_of = rescore(query, ids, upper, WEIGHTS, LAYOUT, k, lambda i: cases[i])
         assert set(best) <= set(got.tolist())
         assert (scores == exact[got]).all() and parts_of.shape == (len(got), 8)
         if len(left) > 100 and k < 3:
@@ -178,20 +177,20 @@ def test_whole_segments_are_mapped_from_files_that_follow_the_archive(path: Path
     held = dict(zip(ids, cases, strict=True))
     with contextlib.closing(_open(path, layout=LAYOUT)) as archive:
         _agrees(archive, held, 1)
-        assert archive._view is not None and archive._view.basis.vectors is not None
-        files = {p.name for p in archive.scan_folder.iterdir()}
+        assert archive.index.view is not None and archive.index.view.projection.vectors is not None
+        files = {p.name for p in archive.index.folder.iterdir()}
         assert len(files) == 4  # of 300 / 64, whole
-        mapped = [not part.z.flags.writeable for _, part in archive._view.parts.values()]
+        mapped = [not part.z.flags.writeable for _, part in archive.index.view.segments.values()]
         assert mapped == [True] * 4 + [False]
         assert archive.remove(["c0070", "c0299"]) == 2
         del held["c0070"], held["c0299"]
-        assert len(files & {p.name for p in archive.scan_folder.iterdir()}) == 3
+        assert len(files & {p.name for p in archive.index.folder.iterdir()}) == 3
         _agrees(archive, held, 2)
-        assert len({p.name for p in archive.scan_folder.iterdir()}) == 4
-        assert archive.check() == []
-        archive.compact()
+        assert len({p.name for p in archive.index.folder.iterdir()}) == 4
+        assert maintenance.check(archive) == []
+        maintenance.compact(archive)
         _agrees(archive, held, 3)
-        assert archive.check() == []
+        assert maintenance.check(archive) == []
 
 
 @pytest.mark.usefixtures("small_segments")
@@ -215,7 +214,7 @@ def test_any_life_of_an_archive_gives_the_answers_of_what_it_holds(tmp_path: Pat
                 for i in gone:
                     del held[i]
             elif what < 0.8:
-                archive.compact()
+                maintenance.compact(archive)
             elif what < 0.85:
                 archive.close()
                 archives[archives.index(archive)] = archive = _open(path, layout=LAYOUT)
@@ -224,7 +223,7 @@ def test_any_life_of_an_archive_gives_the_answers_of_what_it_holds(tmp_path: Pat
             assert len(archive) == len(held)
         for archive in archives:
             _agrees(archive, held, 99)
-            assert archive.check() == []
+            assert maintenance.check(archive) == []
             archive.close()
 
 
@@ -237,7 +236,7 @@ def test_a_writer_knows_what_it_wrote_without_reading_it_again(
     with contextlib.closing(_open(path, layout=LAYOUT)) as archive:
         _agrees(archive, held, 1)
         with monkeypatch.context() as patch:
-            patch.setattr(archive, "_read", lambda *_: pytest.fail("cases were read again"))
+            patch.setattr(archive.index, "from_cases", lambda *_: pytest.fail("cases were read again"))
             for start in range(0, 210, 70):  # over the ends of segments
                 new = [f"n{n:03}" for n in range(start, start + 70)]
                 descriptors = _low_rank(70, start + 7)
@@ -246,9 +245,13 @@ def test_a_writer_knows_what_it_wrote_without_reading_it_again(
                 _agrees(archive, held, start)
                 [match] = _search(archive, QUERY_OF[0], 5, 0.6, GAMMA, {"note": f"of {new[3]}"})[0]
                 assert match.record.case_id == new[3]
-        assert archive.check() == [] and len([*archive.scan_folder.iterdir()]) == 5
-        for file in archive.scan_folder.iterdir():  # a file names the facts of its own cases alone
-            part = Part.load(file, archive._view.basis.rank(LAYOUT)) if archive._view else pytest.fail()
+        assert maintenance.check(archive) == [] and len([*archive.index.folder.iterdir()]) == 5
+        for file in archive.index.folder.iterdir():  # a file names the facts of its own cases alone
+            part = (
+                SegmentIndex.load(file, archive.index.view.projection.rank(LAYOUT))
+                if archive.index.view
+                else pytest.fail()
+            )
             if "note" in part.columns:
                 assert len(part.columns["note"].values) == (part.columns["note"].codes >= 0).sum()
         with contextlib.closing(_open(path, layout=LAYOUT)) as other:  # what another wrote is read
@@ -264,16 +267,16 @@ def test_what_is_derived_can_be_thrown_away(path: Path) -> None:
     ids, cases = _fill(path, 200)
     held = dict(zip(ids, cases, strict=True))
     with contextlib.closing(_open(path, layout=LAYOUT)) as archive:
-        folder = archive.scan_folder
+        folder = archive.index.folder
     for file in folder.iterdir():
         file.unlink()
     folder.rmdir()
     with contextlib.closing(_open(path, layout=LAYOUT)) as archive:
         _agrees(archive, held, 1)
         assert len([*folder.iterdir()]) == 3
-        archive.repair()
+        maintenance.repair(archive)
         _agrees(archive, held, 2)
-        assert archive.check() == []
+        assert maintenance.check(archive) == []
 
 
 def test_another_file_put_in_the_place_of_an_open_archive_is_noticed(path: Path) -> None:
@@ -295,25 +298,25 @@ def test_another_file_put_in_the_place_of_an_open_archive_is_noticed(path: Path)
 
 def test_an_archive_says_itself_of_what_model_it_is(path: Path) -> None:
     with _refused("archive-empty", path):
-        Archive.existing(path)
+        Archive.open(path)
     _made(path)
-    with contextlib.closing(Archive.existing(path)) as archive:
+    with contextlib.closing(Archive.open(path)) as archive:
         assert (archive.model, archive.fingerprint, len(archive)) == ("m 1", "f" * 64, 12)
         assert len(_search(archive, QUERY, 3, 0.6, GAMMA)[0]) == 3
     path.write_bytes(b"SQLite format 3\0 and no more")
     with _refused(None, path):
-        Archive.existing(path)
+        Archive.open(path)
 
 
 def test_a_backup_is_a_whole_archive_and_never_takes_a_name_that_is_taken(path: Path) -> None:
     _made(path, 30)
     target = path.with_name("copy.skinret")
     with contextlib.closing(_open(path)) as archive:
-        archive.backup(target)
+        maintenance.backup(archive, target)
         with _refused("archive-exists", target):
-            archive.backup(target)
-        with contextlib.closing(Archive.existing(target)) as copy:
-            assert copy.check() == [] and len(copy) == 30
+            maintenance.backup(archive, target)
+        with contextlib.closing(Archive.open(target)) as copy:
+            assert maintenance.check(copy) == [] and len(copy) == 30
             one, two = (_search(a, QUERY, 30, 0.6, GAMMA)[0] for a in (archive, copy))
             assert [(m.record, m.score) for m in one] == [(m.record, m.score) for m in two]
     assert sorted(p.name for p in path.parent.iterdir()) == ["cases.skinret", "copy.skinret"]
@@ -335,11 +338,11 @@ def test_check_says_what_is_wrong_and_repair_mends_what_follows_from_the_cases(
     with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as db:
         db.execute(change)
     with contextlib.closing(_open(path)) as archive:
-        faults = archive.check()
+        faults = maintenance.check(archive)
         assert any(said in fault for fault in faults), faults
         if "cases SET" not in change:
-            archive.repair()
-            assert archive.check() == []
+            maintenance.repair(archive)
+            assert maintenance.check(archive) == []
             assert len(_search(archive, QUERY, 20, 0.6, GAMMA)[0]) == 12
 
 
@@ -357,25 +360,25 @@ FACTS: list[dict[str, Any]] = [
 
 def _passes(where: Any, facts: Sequence[Mapping[str, Any]] = FACTS) -> list[int]:
     columns = Columns.of(facts)
-    return np.flatnonzero(columns.passes(read_filter(where, [columns]), len(facts))).tolist()
+    return np.flatnonzero(columns.matches(parse_filter(where, [columns]), len(facts))).tolist()
 
 
 @pytest.mark.parametrize(
     ("where", "expected"),
     [
-        ({"age": (40, 63)}, [0, 1, 2]),
-        ({"age": (41, 41)}, [2]),
-        ({"age": (41.5, None)}, [0, 1]),
-        ({"age": (None, 41)}, [2, 3]),
-        ({"age": (None, None)}, [0, 1, 2, 3]),
-        ({"age": (64, 40)}, []),
+        ({"age": Range(40, 63)}, [0, 1, 2]),
+        ({"age": Range(41, 41)}, [2]),
+        ({"age": Range(41.5, None)}, [0, 1]),
+        ({"age": {"from": None, "to": 41}}, [2, 3]),
+        ({"age": Range(None, None)}, [0, 1, 2, 3]),
+        ({"age": (63, 41)}, [0, 1, 2]),
         ({"age": [41, 63]}, [0, 1, 2]),
         ({"age": "63"}, []),
         ({"age": "41"}, [2]),
         ({"age": 41}, [2]),
         ({"age": ("unknown", "41")}, [2, 4]),
-        ({"size": (-5, -4)}, [2]),
-        ({"age": (60, 70), "sex": "female"}, [0]),
+        ({"size": Range(-5, -4)}, [2]),
+        ({"age": Range(60, 70), "sex": "female"}, [0]),
         ({"seen": True}, [0]),
         ({"seen": [True, False]}, [0, 1]),
         ({"diagnosis": {"melanoma"}}, [0, 1]),
@@ -389,14 +392,15 @@ def test_a_filter_lets_through_values_lists_and_ranges(where: Any, expected: lis
 @pytest.mark.parametrize(
     ("where", "code", "said"),
     [
-        ({"seen": (0, 1)}, "filter-type", "true or false"),
-        ({"diagnosis": (1, 2)}, "filter-type", "text"),
+        ({"seen": Range(0, 1)}, "filter-type", "true or false"),
+        ({"diagnosis": Range(1, 2)}, "filter-type", "text"),
         ({"diagnosis": 5}, "filter-type", "text"),
         ({"size": "large"}, "filter-type", "a number"),
         ({"seen": "yes"}, "filter-type", "true or false"),
-        ({"Age": (1, 2)}, "filter-unknown", "age"),
-        ({"age": (1, float("nan"))}, "filter-type", "range"),
-        ({"age": (1, None, 2)}, "filter-type", "range"),
+        ({"Age": Range(1, 2)}, "filter-unknown", "age"),
+        ({"age": {"from": 1, "to": float("nan")}}, "filter-type", "range"),
+        ({"age": {"from": 9, "to": 1}}, "filter-type", "range"),
+        ({"age": (1, None, 2)}, "filter-type", "Range"),
     ],
     ids=repr,
 )
@@ -426,9 +430,9 @@ def test_columns_that_grew_filter_as_a_person_would(
     one: list[dict[str, Any]], two: list[dict[str, Any]], low: float, high: float
 ) -> None:
     facts = [*one, *two]
-    grown = Columns.of(one).followed_by(Columns.of(two), len(one), len(two))
+    grown = Columns.of(one).concat(Columns.of(two), len(one), len(two))
     for rows in (slice(0, len(one)), slice(len(one), None), slice(2, 2)):
-        some, again = grown.of_rows(rows), Columns.of(facts[rows])
+        some, again = grown.rows(rows), Columns.of(facts[rows])
         assert {n: {(type(v) is bool, v) for v in c.values} for n, c in some.items()} == {
             n: {(type(v) is bool, v) for v in c.values} for n, c in again.items()
         }
@@ -438,12 +442,12 @@ def test_columns_that_grew_filter_as_a_person_would(
     for name in {name for row in facts for name in row}:
         values = [row.get(name) for row in facts]
         with contextlib.suppress(InputError):
-            kept = grown.passes(read_filter({name: (low, high)}, [grown]), len(facts))
+            kept = grown.matches(parse_filter({name: Range(low, high)}, [grown]), len(facts))
             assert kept.tolist() == [
                 (x := _number(v)) is not None and low <= x <= high if v is not None else False for v in values
             ]
         for wanted in {(type(v), v) for v in values if v is not None}:
-            kept = grown.passes(read_filter({name: wanted[1]}, [grown]), len(facts))
+            kept = grown.matches(parse_filter({name: wanted[1]}, [grown]), len(facts))
             same = [
                 v is not None
                 and (
@@ -471,14 +475,23 @@ class _Held:
     def __len__(self) -> int:
         return len(self.cases)
 
-    def find(self, case_ids: Collection[str]) -> dict[str, Record]:
+    def case_ids(self) -> list[str]:
+        return sorted(self.cases)
+
+    def get(self, case_ids: Collection[str]) -> dict[str, Record]:
         return {i: self.cases[i][0] for i in case_ids if i in self.cases}
 
-    def stored(self, case_ids: Collection[str]) -> dict[str, tuple[Record, Vector]]:
+    def get_with_descriptors(self, case_ids: Collection[str]) -> dict[str, tuple[Record, Vector]]:
         return {i: self.cases[i] for i in case_ids if i in self.cases}
 
     def write(self, records: Sequence[Record], descriptors: Vector) -> None:
         self.cases |= {r.case_id: (r, d) for r, d in zip(records, descriptors, strict=True)}
+
+    def update(self, record: Record) -> bool:
+        known = record.case_id in self.cases
+        if known:
+            self.cases[record.case_id] = record, self.cases[record.case_id][1]
+        return known
 
     def remove(self, case_ids: Collection[str]) -> int:
         return sum(self.cases.pop(i, None) is not None for i in case_ids)
@@ -490,10 +503,10 @@ class _Held:
         k: int,
         where: Mapping[str, Any] | None = None,
         exclude: Collection[str] = (),
-    ) -> Found:
+    ) -> SearchResult:
         held = [(r, d) for i, (r, d) in sorted(self.cases.items()) if i not in exclude]
         columns = Columns.of([{**r.attributes, "diagnosis": r.diagnosis} for r, _ in held])
-        kept = columns.passes(read_filter(where, [columns]), len(held))
+        kept = columns.matches(parse_filter(where, [columns]), len(held))
         held = [pair for pair, keep in zip(held, kept, strict=True) if keep]
         found = []
         for query in queries:
@@ -502,7 +515,7 @@ class _Held:
                 Match(r, float(s), p) for (r, _), s, p in zip(held, parts @ weights, parts, strict=True)
             ]
             found.append(sorted(matches, key=lambda m: (-m.score, m.record.case_id))[:k])
-        return Found(found, len(held), f"{len(self)} cases")
+        return SearchResult(found, len(held), f"{len(self)} cases")
 
     def check_open(self) -> None:
         pass
@@ -531,7 +544,9 @@ def test_another_store_behind_the_searcher_gives_the_same_answers(
         assert [[h.case_id for h in hits] for hits in one] == [[h.case_id for h in hits] for hits in two]
         for a, b in zip(itertools.chain(*one), itertools.chain(*two), strict=True):
             assert a.score == pytest.approx(b.score, abs=1e-6)
-            assert a.evidence(case=False).parts == pytest.approx(b.evidence(case=False).parts, abs=1e-6)
+            assert a.evidence(with_case=False).parts == pytest.approx(
+                b.evidence(with_case=False).parts, abs=1e-6
+            )
 
 
 def test_the_levels_weigh_the_cosines_and_the_score_adds_up(both: list[Searcher], cases: list[Case]) -> None:
@@ -546,9 +561,11 @@ def test_the_levels_weigh_the_cosines_and_the_score_adds_up(both: list[Searcher]
                 sum(share[n] * hit.cosines[f"{term}_{n}"] for n in share) for term in ("local", "global")
             )
             looks = results.beta * local + (1 - results.beta) * global_
-            assert hit.local == pytest.approx(local) and hit.global_ == pytest.approx(global_)
-            assert hit.agreement is not None
-            assert hit.score == pytest.approx(0.7 * looks + 0.3 * hit.agreement, abs=1e-9)
+            assert hit.local_similarity == pytest.approx(local) and hit.global_similarity == pytest.approx(
+                global_
+            )
+            assert hit.concept_similarity is not None
+            assert hit.score == pytest.approx(0.7 * looks + 0.3 * hit.concept_similarity, abs=1e-9)
 
 
 @pytest.mark.parametrize(
@@ -571,19 +588,19 @@ def test_levels_that_cannot_be_are_refused(levels: Any, both: list[Searcher], ca
 
 
 def test_a_part_that_is_saved_and_mapped_is_the_same(tmp_path: Path) -> None:
-    basis = Basis.of(np.linalg.svd(_low_rank(50, 0).astype(np.float64), full_matrices=False)[2][:5].T)
+    basis = Projection.of(np.linalg.svd(_low_rank(50, 0).astype(np.float64), full_matrices=False)[2][:5].T)
     facts = [{"age": n % 7, "sex": "ä😀" if n % 2 else "", 'o"d\n': n % 3 == 0} for n in range(50)]
-    part = part_of([3 * n for n in range(50)], _low_rank(50, 0), facts, basis)
-    part.save(tmp_path / "x.part")
-    mapped = Part.load(tmp_path / "x.part", 5)
+    part = index_cases([3 * n for n in range(50)], _low_rank(50, 0), facts, basis)
+    part.save(tmp_path / "x.segment")
+    mapped = SegmentIndex.load(tmp_path / "x.segment", 5)
     for name in ("ids", "z", "rho"):
         assert (getattr(part, name) == getattr(mapped, name)).all()
     for name, column in part.columns.items():
         assert list(mapped.columns[name].values) == list(column.values)
         assert (mapped.columns[name].codes == column.codes).all()
-    with pytest.raises(scan_module.Stale, match="rank"):
-        Part.load(tmp_path / "x.part", 6)
-    content = (tmp_path / "x.part").read_bytes()
+    with pytest.raises(pruning.Stale, match="rank"):
+        SegmentIndex.load(tmp_path / "x.segment", 6)
+    content = (tmp_path / "x.segment").read_bytes()
     for damaged in (
         b"",
         content[:10],
@@ -591,6 +608,6 @@ def test_a_part_that_is_saved_and_mapped_is_the_same(tmp_path: Path) -> None:
         content[:200] + b"\x01" + content[201:],
         content + b"\0",
     ):
-        (tmp_path / "x.part").write_bytes(damaged)
-        with pytest.raises(scan_module.Stale):
-            Part.load(tmp_path / "x.part", 5)
+        (tmp_path / "x.segment").write_bytes(damaged)
+        with pytest.raises(pruning.Stale):
+            SegmentIndex.load(tmp_path / "x.segment", 5)

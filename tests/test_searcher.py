@@ -13,9 +13,8 @@ from conftest import tiny_checkpoint
 from PIL import Image
 
 from skinret_export.export import export_bundle
-from skinret_infer import Case, InputError, RuntimeUnavailable, Searcher
-from skinret_infer import searcher as searcher_module
-from skinret_infer.engines import RUNTIMES
+from skinret_infer import Case, InputError, RuntimeUnavailable, Searcher, encoder
+from skinret_infer.engines.registry import RUNTIMES
 from skinret_infer.imaging.decode import decode
 
 WORDS = "atypical pigment network, irregular streaks"
@@ -28,7 +27,7 @@ def test_a_query_names_the_hits_and_what_ran(searcher: Searcher, cases: list[Cas
     assert results.precision == searcher.precision == "fp32"
     assert results.runtime in str(results) and results.precision in str(results)
     assert results.searched == 40 == len(searcher)
-    assert set(results.timings_ms) == {"image", "text", "describe", "search", "total"}
+    assert set(results.timings_ms) == {"image", "text", "encode", "search", "total"}
     assert all(0 <= spent <= results.timings_ms["total"] for spent in results.timings_ms.values())
     assert json.loads(json.dumps(results.to_dict()))["hits"][0]["case_id"] == results[0].case_id
     assert "similarity, not probability" in str(results)
@@ -49,16 +48,18 @@ def test_the_score_is_its_parts(searcher: Searcher, cases: list[Case]) -> None:
         b, g = results.beta, results.gamma
         for hit in results:
             assert -1 <= hit.score <= 1
-            looks = b * hit.local + (1 - b) * hit.global_
-            assert hit.score == pytest.approx((1 - g) * looks + g * hit.agreement, abs=1e-9)
-            assert list(hit.traits) == ["group", "streaks"]
-            assert hit.agreement == pytest.approx((hit.traits["group"] + hit.traits["streaks"]) / 2, abs=1e-9)
+            looks = b * hit.local_similarity + (1 - b) * hit.global_similarity
+            assert hit.score == pytest.approx((1 - g) * looks + g * hit.concept_similarity, abs=1e-9)
+            assert list(hit.concepts) == ["group", "streaks"]
+            assert hit.concept_similarity == pytest.approx(
+                (hit.concepts["group"] + hit.concepts["streaks"]) / 2, abs=1e-9
+            )
             local = [hit.cosines[f"local_{level}"] for level in ("low", "mid", "high")]
-            assert hit.local == pytest.approx(np.mean(local), abs=1e-9)
+            assert hit.local_similarity == pytest.approx(np.mean(local), abs=1e-9)
         assert [h.score for h in results] == sorted((h.score for h in results), reverse=True)
     assert results.beta == searcher.manifest.beta == 0.6
     assert results.gamma == searcher.manifest.gamma == 0.5
-    assert str(results).split()[:6] == ["rank", "case", "score", "local", "global", "agreement"]
+    assert str(results).split()[:6] == ["rank", "case", "score", "local", "global", "concepts"]
 
 
 def test_by_its_looks_a_case_finds_itself_with_score_one(searcher: Searcher, cases: list[Case]) -> None:
@@ -74,7 +75,7 @@ def test_words_change_the_answer_and_missing_words_do_not_matter(
     alone = searcher.query(image)
     assert searcher.query(image, "").to_dict()["hits"] == alone.to_dict()["hits"]
     assert searcher.query(image, "  \n ").text == ""
-    assert set(alone.timings_ms) == {"image", "describe", "search", "total"}
+    assert set(alone.timings_ms) == {"image", "encode", "search", "total"}
     assert [h.score for h in searcher.query(image, WORDS)] != [h.score for h in alone]
 
 
@@ -93,7 +94,7 @@ def test_ties_break_by_case_id_whatever_the_order_of_adding(
 ) -> None:
     ids = ["b", "10", "a", "9", "é", "B"]
     with Searcher(bundle, tmp_path / "ties.skinret") as searcher:
-        searcher.add([Case(i, cases[0].image, "nevus") for i in ids])
+        searcher.add([Case(i, cases[0].image, diagnosis="nevus") for i in ids])
         searcher.add([Case(f"other {n}", case.image) for n, case in enumerate(cases[1:20])])
         first = [hit.case_id for hit in searcher.query(cases[0].image, k=6)]
         assert first == sorted(ids)
@@ -133,19 +134,21 @@ def test_a_weight_must_lie_between_0_and_1(
 def test_a_model_that_reads_nothing_scores_by_its_looks(
     tokenizer: str, cases: list[Case], tmp_path: Path
 ) -> None:
-    tiny_checkpoint(tokenizer, traits={}, gamma=0.0).save(tmp_path / "ckpt.pt")
-    export_bundle(tmp_path / "ckpt.pt", tmp_path / "bundle", gates=False)
+    tiny_checkpoint(tokenizer, concepts={}, gamma=0.0).save(tmp_path / "ckpt.pt")
+    export_bundle(tmp_path / "ckpt.pt", tmp_path / "bundle", check_precision=False)
     with Searcher(tmp_path / "bundle", tmp_path / "cases.skinret") as searcher:
         searcher.add(cases[:5])
         results = searcher.query(cases[3].image, gamma=0)
         assert results[0].case_id == cases[3].case_id
         assert results[0].score == pytest.approx(1, abs=1e-5)
         for hit in results:
-            assert hit.score == pytest.approx(0.6 * hit.local + 0.4 * hit.global_, abs=1e-9)
-            assert hit.agreement is None and hit.traits == {}
-        assert "agreement" not in str(results)
+            assert hit.score == pytest.approx(
+                0.6 * hit.local_similarity + 0.4 * hit.global_similarity, abs=1e-9
+            )
+            assert hit.concept_similarity is None and hit.concepts == {}
+        assert "concepts" not in str(results)
         assert searcher.query(cases[3].image).gamma == 0
-        with pytest.raises(InputError, match="reads no traits") as caught:
+        with pytest.raises(InputError, match="predicts no concepts") as caught:
             searcher.query(cases[3].image, gamma=0.5)
         assert caught.value.code == "gamma-range"
 
@@ -254,16 +257,16 @@ def test_cases_are_read_while_others_are_encoded(
             ninth.set()
         return decode(source, **options)
 
-    monkeypatch.setattr("skinret_infer.searcher.decode", reading)
+    monkeypatch.setattr("skinret_infer.indexing.decode", reading)
     with Searcher(bundle, tmp_path / "new") as searcher:
-        engine = searcher._writer()
-        describe = engine.describe
+        engine = searcher._encoder.archive_engine
+        embed = engine.embed
 
         def encoding(*given: object) -> np.ndarray:
             together.append(ninth.wait(30))
-            return describe(*given)
+            return embed(*given)
 
-        monkeypatch.setattr(engine, "describe", encoding)
+        monkeypatch.setattr(engine, "embed", encoding)
         assert searcher.add(cases[:20]).added == [case.case_id for case in cases[:20]]
     assert together == [True, True, True]
 
@@ -273,7 +276,7 @@ def test_an_image_that_is_open_may_be_that_of_many_cases(
 ) -> None:
     with Image.open(cases[0].image) as opened, Searcher(bundle, tmp_path / "new") as searcher:
         searcher.add([Case(f"{n:02}", opened) for n in range(12)] + [Case("by path", cases[0].image)])
-        stored = searcher._archive.stored([f"{n:02}" for n in range(12)] + ["by path"])
+        stored = searcher._store.get_with_descriptors([f"{n:02}" for n in range(12)] + ["by path"])
     assert len({record.image_sha256 for record, _ in stored.values()}) == 1
 
 
@@ -284,14 +287,14 @@ def test_an_image_that_is_open_may_be_that_of_many_cases(
 def encoded(searcher: Searcher, monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """How many texts each call of the text encoder was given, and how long they were padded."""
     calls: list[int] = []
-    real = searcher._engine.encode_text
+    real = searcher._encoder.engine.encode_text
 
     def counting(ids: np.ndarray, mask: np.ndarray) -> np.ndarray:
         calls.append(len(ids))
         assert ids.shape == mask.shape and ids.shape[1] % 4 == 0
         return real(ids, mask)
 
-    monkeypatch.setattr(searcher._engine, "encode_text", counting)
+    monkeypatch.setattr(searcher._encoder.engine, "encode_text", counting)
     return calls
 
 
@@ -318,12 +321,12 @@ def test_words_seen_before_are_not_encoded_again(
 def test_the_words_not_used_for_longest_are_forgotten_first(
     searcher: Searcher, cases: list[Case], encoded: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(searcher_module, "_TEXTS_KEPT", 2)
+    monkeypatch.setattr(encoder, "_CACHED_TEXTS", 2)
     for text, calls in (("typical", 1), ("atypical", 2), ("typical", 2), ("absent", 3), ("typical", 3)):
         searcher.query(cases[50].image, text)
         assert len(encoded) == calls, text
     searcher.query(cases[50].image, "atypical")
-    assert len(encoded) == 4 and len(searcher._seen) == 2
+    assert len(encoded) == 4 and len(searcher._encoder._texts) == 2
 
 
 def test_warnings_come_again_for_words_seen_before(
@@ -354,7 +357,7 @@ def test_a_batch_of_seen_new_long_and_no_words_answers_as_single_queries(
 def test_two_searchers_and_eight_threads_give_the_answers_of_one(
     bundle: Path, archive: Path, cases: list[Case], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(searcher_module, "_TEXTS_KEPT", 3)  # words are forgotten all the while
+    monkeypatch.setattr(encoder, "_CACHED_TEXTS", 3)  # words are forgotten all the while
     asked = [(case.image, text) for case in cases[40:46] for text in (WORDS, None, f"{case.group} streaks")]
     with Searcher(bundle, archive) as one:
         expected = [hits(one.query(*query)) for query in asked]
@@ -394,13 +397,13 @@ def test_a_text_encoder_that_fails_fails_the_query_and_is_asked_again(
     searcher: Searcher, cases: list[Case], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     expected = hits(searcher.query(cases[50].image, "absent"))
-    searcher._seen.clear()
+    searcher._encoder._texts.clear()
 
     def fail(*_: object) -> None:
         raise RuntimeUnavailable("the card has no memory left", code="gpu-memory")
 
     with monkeypatch.context() as broken:
-        broken.setattr(searcher._engine, "encode_text", fail)
+        broken.setattr(searcher._encoder.engine, "encode_text", fail)
         for _ in range(6):
             with pytest.raises(RuntimeUnavailable, match="no memory"):
                 searcher.query(cases[50].image, "absent")

@@ -40,7 +40,7 @@ def use(searcher: Searcher, case: Case, own: str) -> list[Any]:
     alone, worded = (searcher.query(case.image, text, k=3, where=groups) for text in (None, WORDS))
     report = searcher.add([Case(own, case.image, diagnosis=own)])
     again = searcher.query(case.image, k=1, where={"diagnosis": own})
-    evidence = worded[0].evidence(case=False)
+    evidence = worded[0].evidence(with_case=False)
     removed = searcher.remove([own])
     return [
         [hit.case_id for hit in alone],
@@ -109,7 +109,7 @@ def test_a_forked_child_goes_on_with_the_searcher_of_its_parent(
         def work() -> list[Any]:
             found = use(searcher, cases[0], f"child-{os.getpid()}")
             if before:  # results of the parent have their evidence in the child
-                found.append(before[0].evidence(case=False).case_id == before[0].case_id)
+                found.append(before[0].evidence(with_case=False).case_id == before[0].case_id)
             ran = searcher.runtime
             searcher.close()
             return [found, ran]
@@ -183,7 +183,7 @@ def test_a_fork_in_the_middle_of_a_transaction_is_told_in_the_child(
         inside, over = threading.Event(), threading.Event()
 
         def long_read() -> None:
-            with searcher._archive.snapshot():  # type: ignore[attr-defined]
+            with searcher._store.snapshot():  # type: ignore[attr-defined]
                 inside.set()
                 over.wait(LIMIT)
 
@@ -212,7 +212,7 @@ def test_a_card_that_the_parent_opened_is_refused_in_the_child_and_kept_in_the_p
 ) -> None:
     """CUDA does not cross a fork. Here the CPU's engine stands for a card's: it has the name alone."""
     with Searcher(bundle, own, runtime="onnxruntime-cpu") as searcher:
-        searcher._engine.name = name
+        searcher._encoder.engine.name = name
 
         def work() -> str:
             try:
@@ -236,7 +236,7 @@ def test_a_fork_while_an_engine_is_built_holds_nobody_up(tmp_path: Path) -> None
         return b"built"
 
     def built(name: str, build: Callable[[], bytes] = lambda: b"") -> str:
-        return bytes(cached(tmp_path / name, key, build, say=lambda _: None)).decode()
+        return bytes(cached(tmp_path / name, key, build, notify=lambda _: None)).decode()
 
     thread = threading.Thread(target=built, args=["a.engine", slow])
     thread.start()

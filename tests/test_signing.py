@@ -19,7 +19,7 @@ from cryptography.hazmat.primitives.asymmetric import ed448, rsa, x25519
 
 from skinret_export.cli import main as export_main
 from skinret_infer import BundleError, Case, Searcher, SkinretError
-from skinret_infer._files import whole_folder
+from skinret_infer._files import atomic_folder
 from skinret_infer.bundle import Bundle
 from skinret_infer.cli.bundle import PASSPHRASE
 from skinret_infer.cli.bundle import bundle as bundle_group
@@ -112,7 +112,7 @@ def test_the_environment_names_the_key_for_all_who_load(
         ["query", "{bundle}", "{archive}", "--image", "{image}"],
         ["index", "{bundle}", "new.skinret", "{data}"],
         ["evaluate", "{bundle}", "{archive}", "{data}"],
-        ["gate", "{bundle}", "{data}", "--runtime", "openvino", "--precision", "bf16"],
+        ["validate-precision", "{bundle}", "{data}", "--runtime", "openvino", "--precision", "bf16"],
         ["doctor", "{bundle}"],
         ["export", "{bundle}", "--engine", "tensorrt"],
     ],
@@ -252,7 +252,7 @@ def test_a_manifest_written_anew_needs_a_new_signature(signed: Path, keys: Path)
 
 
 def test_a_bundle_written_over_a_signed_one_has_no_signature(bundle: Path, signed: Path, keys: Path) -> None:
-    with whole_folder(signed) as folder:  # as skinret-export writes
+    with atomic_folder(signed) as folder:  # as skinret-export writes
         shutil.copytree(bundle, folder, dirs_exist_ok=True)
     _refusal(signed, keys / "a.pub", "bundle-unsigned")
 

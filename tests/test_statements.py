@@ -8,8 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from skinret_infer import Case
+from skinret_infer.checklist import DERM7PT_PHRASES, DERM7PT_VALUES
 from skinret_infer.statements import compare
-from skinret_infer.text import DERM7PT_PHRASES, DERM7PT_VALUES, describe
+from skinret_infer.text import attributes_to_text
 
 QUICK = settings(max_examples=100, deadline=None, derandomize=True, database=None)
 CASE = {
@@ -278,7 +279,7 @@ def test_a_case_with_several_values_differs_from_none_of_them() -> None:
 def test_the_words_of_a_case_are_shared_by_it_in_full(cases: list[Case]) -> None:
     for case in cases:
         shared, differing = compare(
-            describe(case.attributes, DERM7PT_PHRASES), case.attributes, DERM7PT_PHRASES
+            attributes_to_text(case.attributes, DERM7PT_PHRASES), case.attributes, DERM7PT_PHRASES
         )
         assert shared == {
             name: case.attributes[name] for name in DERM7PT_PHRASES if case.attributes.get(name)
@@ -289,7 +290,7 @@ def test_the_words_of_a_case_are_shared_by_it_in_full(cases: list[Case]) -> None
 def test_the_words_of_a_case_differ_from_another_where_the_values_do(cases: list[Case]) -> None:
     for one, other in itertools.pairwise(cases):
         shared, differing = compare(
-            describe(one.attributes, DERM7PT_PHRASES), other.attributes, DERM7PT_PHRASES
+            attributes_to_text(one.attributes, DERM7PT_PHRASES), other.attributes, DERM7PT_PHRASES
         )
         both = [n for n in DERM7PT_PHRASES if one.attributes.get(n) and other.attributes.get(n)]
         assert set(shared) == {n for n in both if one.attributes[n] == other.attributes[n]}

@@ -22,10 +22,13 @@ from onnx import TensorProto
 from skinret_export.build_engines import build_engines
 from skinret_export.fp16 import write_fp16
 from skinret_export.portable import OPERATORS, check_portable
-from skinret_infer.bundle import GRAPHS, Bundle, file_sha256, graph_file
+from skinret_infer._files import file_sha256
+from skinret_infer.bundle import GRAPHS, Bundle, graph_file
 from skinret_infer.descriptor import COMPOSED, LEVELS
-from skinret_infer.engines import open_engine, tensorrt
+from skinret_infer.engines import tensorrt
+from skinret_infer.engines.base import as_levels
 from skinret_infer.engines.cache import cache_folder, cached, drop, engine_path
+from skinret_infer.engines.registry import open_engine
 from skinret_infer.engines.tensorrt import Target, TensorRT
 from skinret_infer.errors import BundleError, InputError, ParityError, RuntimeUnavailable
 
@@ -43,15 +46,15 @@ KEY = {name: name for name in _NAMES}
 
 def test_an_engine_is_built_once(tmp_path: Path) -> None:
     path, said = engine_path(tmp_path / "new", KEY), []
-    assert cached(path, KEY, lambda: b"engine", say=said.append) == b"engine"
-    assert cached(path, KEY, pytest.fail, say=said.append) == b"engine"
+    assert cached(path, KEY, lambda: b"engine", notify=said.append) == b"engine"
+    assert cached(path, KEY, pytest.fail, notify=said.append) == b"engine"
     assert said == []
 
 
 def test_a_kept_engine_is_mapped_where_a_runtime_may_use_it_as_it_lies(tmp_path: Path) -> None:
     path, engine = engine_path(tmp_path, KEY), bytes(range(256)) * 100
     for build in (lambda: engine, pytest.fail):
-        found = cached(path, KEY, build, say=pytest.fail)
+        found = cached(path, KEY, build, notify=pytest.fail)
         assert isinstance(found, memoryview) and found.readonly
         assert np.frombuffer(found, np.uint8).ctypes.data % 64 == 0
         drop(found)
@@ -81,11 +84,11 @@ def test_a_kept_engine_is_mapped_where_a_runtime_may_use_it_as_it_lies(tmp_path:
 )
 def test_an_engine_that_is_not_what_it_should_be_is_rebuilt(tmp_path: Path, damage, words) -> None:
     path, said = engine_path(tmp_path, KEY), []
-    cached(path, KEY, lambda: b"the engine of old", say=said.append)
+    cached(path, KEY, lambda: b"the engine of old", notify=said.append)
     path.write_bytes(damage(path.read_bytes()))
-    assert cached(path, KEY, lambda: b"the new", say=said.append) == b"the new"
+    assert cached(path, KEY, lambda: b"the new", notify=said.append) == b"the new"
     assert len(said) == 1 and words in said[0] and "built again" in said[0]
-    assert cached(path, KEY, pytest.fail, say=said.append) == b"the new"
+    assert cached(path, KEY, pytest.fail, notify=said.append) == b"the new"
 
 
 def test_a_cache_that_cannot_be_written_costs_time_not_answers(
@@ -93,10 +96,10 @@ def test_a_cache_that_cannot_be_written_costs_time_not_answers(
 ) -> None:
     (tmp_path / "file").touch()
     path = engine_path(tmp_path / "file", KEY)
-    assert cached(path, KEY, lambda: b"engine", say=pytest.fail) == b"engine"
+    assert cached(path, KEY, lambda: b"engine", notify=pytest.fail) == b"engine"
     assert "cannot be written" in caplog.text and "SKINRET_CACHE" in caplog.text
     with pytest.raises(RuntimeUnavailable, match="cannot be written") as caught:
-        cached(path, KEY, pytest.fail, say=pytest.fail, required=True)
+        cached(path, KEY, pytest.fail, notify=pytest.fail, required=True)
     assert caught.value.code == "engine-cache"
 
 
@@ -109,7 +112,7 @@ from skinret_infer.engines.cache import cached
 def build():
     time.sleep(1)
     return str(os.getpid()).encode()
-print(bytes(cached(Path({str(tmp_path)!r}) / "e.engine", {KEY!r}, build, say=print)).decode())
+print(bytes(cached(Path({str(tmp_path)!r}) / "e.engine", {KEY!r}, build, notify=print)).decode())
 """
     both = [
         subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True) for _ in "ab"
@@ -145,7 +148,7 @@ class Builds:
         """Ask for an engine and return how many have been built so far."""
         tensorrt.load_or_build(
             name, SimpleNamespace(__version__=self.version), bundle or self.bundle, graph, precision,
-            dataclasses.replace(TARGET, **target), cache=self.cache, say=lambda _: None,
+            dataclasses.replace(TARGET, **target), cache=self.cache, notify=lambda _: None,
         )  # fmt: skip
         return self.count
 
@@ -236,7 +239,7 @@ def test_full_size_graphs_parse_and_build(full_bundle: Path, graph: str, precisi
 @rtx
 def test_engines_are_built_ahead_and_found_again(bundle: Path, tmp_path: Path) -> None:
     said: list[str] = []
-    options = {"capabilities": ["8.6", "8.9"], "cache": tmp_path, "say": said.append}
+    options = {"capabilities": ["8.6", "8.9"], "cache": tmp_path, "notify": said.append}
     paths = build_engines(bundle, "tensorrt-rtx", **options)
     assert len(set(paths)) == 8 and all(path.is_file() for path in paths)
     assert sum("built in" in line for line in said) == 8
@@ -278,10 +281,10 @@ def test_a_build_tells_how_it_goes_and_can_be_stopped(bundle: Path, monkeypatch:
     monkeypatch.setattr(tensorrt, "_QUIET", 0.0)
     model, said = (bundle / "composer.onnx").read_bytes(), []
     trt = tensorrt.load("tensorrt-rtx")
-    tensorrt.build(trt, model, tokens=64, capabilities=["8.6"], what="composer", say=said.append)
+    tensorrt.build(trt, model, tokens=64, capabilities=["8.6"], what="composer", notify=said.append)
     assert said and all(line.startswith("composer: ") for line in said)
     with pytest.raises(KeyboardInterrupt):
-        tensorrt.build(trt, model, tokens=64, capabilities=["8.6"], say=stop)
+        tensorrt.build(trt, model, tokens=64, capabilities=["8.6"], notify=stop)
 
 
 # -- fp16 --
@@ -308,9 +311,9 @@ def test_fp16_keeps_contract_sums_and_values(halved: Bundle) -> None:
         session = ort.InferenceSession(path, providers=["CPUExecutionProvider"])
         inputs = {i.name: feeds[i.name] for i in session.get_inputs()}
         names = [o.name for o in session.get_outputs()]
-        for name, half, whole in zip(
-            names, session.run(names, inputs), cpu.run(graph, inputs, names), strict=True
-        ):
+        expected = cpu.run(graph, inputs, names)
+        for name, half in zip(names, session.run(names, inputs), strict=True):
+            whole = expected[name]
             assert half.dtype == whole.dtype == np.float32 and np.isfinite(half).all()
             assert np.abs(half[:2] - whole[:2]).max() < 5e-3 * np.abs(whole).max(), name
             feeds[name] = whole
@@ -543,12 +546,12 @@ def questions(count: int, tokens: int = 64) -> tuple[np.ndarray, np.ndarray, np.
 
 
 def described(engine, pixels: np.ndarray, words: tuple[np.ndarray, np.ndarray] | None) -> np.ndarray:
-    """Describe by graphs run one at a time."""
+    """Embed by graphs run one at a time."""
     maps = engine.run("visual_encoder", {"pixels": pixels}, LEVELS)
     if words is not None:
-        feeds = dict(zip((*LEVELS, "tokens", "attention_mask"), (*maps, *words), strict=True))
-        maps = engine.run("composer", feeds, COMPOSED)
-    return engine.run("similarity_head", dict(zip(LEVELS, maps, strict=True)), ["descriptor"])[0]
+        feeds = {**maps, "tokens": words[0], "attention_mask": words[1]}
+        maps = as_levels(engine.run("composer", feeds, COMPOSED))
+    return engine.run("similarity_head", maps, ["descriptor"])["descriptor"]
 
 
 @pytest.fixture
@@ -575,17 +578,15 @@ def test_maps_stay_on_the_device_and_give_the_same_descriptor(
         asked.append(1)
         return engine.encode_text(ids, mask), mask
 
-    tokens = cpu.run("text_encoder", {"input_ids": ids, "attention_mask": mask}, ["tokens"])[0]
-    np.testing.assert_allclose(engine.describe(pixels, None), described(cpu, pixels, None), atol=2e-6)
-    np.testing.assert_allclose(
-        engine.describe(pixels, words), described(cpu, pixels, (tokens, mask)), atol=2e-6
-    )
+    tokens = cpu.run("text_encoder", {"input_ids": ids, "attention_mask": mask}, ["tokens"])["tokens"]
+    np.testing.assert_allclose(engine.embed(pixels, None), described(cpu, pixels, None), atol=2e-6)
+    np.testing.assert_allclose(engine.embed(pixels, words), described(cpu, pixels, (tokens, mask)), atol=2e-6)
     assert asked == [1]
     np.testing.assert_allclose(described(engine, pixels, None), described(cpu, pixels, None), atol=2e-6)
     engine.close()
     assert not card.blocks and not card.streams
     with pytest.raises(RuntimeUnavailable, match="closed"):
-        engine.describe(pixels, None)
+        engine.embed(pixels, None)
 
 
 def test_threads_do_not_meet(card: Card, bundle: Path, tmp_path: Path) -> None:
@@ -594,7 +595,7 @@ def test_threads_do_not_meet(card: Card, bundle: Path, tmp_path: Path) -> None:
 
     def ask(question: tuple[np.ndarray, np.ndarray, np.ndarray]) -> np.ndarray:
         pixels, ids, mask = question
-        return engine.describe(pixels, lambda: (engine.encode_text(ids, mask), mask))
+        return engine.embed(pixels, lambda: (engine.encode_text(ids, mask), mask))
 
     alone = [ask(question) for question in asked]
     with ThreadPoolExecutor(4) as pool:
@@ -606,13 +607,13 @@ def test_threads_do_not_meet(card: Card, bundle: Path, tmp_path: Path) -> None:
 
 def test_a_full_card_is_an_error_that_passes(card: Card, bundle: Path, tmp_path: Path) -> None:
     engine, (pixels, _, _) = TensorRT(Bundle.load(bundle), "tensorrt", cache=tmp_path), questions(8)
-    expected = engine.describe(pixels[:1], None)
+    expected = engine.embed(pixels[:1], None)
     card.free, kept = 10_000, card.free
     with pytest.raises(RuntimeUnavailable, match=r"no memory for .* MiB") as caught:
-        engine.describe(pixels, None)
+        engine.embed(pixels, None)
     assert caught.value.code == "gpu-memory" and not card.blocks
     card.free = kept
-    np.testing.assert_array_equal(engine.describe(pixels[:1], None), expected)
+    np.testing.assert_array_equal(engine.embed(pixels[:1], None), expected)
 
 
 def test_an_engine_that_tensorrt_refuses_is_built_again_once(
@@ -621,7 +622,7 @@ def test_an_engine_that_tensorrt_refuses_is_built_again_once(
     said: list[str] = []
     TensorRT(Bundle.load(bundle), "tensorrt", cache=tmp_path).close()
     card.trt.refuse = 1
-    TensorRT(Bundle.load(bundle), "tensorrt", cache=tmp_path, say=said.append).close()
+    TensorRT(Bundle.load(bundle), "tensorrt", cache=tmp_path, notify=said.append).close()
     assert "refused by tensorrt" in said[0] and "visual_encoder: built" in said[-1]
     card.trt.refuse = 2
     with pytest.raises(RuntimeUnavailable, match="refuses to load the engine of visual_encoder"):
@@ -631,7 +632,7 @@ def test_an_engine_that_tensorrt_refuses_is_built_again_once(
 def test_an_array_of_another_type_is_refused(card: Card, bundle: Path, tmp_path: Path) -> None:
     engine = TensorRT(Bundle.load(bundle), "tensorrt", cache=tmp_path)
     with pytest.raises(InputError, match="uint8"):
-        engine.describe(questions(1)[0].astype(np.float32), None)
+        engine.embed(questions(1)[0].astype(np.float32), None)
 
 
 def tokens_of(bundle: Path) -> int:
@@ -652,20 +653,20 @@ def test_a_real_gpu_gives_the_descriptors_of_the_cpu(
     if reason := tensorrt.why_not(name):
         pytest.skip(reason)
     n = tokens_of(halved.path)
-    engine = TensorRT(halved, name, precision, cache=tmp_path, say=print)
+    engine = TensorRT(halved, name, precision, cache=tmp_path, notify=print)
     cpu = open_engine(halved, "onnxruntime-cpu")
     asked = [questions(count, tokens=n) for count in (1, 5, 70, 1)]
 
     def ask(question: tuple[np.ndarray, np.ndarray, np.ndarray]) -> np.ndarray:
         pixels, ids, mask = question
-        return engine.describe(pixels, lambda: (engine.encode_text(ids, mask), mask))
+        return engine.embed(pixels, lambda: (engine.encode_text(ids, mask), mask))
 
     with ThreadPoolExecutor(3) as pool:
         for (pixels, ids, mask), found in zip(asked * 2, pool.map(ask, asked * 2), strict=True):
-            tokens = cpu.run("text_encoder", {"input_ids": ids, "attention_mask": mask}, ["tokens"])[0]
+            tokens = cpu.run("text_encoder", {"input_ids": ids, "attention_mask": mask}, ["tokens"])["tokens"]
             expected = described(cpu, pixels, (tokens, mask))
             assert np.abs(found - expected).max() < (1e-4 if precision == "fp32" else 1e-2)
     engine.close()
-    again = TensorRT(halved, name, precision, cache=tmp_path, say=pytest.fail)
-    assert again.describe(asked[0][0], None).shape == (1, halved.manifest.layout.length)
+    again = TensorRT(halved, name, precision, cache=tmp_path, notify=pytest.fail)
+    assert again.embed(asked[0][0], None).shape == (1, halved.manifest.layout.length)
     again.close()

@@ -8,15 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from skinret_infer import Case
+from skinret_infer.checklist import DERM7PT_PHRASES
 from skinret_infer.errors import BundleError, InputError
-from skinret_infer.text import (
-    DERM7PT_PHRASES,
-    TextEncoderInput,
-    TextRecipe,
-    check_text,
-    describe,
-    phrases_of,
-)
+from skinret_infer.text import TextEncoderInput, TextRecipe, attributes_to_text, check_text, phrases_of
 
 RECIPE = TextRecipe()
 GIVEAWAYS = {
@@ -48,38 +42,38 @@ def test_attributes_are_said_in_the_order_of_the_table_whatever_theirs() -> None
     said = ["atypical pigment network", "irregular streaks", "flat lesion", "female patient"]
     assert phrases_of(attributes, DERM7PT_PHRASES) == said
     assert phrases_of(dict(reversed(attributes.items())), DERM7PT_PHRASES) == said
-    assert describe(attributes, DERM7PT_PHRASES) == ", ".join(said)
+    assert attributes_to_text(attributes, DERM7PT_PHRASES) == ", ".join(said)
 
 
 def test_every_column_has_its_own_words() -> None:
     full = {name: f"w{n}" for n, name in enumerate(DERM7PT_PHRASES)}
-    assert describe(full, DERM7PT_PHRASES) == (
+    assert attributes_to_text(full, DERM7PT_PHRASES) == (
         "w0 pigment network, w1 streaks, w2 pigmentation, w3 regression structures, w4 dots and globules, "
         "w5 blue-whitish veil, w6 vascular structures, w7 lesion, w8 location, w9 patient"
     )
 
 
 def test_of_what_is_present_only_the_thing_is_said() -> None:
-    assert describe({"blue_whitish_veil": "present"}, DERM7PT_PHRASES) == "blue-whitish veil"
-    assert describe({"blue_whitish_veil": "absent"}, DERM7PT_PHRASES) == "absent blue-whitish veil"
+    assert attributes_to_text({"blue_whitish_veil": "present"}, DERM7PT_PHRASES) == "blue-whitish veil"
+    assert attributes_to_text({"blue_whitish_veil": "absent"}, DERM7PT_PHRASES) == "absent blue-whitish veil"
     both = {"blue_whitish_veil": "present", "streaks": "present"}
-    assert describe(both, DERM7PT_PHRASES) == "streaks, blue-whitish veil"
+    assert attributes_to_text(both, DERM7PT_PHRASES) == "streaks, blue-whitish veil"
 
 
 def test_what_is_not_known_is_not_said() -> None:
-    assert describe({}, DERM7PT_PHRASES) == ""
-    assert describe({"streaks": "", "sex": None}, DERM7PT_PHRASES) == ""
-    assert describe({"streaks": "", "sex": "male"}, DERM7PT_PHRASES) == "male patient"
-    assert describe({"age": "63", "camera": "X"}, DERM7PT_PHRASES) == ""
+    assert attributes_to_text({}, DERM7PT_PHRASES) == ""
+    assert attributes_to_text({"streaks": "", "sex": None}, DERM7PT_PHRASES) == ""
+    assert attributes_to_text({"streaks": "", "sex": "male"}, DERM7PT_PHRASES) == "male patient"
+    assert attributes_to_text({"age": "63", "camera": "X"}, DERM7PT_PHRASES) == ""
 
 
 def test_braces_in_an_attribute_are_only_text() -> None:
-    assert describe({"location": "{0} {x}"}, DERM7PT_PHRASES) == "{0} {x} location"
+    assert attributes_to_text({"location": "{0} {x}"}, DERM7PT_PHRASES) == "{0} {x} location"
 
 
 def test_nothing_that_gives_the_answer_away_is_ever_said() -> None:
-    assert describe(GIVEAWAYS, DERM7PT_PHRASES) == ""
-    assert describe(GIVEAWAYS | {"streaks": "regular"}, DERM7PT_PHRASES) == "regular streaks"
+    assert attributes_to_text(GIVEAWAYS, DERM7PT_PHRASES) == ""
+    assert attributes_to_text(GIVEAWAYS | {"streaks": "regular"}, DERM7PT_PHRASES) == "regular streaks"
     assert not GIVEAWAYS.keys() & DERM7PT_PHRASES.keys()
 
 
@@ -94,7 +88,7 @@ def test_words_come_from_the_ten_columns_alone(attributes: dict[str, str]) -> No
 
 
 @pytest.mark.parametrize("text", [None, "", " ", "\t\n  \r\n", "\u00a0\u2003"], ids=repr)
-def test_no_words_mean_a_query_by_image_alone(text: str | None) -> None:
+def test_no_words_mean_a_query_by_image_only(text: str | None) -> None:
     assert check_text(text, RECIPE) == ""
 
 
@@ -185,7 +179,7 @@ def test_capitals_and_accents_do_not_change_the_tokens(read: TextEncoderInput) -
 
 
 def test_a_full_checklist_fits_without_a_warning(read: TextEncoderInput, cases: list[Case]) -> None:
-    texts = [describe(case.attributes, DERM7PT_PHRASES) for case in cases]
+    texts = [attributes_to_text(case.attributes, DERM7PT_PHRASES) for case in cases]
     assert all(len(case.attributes) == len(DERM7PT_PHRASES) for case in cases)
     assert [check_text(text, RECIPE) for text in texts] == texts
     ids, mask, warnings = read(texts)

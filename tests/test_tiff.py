@@ -196,7 +196,7 @@ def test_a_channel_without_a_meaning_is_transparency_and_a_warning() -> None:
     samples = np.concatenate([PICTURE, np.full_like(GREY, 255)], axis=2)
     said: list[Any] = []
     np.testing.assert_array_equal(decode(tiff(samples, 8, 2), warnings=said), PICTURE)
-    assert [remark.code for remark in said] == ["image-colour"]
+    assert [warning.code for warning in said] == ["image-colour"]
 
 
 @pytest.mark.parametrize("bits", [1, 2, 4, 8])
@@ -268,7 +268,7 @@ def test_pixels_of_other_kinds_are_refused_by_name(said: str, bits: int, tags: d
 def test_32_bits_that_hold_16_are_taken_with_a_warning() -> None:
     said: list[Any] = []
     pixels = decode(tiff(_deep(GREY, 16), 32, 1), warnings=said)
-    assert (pixels == GREY).all() and [remark.code for remark in said] == ["image-depth"]
+    assert (pixels == GREY).all() and [warning.code for warning in said] == ["image-depth"]
 
 
 @pytest.mark.parametrize(
@@ -333,7 +333,7 @@ def test_an_orientation_that_cannot_be_read_is_a_warning(kind: int) -> None:
         np.testing.assert_array_equal(
             decode(tiff(PICTURE, 8, 2, tags={274: (kind, value)}), warnings=said), PICTURE
         )
-        assert [remark.code for remark in said] == ["image-orientation"]
+        assert [warning.code for warning in said] == ["image-orientation"]
 
 
 def test_directories_in_a_circle_are_one_picture() -> None:
@@ -432,14 +432,14 @@ def test_colours_named_without_a_profile_are_a_warning() -> None:
     ):
         said: list[Any] = []
         np.testing.assert_array_equal(decode(tiff(PICTURE, 8, 2, tags=tags), warnings=said), PICTURE)
-        assert [remark.code for remark in said] == ["image-colour"] * count
+        assert [warning.code for warning in said] == ["image-colour"] * count
 
 
 def test_a_tiff_that_names_no_colours_is_taken_for_what_it_looks_like_with_a_warning() -> None:
     for samples in (PICTURE, GREY):
         said: list[Any] = []
         pixels = decode(tiff(samples, 8, 2, tags={262: (0, [])}), warnings=said)
-        assert (pixels == samples).all() and [remark.code for remark in said] == ["image-colour"]
+        assert (pixels == samples).all() and [warning.code for warning in said] == ["image-colour"]
 
 
 def test_damaged_bytes_of_any_layout_give_an_input_error_or_a_picture() -> None:

@@ -8,11 +8,12 @@ import pytest
 from click.testing import CliRunner
 
 from skinret_infer import Case, InputError, Searcher, SkinretError
+from skinret_infer.archive import maintenance
 from skinret_infer.archive.archive import Archive
 from skinret_infer.cli.main import main
 from skinret_infer.errors import AuditError
 from skinret_infer.imaging.decode import decode
-from skinret_infer.imaging.recipe import digest
+from skinret_infer.imaging.recipe import pixel_sha256
 from skinret_infer.trust.audit import AuditLog, verify
 
 WORDS = "atypical pigment network, irregular streaks, zyzzyva"
@@ -40,8 +41,8 @@ def test_a_query_leaves_a_record_of_what_ran_and_what_was_found(
     assert record["context"] == {"user": "4711", "ward": None}
     assert (record["time"], record["request_id"]) == (results.time, results.request_id)
     assert record["hashes"] == results.hashes
-    assert results.hashes["image"] == digest(decode(cases[50].image))
-    assert set(results.hashes) == {"image", "words", "bundle", "archive"}
+    assert results.hashes["image"] == pixel_sha256(decode(cases[50].image))
+    assert set(results.hashes) == {"image", "text", "bundle", "archive"}
     assert record["package"].startswith("skinret-infer ") and record["model"] == results.model
     assert (record["runtime"], record["precision"]) == (results.runtime, results.precision)
     assert (record["k"], record["beta"], record["exclude"]) == (3, 0.3, ["7"])
@@ -75,7 +76,7 @@ def test_a_query_that_fails_is_recorded_too(
         with pytest.raises(SkinretError):
             searcher.query_batch([(cases[50].image, WORDS), (tmp_path / "Jane Doe.jpg", WORDS)])
     assert len(records(log)) == 7 and "Jane" not in log.read_text("ascii")
-    assert records(log)[-2]["hashes"]["image"] == digest(decode(cases[50].image))
+    assert records(log)[-2]["hashes"]["image"] == pixel_sha256(decode(cases[50].image))
     assert not verify(log).faults
 
 
@@ -137,10 +138,10 @@ def test_the_state_of_an_archive_names_what_it_held(bundle: Path, cases: list[Ca
         searcher.add(cases[2:3])  # is there already
         searcher.remove(["none such"])
         assert searcher.query(cases[50].image).hashes["archive"] == seen[-1]
-    with_copy = Archive.existing(path)
-    with_copy.backup(tmp_path / "copy.skinret")
-    with_copy.compact()
-    assert with_copy.state == seen[-1] == Archive.existing(tmp_path / "copy.skinret").state
+    with_copy = Archive.open(path)
+    maintenance.backup(with_copy, tmp_path / "copy.skinret")
+    maintenance.compact(with_copy)
+    assert with_copy.state == seen[-1] == Archive.open(tmp_path / "copy.skinret").state
     with_copy.close()
 
 

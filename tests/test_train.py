@@ -25,13 +25,13 @@ from transformers import (
 
 from skinret_export.demo import write_small_tokenizer
 from skinret_infer import Case, InputError
-from skinret_infer.cases import CaseTable
 from skinret_infer.imaging.recipe import ImageRecipe
+from skinret_infer.tables import CaseTable
 from skinret_infer.text import TextRecipe
 from skinret_training import cli
 from skinret_training.checkpoint import Checkpoint
 from skinret_training.data import Dataset, load_dataset, split, text_views
-from skinret_training.loss import UNKNOWN, read_loss
+from skinret_training.loss import UNKNOWN, concept_loss
 from skinret_training.model import Skinret, last_depth, load_pretrained, symmetry, turned_back
 from skinret_training.train import PAPER, TrainConfig, _figures, train
 
@@ -131,7 +131,7 @@ def test_training_takes_no_more_threads_than_the_process_may_use(
     weights: Path, cases: list[Case], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = torch.get_num_threads()
-    monkeypatch.setattr("skinret_training.train.usable_cpus", lambda: 1)
+    monkeypatch.setattr("skinret_training.train.available_cpus", lambda: 1)
     torch.set_num_threads(2)
     try:
         train(CaseTable(cases, []), config(weights, epochs=1), cache=tmp_path, quiet=True)
@@ -395,8 +395,8 @@ def test_labels_that_are_not_known_are_not_asked() -> None:
     known = torch.tensor([[0, 1], [2, 0], [1, UNKNOWN], [0, UNKNOWN]])
     first = logits[0].log_softmax(1)[range(4), known[:, 0]].mean()
     second = logits[1][:2].log_softmax(1)[[0, 1], [1, 0]].mean()
-    assert torch.isclose(read_loss(logits, known), -(first + second) / 2)
-    assert read_loss(logits, torch.full((4, 2), UNKNOWN)) == 0
+    assert torch.isclose(concept_loss(logits, known), -(first + second) / 2)
+    assert concept_loss(logits, torch.full((4, 2), UNKNOWN)) == 0
 
 
 def test_a_model_reads_the_group_and_the_criteria_that_tell_cases_apart(
@@ -407,14 +407,14 @@ def test_a_model_reads_the_group_and_the_criteria_that_tell_cases_apart(
     table = CaseTable(alike, [])
     options = {"epochs": 1, "fold": 0, "gamma": 0.4}
     trained = train(table, config(weights, **options), cache=tmp_path, quiet=True).checkpoint
-    names = list(trained.config.traits)
+    names = list(trained.config.concepts)
     assert names[0] == "group" and "streaks" not in names and "pigment_network" in names
-    assert trained.config.traits["group"] == ["bkl", "mel", "nevus"]
+    assert trained.config.concepts["group"] == ["bkl", "mel", "nevus"]
     assert trained.config.gamma == 0.4
     layout = trained.model().similarity_head.layout
-    assert layout.traits == tuple(len(values) for values in trained.config.traits.values())
+    assert layout.concepts == tuple(len(values) for values in trained.config.concepts.values())
     mute = train(table, config(weights, **options, group_weight=0.0), cache=tmp_path, quiet=True).checkpoint
-    assert mute.config.traits == {} and mute.config.gamma == 0
+    assert mute.config.concepts == {} and mute.config.gamma == 0
 
 
 def test_the_papers_settings_are_one_flag_away_and_each_can_still_be_given(

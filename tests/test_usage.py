@@ -40,7 +40,7 @@ def test_skinret_export_takes_a_checkpoint_alone(checkpoint: Path, tmp_path: Pat
     )
     assert done.returncode == 0, done.stderr
     assert {path.name for path in tmp_path.iterdir()} == {"ckpt.pt", "ckpt"}
-    assert Bundle.load(tmp_path / "ckpt").manifest.gates  # lower precisions were measured
+    assert Bundle.load(tmp_path / "ckpt").manifest.precision_checks  # lower precisions were measured
     for line in ("the bundle is ckpt", "skinret doctor ckpt", "skinret index ckpt cases.skinret CASES.csv"):
         assert line in done.stderr
     code, said = _export(tmp_path / "ckpt.pt")
@@ -52,7 +52,7 @@ def _path() -> dict[str, str]:
 
 
 def _export(*arguments: object) -> "tuple[int, str]":
-    done = CliRunner().invoke(export_cli.main, [*map(str, arguments), "--no-gate"])
+    done = CliRunner().invoke(export_cli.main, [*map(str, arguments), "--no-check-precision"])
     return done.exit_code, done.stderr
 
 
@@ -95,7 +95,7 @@ def test_a_bundle_is_replaced_where_a_link_leads_and_nothing_is_left_beside_it(
     shutil.copytree(bundle, old)
     (old / "composer.onnx").write_bytes(b"damaged")
     link.symlink_to(old)
-    export_bundle(checkpoint, link, gates=False, overwrite=True)
+    export_bundle(checkpoint, link, check_precision=False, overwrite=True)
     Bundle.load(old)
     assert link.is_symlink()
     assert {path.name for path in tmp_path.iterdir()} == {"models", "current"}
@@ -112,7 +112,7 @@ def test_a_bundle_that_came_first_stays(
             shutil.copytree(bundle, tmp_path / "bundle")
 
     with pytest.raises(InputError, match="exists"):
-        export_bundle(checkpoint, tmp_path / "bundle", gates=False, say=another)
+        export_bundle(checkpoint, tmp_path / "bundle", check_precision=False, notify=another)
     assert (tmp_path / "bundle" / "manifest.json").read_bytes() == (bundle / "manifest.json").read_bytes()
     assert [path.name for path in tmp_path.iterdir()] == ["bundle"]
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from skinret_infer.bundle import GRAPHS, Bundle
 from skinret_infer.engines import tensorrt
-from skinret_infer.engines.base import Say
+from skinret_infer.engines.base import Notify
 from skinret_infer.engines.cache import cache_folder
 from skinret_infer.errors import InputError
 
@@ -17,7 +17,7 @@ def build_engines(
     *,
     capabilities: Sequence[str] | None = None,
     cache: str | Path | None = None,
-    say: Say = lambda _: None,
+    notify: Notify = lambda _: None,
 ) -> list[Path]:
     """Build the engines of the four graphs, unless good ones are there, and return where they are kept.
 
@@ -40,7 +40,7 @@ def build_engines(
     trt, folder = tensorrt.load(name), cache_folder(cache)
     return [
         tensorrt.load_or_build(
-            name, trt, bundle, graph, precision, target, cache=folder, say=say, required=True
+            name, trt, bundle, graph, precision, target, cache=folder, notify=notify, required=True
         )[0]
         for target in targets
         for graph in GRAPHS

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import click
 
-from skinret_infer.cases import read_cases
 from skinret_infer.cli.common import report_errors
 from skinret_infer.engines import tensorrt
 from skinret_infer.errors import SkinretError, printable
+from skinret_infer.tables import read_cases
 from skinret_infer.trust.signing import KEY
 
 from .build_engines import build_engines
@@ -38,7 +38,11 @@ _PATH = click.Path(path_type=Path)
     "[default: drawn ones]",
 )
 @click.option("--fp16", is_flag=True, help="Also write the graphs in fp16, for graphics cards.")
-@click.option("--gate/--no-gate", default=True, help="Measure what lower precisions do to the ranks.")
+@click.option(
+    "--check-precision/--no-check-precision",
+    default=True,
+    help="Measure what lower precisions do to the ranks.",
+)
 @click.option(
     "--overwrite", is_flag=True, help="Put the new bundle in the place of an old one, once it is proven."
 )
@@ -66,7 +70,7 @@ def main(
     images: Path | None,
     cases: Path | None,
     fp16: bool,
-    gate: bool,
+    check_precision: bool,
     overwrite: bool,
     engine: str,
     precision: str,
@@ -99,9 +103,9 @@ def main(
         images=images,
         cases=table.cases if table else (),
         fp16=fp16,
-        gates=gate,
+        check_precision=check_precision,
         overwrite=overwrite,
-        say=_say,
+        notify=_say,
     )
     parity = written.manifest.parity
     _say(
@@ -130,7 +134,7 @@ def _beside(checkpoint: Path) -> Path:
 def _build(
     bundle: Path, engine: str, precision: str, capabilities: Sequence[str], cache: Path | None
 ) -> None:
-    for path in build_engines(bundle, engine, precision, capabilities=capabilities, cache=cache, say=_say):
+    for path in build_engines(bundle, engine, precision, capabilities=capabilities, cache=cache, notify=_say):
         click.echo(path)
 
 

@@ -11,11 +11,12 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processor
 from transformers import BertConfig, BertModel, PreTrainedTokenizerFast, SwinBackbone, SwinConfig
 
 from skinret_infer import Case, InputError, Searcher
-from skinret_infer.cases import CaseTable, read_cases
+from skinret_infer.checklist import DERM7PT_PHRASES
 from skinret_infer.cli.common import report_errors
 from skinret_infer.evaluation.evaluate import evaluate, table
 from skinret_infer.report.figure import draw_results
-from skinret_infer.text import DERM7PT_PHRASES, describe
+from skinret_infer.tables import CaseTable, read_cases
+from skinret_infer.text import attributes_to_text
 from skinret_training.synthetic import write_dataset
 from skinret_training.train import TrainConfig, train
 
@@ -79,7 +80,7 @@ def demo(out: Path, data: Path | None, vision: str, text: str, epochs: int | Non
     trained.checkpoint.save(out / "ckpt.pt")
     minutes, done = trained.checkpoint.metrics["minutes"], trained.checkpoint.metrics["epochs"]
     _say(f"{out / 'ckpt.pt'}: {done} epochs in {minutes:.1f} minutes")
-    export_bundle(out / "ckpt.pt", out / "bundle", overwrite=True, say=lambda s: _say(f"exporting: {s}"))
+    export_bundle(out / "ckpt.pt", out / "bundle", overwrite=True, notify=lambda s: _say(f"exporting: {s}"))
     archive = out / "cases.skinret"
     archive.unlink(missing_ok=True)
     by_id = {case.case_id: case for case in cases.cases}
@@ -90,7 +91,10 @@ def demo(out: Path, data: Path | None, vision: str, text: str, epochs: int | Non
         click.echo(table(evaluate(searcher, held_out)))
         asked = _one_of_each_group(held_out)
         rows = [
-            (case.image, searcher.query(case.image, describe(_findings(case), DERM7PT_PHRASES), k=5))
+            (
+                case.image,
+                searcher.query(case.image, attributes_to_text(_findings(case), DERM7PT_PHRASES), k=5),
+            )
             for case in asked
         ]
         click.echo(f"\nquery: case {asked[0].case_id}, {asked[0].group}: {rows[0][1].text}\n{rows[0][1]}")
@@ -146,7 +150,9 @@ def write_small_tokenizer(folder: Path, cases: Iterable[Case]) -> int:
     words.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
     trainer = trainers.WordPieceTrainer(vocab_size=1000, special_tokens=special, show_progress=False)
-    words.train_from_iterator((describe(case.attributes, DERM7PT_PHRASES) for case in cases), trainer)
+    words.train_from_iterator(
+        (attributes_to_text(case.attributes, DERM7PT_PHRASES) for case in cases), trainer
+    )
     words.post_processor = processors.BertProcessing(("[SEP]", 3), ("[CLS]", 2))
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=words,

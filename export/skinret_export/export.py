@@ -13,25 +13,22 @@ import numpy as np
 import onnx
 import torch
 
-from skinret_infer._files import whole_file, whole_folder
-from skinret_infer.bundle import (
-    FILES,
-    GRAPHS,
-    SCHEMA,
-    TRAITS,
-    Bundle,
-    Level,
-    Manifest,
-    file_sha256,
-    graph_file,
-)
+from skinret_infer._files import atomic_folder, atomic_write, file_sha256
+from skinret_infer.bundle import CONCEPT_HEAD, FILES, GRAPHS, SCHEMA, Bundle, Level, Manifest, graph_file
 from skinret_infer.cases import Case
-from skinret_infer.engines import available, open_engine, precisions, usable_cpus
+from skinret_infer.engines.cpus import available_cpus
+from skinret_infer.engines.registry import RUNTIMES, open_engine, precisions, why_not
 from skinret_infer.errors import InputError, ParityError
-from skinret_infer.evaluation import precision as gate
+from skinret_infer.evaluation.precision import (
+    MIN_QUERIES,
+    ValidationSet,
+    format_record,
+    make_validation_set,
+    validate_precision,
+)
 from skinret_infer.imaging.decode import decode
-from skinret_infer.imaging.recipe import prepare
-from skinret_infer.text import TextEncoderInput, describe
+from skinret_infer.imaging.recipe import preprocess
+from skinret_infer.text import TextEncoderInput, attributes_to_text
 from skinret_infer.trust.signing import SIGNATURE
 from skinret_training.checkpoint import Checkpoint
 from skinret_training.model import Skinret
@@ -43,7 +40,7 @@ from .parity import judge, measure
 from .portable import check_portable
 
 MIN_IMAGES = 64
-_PARTS = {*FILES, TRAITS, *(graph_file(name, "fp16") for name in GRAPHS), "manifest.json", SIGNATURE}
+_PARTS = {*FILES, CONCEPT_HEAD, *(graph_file(name, "fp16") for name in GRAPHS), "manifest.json", SIGNATURE}
 _LITTER = {".DS_Store", "Thumbs.db", "desktop.ini"}  # of file managers
 _PACKAGES = ("torch", "transformers", "onnx", "onnxscript", "onnxruntime", "numpy")
 
@@ -55,16 +52,16 @@ def export_bundle(
     images: str | Path | None = None,
     cases: Sequence[Case] = (),
     fp16: bool = False,
-    gates: bool = True,
+    check_precision: bool = True,
     overwrite: bool = False,
-    say: Callable[[str], None] = lambda _: None,
+    notify: Callable[[str], None] = lambda _: None,
 ) -> Bundle:
     """Export a checkpoint to a bundle folder and prove it against PyTorch.
 
     images : a folder of at least 64 images to prove it on; None draws them.
-    cases : at least 200 with words, on which lower precisions are measured (gate.py); none draws them.
+    cases : at least 200 with words, on which lower precisions are measured; none draws them.
     fp16 : also write the graphs in fp16, for graphics cards; half as much again on the disk.
-    gates : measure the lower precisions of the runtimes that are installed here.
+    check_precision : measure the lower precisions of the runtimes that are installed here.
     overwrite : replace a bundle that is there, once the new one is proven; nothing but a bundle is replaced.
     say : told of each step.
 
@@ -75,43 +72,43 @@ def export_bundle(
     out = Path(out)
     _check_out(out, overwrite)
     out = out.resolve() if out.is_symlink() else out  # the folder is replaced, and the link stays
-    torch.set_num_threads(min(torch.get_num_threads(), usable_cpus()))  # it does not know of quotas
+    torch.set_num_threads(min(torch.get_num_threads(), available_cpus()))  # it does not know of quotas
     loaded = Checkpoint.load(checkpoint)
     probe = make_probe(loaded, images)
     model = loaded.model()
     report_path = out.with_name(out.name + ".parity.json")
     report: dict[str, Any] = {}
-    with _can_write(out), whole_folder(out) as folder:
+    with _can_write(out), atomic_folder(out) as folder:
         try:
             for name, spec in graph_specs(model, loaded.text.length).items():
-                say(f"{name}.onnx")
+                notify(f"{name}.onnx")
                 write_graph(spec, folder / f"{name}.onnx")
                 check_graph(folder / f"{name}.onnx", spec)
             (folder / "tokenizer.json").write_text(loaded.tokenizer, "utf-8")
-            if model.config.traits:
-                np.save(folder / TRAITS, model.similarity_head.reading().detach().numpy())
+            if model.config.concepts:
+                np.save(folder / CONCEPT_HEAD, model.similarity_head.concept_head().detach().numpy())
             if fp16:
-                say("fp16")
+                notify("fp16")
                 write_fp16(folder)
                 for name in GRAPHS:
                     check_portable(onnx.load(folder / graph_file(name, "fp16")), graph_file(name, "fp16"))
             manifest = _manifest(loaded, model, file_sha256(checkpoint))
-            say(f"parity on {len(probe.pixels)} {probe.source}")
+            notify(f"parity on {len(probe.pixels)} {probe.source}")
             report = measure(model, open_engine(Bundle(folder, manifest), "onnxruntime-cpu"), probe)
             judge(report)
         except ParityError as error:
             failed = report | {"passed": False, "code": error.code, "error": str(error)}
             strict = json.loads(json.dumps(failed), parse_constant=str)  # JSON has no NaN
-            with whole_file(report_path) as temporary:
+            with atomic_write(report_path) as temporary:
                 temporary.write_text(json.dumps(strict, indent=2) + "\n", "utf-8")
             error.add_note(f"The report is {report_path}; no bundle was written.")
             raise
         hashes = {file.name: file_sha256(file) for file in sorted(folder.iterdir())}
         manifest = dataclasses.replace(manifest, files=hashes, parity=report | {"passed": True})
-        if gates:
-            asked = _gate_questions(loaded, manifest, cases)
-            measured = measure_precisions(Bundle(folder, manifest), asked, say)
-            manifest = dataclasses.replace(manifest, gates=measured)
+        if check_precision:
+            asked = _validation_set(loaded, manifest, cases)
+            measured = measure_precisions(Bundle(folder, manifest), asked, notify)
+            manifest = dataclasses.replace(manifest, precision_checks=measured)
         (folder / "manifest.json").write_text(manifest.to_json(), "utf-8")
         _check_out(out, overwrite)  # another export may have come first
     report_path.unlink(missing_ok=True)
@@ -163,43 +160,43 @@ def _can_write(out: Path) -> Iterator[None]:
 
 
 def measure_precisions(
-    bundle: Bundle, asked: gate.Questions, say: Callable[[str], None] = lambda _: None
+    bundle: Bundle, queries: ValidationSet, notify: Callable[[str], None] = lambda _: None
 ) -> dict[str, Any]:
-    """Put every lower precision that runs here through the gate on ranks, but for TensorRT's.
+    """Check every lower precision that runs here, except those of TensorRT.
 
     Returns the records by "runtime/precision". One that fails is no fault of the bundle: it is refused
     wherever the bundle goes.
     """
     records = {}
-    runs = [name for name, reason in available().items() if not reason and not name.startswith("tensorrt")]
-    with tempfile.TemporaryDirectory(dir=bundle.path.parent, prefix=".gates.") as cache:
+    runs = [name for name in RUNTIMES if not name.startswith("tensorrt") and not why_not(name)]
+    with tempfile.TemporaryDirectory(dir=bundle.path.parent, prefix=".precision.") as cache:
         reference = open_engine(bundle, "onnxruntime-cpu", precision="fp32")
         for name in runs:
             for precision in precisions(name, bundle):
                 if precision != "fp32":
-                    say(f"ranks of {name} in {precision} on {len(asked)} {asked.source}")
-                    engine = open_engine(bundle, name, precision=precision, cache=cache, gated=False)
-                    record = gate.measure(bundle, reference, engine, asked)
+                    notify(f"ranks of {name} in {precision} on {len(queries)} {queries.source}")
+                    engine = open_engine(bundle, name, precision=precision, cache=cache, check=False)
+                    record = validate_precision(bundle, reference, engine, queries)
                     engine.close()
                     records[f"{name}/{precision}"] = record
-                    say(gate.describe(record))
+                    notify(format_record(record))
     return records
 
 
-def _gate_questions(checkpoint: Checkpoint, manifest: Manifest, cases: Sequence[Case]) -> gate.Questions:
+def _validation_set(checkpoint: Checkpoint, manifest: Manifest, cases: Sequence[Case]) -> ValidationSet:
     if cases:
-        return gate.questions(manifest, checkpoint.tokenizer, cases, "cases of the given table")
+        return make_validation_set(manifest, checkpoint.tokenizer, cases, "cases of the given table")
     size = checkpoint.image.size
     drawn = [
         Case(str(n), picture, attributes=row)
         for n, (row, picture) in enumerate(
-            random_lesions(gate.MIN_QUERIES, seed=20261122, size=(3 * size // 2, size))
+            random_lesions(MIN_QUERIES, seed=20261122, size=(3 * size // 2, size))
         )
     ]
-    return gate.questions(manifest, checkpoint.tokenizer, drawn, "drawn images")
+    return make_validation_set(manifest, checkpoint.tokenizer, drawn, "drawn images")
 
 
-def make_probe(checkpoint: Checkpoint, images: str | Path | None, count: int = MIN_IMAGES) -> gate.Questions:
+def make_probe(checkpoint: Checkpoint, images: str | Path | None, count: int = MIN_IMAGES) -> ValidationSet:
     """Gather images, from a folder or drawn by a program, and words to ask both sides with."""
     lesions = list(
         random_lesions(count, seed=20261121, size=(3 * checkpoint.image.size // 2, checkpoint.image.size))
@@ -222,9 +219,9 @@ def make_probe(checkpoint: Checkpoint, images: str | Path | None, count: int = M
             )
         step = len(files) // count
         pixels, source = [decode(p) for p in files[: step * count : step]], "images of the given folder"
-    words = [describe(row, checkpoint.text.phrases) for row, _ in lesions]
+    words = [attributes_to_text(row, checkpoint.text.phrases) for row, _ in lesions]
     ids, mask, _ = TextEncoderInput(checkpoint.tokenizer, checkpoint.text)(words)
-    return gate.Questions(np.stack([prepare(p, checkpoint.image) for p in pixels]), ids, mask, source)
+    return ValidationSet(np.stack([preprocess(p, checkpoint.image) for p in pixels]), ids, mask, source)
 
 
 def _manifest(checkpoint: Checkpoint, model: Skinret, sha256: str) -> Manifest:
@@ -242,7 +239,7 @@ def _manifest(checkpoint: Checkpoint, model: Skinret, sha256: str) -> Manifest:
         aggregation=checkpoint.config.aggregation,
         beta=float(checkpoint.config.beta),
         gamma=float(checkpoint.config.gamma),
-        traits={name: list(values) for name, values in checkpoint.config.traits.items()},
+        concepts={name: list(values) for name, values in checkpoint.config.concepts.items()},
         precision="fp32",
         opset=OPSET,
         origin={"checkpoint_sha256": sha256, "packages": packages, **checkpoint.origin},

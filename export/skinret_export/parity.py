@@ -9,9 +9,9 @@ import torch
 
 from skinret_infer.bundle import GRAPHS
 from skinret_infer.descriptor import COMPOSED, LEVELS, score_weights
-from skinret_infer.engines import Engine
+from skinret_infer.engines.base import Engine
 from skinret_infer.errors import ParityError
-from skinret_infer.evaluation.precision import Questions
+from skinret_infer.evaluation.precision import ValidationSet
 from skinret_training.model import Skinret
 
 from .graphs import OUTPUTS
@@ -25,7 +25,7 @@ SCORE_TOLERANCE = 3e-5  # of a score
 TIE = 1e-6  # of a score: two cases this close in PyTorch may stand in either order
 
 
-def measure(model: Skinret, engine: Engine, probe: Questions) -> dict[str, Any]:
+def measure(model: Skinret, engine: Engine, probe: ValidationSet) -> dict[str, Any]:
     """Run PyTorch and the graphs on the probe and return how far apart they are; judge nothing.
 
     Each graph is fed PyTorch's own inputs, so that its error is its own; scores and ranks come from
@@ -145,7 +145,7 @@ def _reference(model: Skinret, pixels: Array, ids: Array, mask: Array) -> dict[s
 
 
 def _run(engine: Engine, graph: str, feeds: Feeds) -> dict[str, Array]:
-    return dict(zip(OUTPUTS[graph], engine.run(graph, feeds, OUTPUTS[graph]), strict=True))
+    return engine.run(graph, feeds, OUTPUTS[graph])
 
 
 def _error(graph: str, name: str, found: Array, expected: Array) -> float:

@@ -1,4 +1,4 @@
-"""Give an archive to other programs, and take one from them: a folder of a table, an array and what they are.
+"""Export an archive to a folder that other programs read, and import such a folder.
 
     cases.csv         RFC 4180 in UTF-8: a header, then a record for each case; attributes as a JSON object
     descriptors.npy   float32 [N, D]; row n belongs to record n of the table
@@ -21,20 +21,21 @@ from pathlib import Path
 
 import numpy as np
 
-from .._files import whole_folder
-from ..bundle import build, file_sha256, read_array
-from ..cases import Case, can_be_stored
+from .._files import atomic_folder, file_sha256, read_array
+from .._json import build
+from .._values import is_storable
+from ..cases import Case
 from ..descriptor import Layout, Vector, well_formed
 from ..errors import ArchiveError, InputError, SkinretError
 from .archive import Archive
-from .store import Added, Record, check_on_duplicate, duplicate
+from .store import AddReport, Record, check_on_duplicate, keeps_old
 
 FORMAT = "skinret archive"
-VERSION = 2  # 1 had no ESCAPE
+VERSION = 1
 ESCAPE = "'"
-MAX_ACCOUNT = 4_000_000  # bytes; one of 256 traits takes four thousand
+MAX_INFO = 4_000_000  # bytes; one of 256 concepts takes four thousand
 BATCH = 2048  # cases written in one transaction
-TABLE, ARRAY, ACCOUNT = "cases.csv", "descriptors.npy", "archive.json"
+TABLE, ARRAY, INFO = "cases.csv", "descriptors.npy", "archive.json"
 _COLUMNS = list(Record.__dataclass_fields__)  # as Record.row() has them
 _FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n", "＝", "＋", "－", "＠", ESCAPE)
 
@@ -42,15 +43,14 @@ Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True, slots=True)
-class Account:
-    """What archive.json says of the two files beside it."""
+class ExportInfo:
+    """The content of archive.json, which describes the two files beside it."""
 
     model: str
     fingerprint: str
     layout: Layout
     cases: int
     sha256: dict[str, str]  # by the file's name
-    escape: str = ESCAPE  # what stands before a text that begins like a formula; "": nothing does
 
 
 def export_archive(archive: Archive, folder: str | Path, progress: Progress | None = None) -> int:
@@ -64,10 +64,10 @@ def export_archive(archive: Archive, folder: str | Path, progress: Progress | No
     folder = Path(folder)
     with _usable(folder):
         _check_new(folder)
-        with whole_folder(folder) as temporary:
+        with atomic_folder(folder) as temporary:
             with archive.snapshot() as (count, batches), _usable(folder):
                 _write(temporary, count, archive.layout, batches, progress)
-            account = {
+            info = {
                 "format": FORMAT,
                 "version": VERSION,
                 "escape": ESCAPE,
@@ -77,14 +77,14 @@ def export_archive(archive: Archive, folder: str | Path, progress: Progress | No
                 "cases": count,
                 "sha256": {name: file_sha256(temporary / name) for name in (TABLE, ARRAY)},
             }
-            (temporary / ACCOUNT).write_text(json.dumps(account, ensure_ascii=False, indent=2), "utf-8")
+            (temporary / INFO).write_text(json.dumps(info, ensure_ascii=False, indent=2), "utf-8")
             _check_new(folder)
     return count
 
 
 def import_archive(
     archive: Archive, folder: str | Path, progress: Progress | None = None, on_duplicate: str = "error"
-) -> Added:
+) -> AddReport:
     """Write the cases of an exported folder to an archive, all or none of a batch of 2,048 at a time.
 
     The whole folder is checked before the first is written. A case that is there with the same facts and
@@ -97,23 +97,23 @@ def import_archive(
     """
     check_on_duplicate(on_duplicate)
     folder = Path(folder)
-    account = read_account(folder)
-    if account.fingerprint != archive.fingerprint:
+    info = read_info(folder)
+    if info.fingerprint != archive.fingerprint:
         raise ArchiveError(
             f"{folder} was exported from an archive of another model",
             code="archive-model",
             expected=f"{archive.model} (fingerprint {archive.fingerprint[:12]}), as {archive} is of",
-            found=f"{account.model} (fingerprint {account.fingerprint[:12]})",
+            found=f"{info.model} (fingerprint {info.fingerprint[:12]})",
             cure="import it into a new archive, or index its images with this archive's bundle",
         )
-    for name, sha256 in account.sha256.items():
+    for name, sha256 in info.sha256.items():
         with _whole(folder / name):
             if (found := file_sha256(folder / name)) != sha256:
                 raise _damaged(folder / name, f"SHA-256 {sha256}", found)
-    for _ in _read(folder, account):
+    for _ in _read(folder, info):
         pass
-    report, done = Added(), 0
-    for records, descriptors in _read(folder, account):
+    report, done = AddReport(), 0
+    for records, descriptors in _read(folder, info):
         try:
             _add(archive, records, descriptors, on_duplicate, report)
         except SkinretError as error:
@@ -122,7 +122,7 @@ def import_archive(
             raise
         done += len(records)
         if progress:
-            progress(done, account.cases)
+            progress(done, info.cases)
     return report
 
 
@@ -131,48 +131,46 @@ def archive_for(folder: str | Path, path: str | Path) -> Archive:
 
     Raises ArchiveError, also for an archive of another model.
     """
-    account = read_account(folder)
+    info = read_info(folder)
     try:
-        return Archive(path, account.fingerprint, account.layout, account.model)
+        return Archive(path, info.fingerprint, info.layout, info.model)
     except ArchiveError as error:
         if error.code == "archive-model":
             error.add_note(f"The cases of {folder} can be imported into a new archive.")
         raise
 
 
-def read_account(folder: str | Path) -> Account:
+def read_info(folder: str | Path) -> ExportInfo:
     """Read and check archive.json of an exported folder. Raises ArchiveError."""
-    path = Path(folder) / ACCOUNT
+    path = Path(folder) / INFO
     with _whole(path), path.open("rb") as file:
-        content = file.read(MAX_ACCOUNT + 1)
-        if len(content) > MAX_ACCOUNT:
-            raise ValueError(f"more than {MAX_ACCOUNT:,} bytes")
+        content = file.read(MAX_INFO + 1)
+        if len(content) > MAX_INFO:
+            raise ValueError(f"more than {MAX_INFO:,} bytes")
         data = json.loads(content)
     if not isinstance(data, dict) or data.get("format") != FORMAT:
         raise _damaged(path, f'JSON with "format": "{FORMAT}"', f"{data!r:.80}")
     version = data.get("version")
-    if isinstance(version, int) and version > VERSION:
+    if version != VERSION or isinstance(version, bool):
         raise ArchiveError(
-            f"{path} is newer than this package",
-            code="exchange-newer",
+            f"{path} is of another version of the format",
+            code="exchange-version",
             expected=f"version {VERSION}",
-            found=f"version {version}",
-            cure="pip install --upgrade skinret-infer",
+            found=f"version {version!r:.80}",
+            cure="import it with the version of skinret-infer that exported it",
         )
     try:
         layout = build(Layout, data["layout"], "layout")
         sha256 = {name: data["sha256"][name] for name in (TABLE, ARRAY)}
-        escape = data["escape"] if version == VERSION else ""
-        if escape not in ("", ESCAPE):
-            raise ValueError(f"escape: {escape!r:.80}")
-        account = Account(data["model"], data["fingerprint"], layout, data["cases"], sha256, escape)
-        for number, least in ((version, 1), (account.cases, 0)):
-            if not isinstance(number, int) or isinstance(number, bool) or number < least:
-                raise TypeError(f"{number!r:.80} for a number of at least {least}")
-        for text in (account.model, account.fingerprint, *sha256.values()):
+        if data["escape"] != ESCAPE:
+            raise ValueError(f"escape: {data['escape']!r:.80}")
+        info = ExportInfo(data["model"], data["fingerprint"], layout, data["cases"], sha256)
+        if not isinstance(info.cases, int) or isinstance(info.cases, bool) or info.cases < 0:
+            raise TypeError(f"{info.cases!r:.80} for a number of cases")
+        for text in (info.model, info.fingerprint, *sha256.values()):
             if not isinstance(text, str):
                 raise TypeError(f"{text!r:.80} for a text")
-        return account
+        return info
     except (KeyError, TypeError, ValueError) as error:
         found = f"no {error}" if isinstance(error, KeyError) else str(error)
         raise _damaged(path, "every field with its type", found) from None
@@ -202,12 +200,12 @@ def _write(
                 progress(done, count)
 
 
-def _read(folder: Path, account: Account) -> Iterator[tuple[list[Record], Vector]]:
+def _read(folder: Path, info: ExportInfo) -> Iterator[tuple[list[Record], Vector]]:
     """Give the cases of an exported folder, a batch at a time, each checked."""
-    table, array, layout = folder / TABLE, folder / ARRAY, account.layout
+    table, array, layout = folder / TABLE, folder / ARRAY, info.layout
     with _whole(array):
         stored = read_array(array)
-    shape = (account.cases, layout.length)
+    shape = (info.cases, layout.length)
     if stored.dtype != np.float32 or stored.shape != shape:
         raise _damaged(array, f"float32 {list(shape)}", f"{stored.dtype} {list(stored.shape)}")
     csv.field_size_limit(max(csv.field_size_limit(), 2**31 - 1))  # of the process: it is 131,072 at first
@@ -219,8 +217,7 @@ def _read(folder: Path, account: Account) -> Iterator[tuple[list[Record], Vector
         while lines := [(reader.line_num, row) for row in islice(reader, BATCH)]:
             done = len(seen)
             records = [
-                _record(table, line, [cell.removeprefix(account.escape) for cell in row], seen)
-                for line, row in lines
+                _record(table, line, [cell.removeprefix(ESCAPE) for cell in row], seen) for line, row in lines
             ]
             descriptors = np.array(stored[done : done + len(records)])
             if not (right := well_formed(descriptors, layout)).all():
@@ -228,8 +225,8 @@ def _read(folder: Path, account: Account) -> Iterator[tuple[list[Record], Vector
                 raise _damaged(array, expected, f"others in row {done + int(np.argmin(right))}")
             if len(descriptors) == len(records):
                 yield records, descriptors
-        if len(seen) != account.cases:
-            raise _damaged(table, f"{account.cases} cases", f"{len(seen)}")
+        if len(seen) != info.cases:
+            raise _damaged(table, f"{info.cases} cases", f"{len(seen)}")
 
 
 def _escaped(cell: str) -> str:
@@ -244,8 +241,16 @@ def _record(table: Path, line: int, row: list[str], seen: set[str]) -> Record:
     case_id, diagnosis, group, confirmed_by, said, image_ref, image_sha256 = row
     try:
         attributes = json.loads(said)
-        Case(case_id, b"", diagnosis, attributes, group, confirmed_by, image_ref)  # checks what can be kept
-        if not can_be_stored(image_sha256):
+        Case(
+            case_id,
+            b"",
+            diagnosis=diagnosis,
+            attributes=attributes,
+            group=group,
+            confirmed_by=confirmed_by,
+            image_ref=image_ref,
+        )  # checks what can be kept
+        if not is_storable(image_sha256):
             raise ValueError(f"image_sha256 {image_sha256!r:.80}")
     except (ValueError, RecursionError, InputError) as error:
         raise _damaged(table, "a case that can be kept", f"{where}{error}") from None
@@ -256,20 +261,18 @@ def _record(table: Path, line: int, row: list[str], seen: set[str]) -> Record:
 
 
 def _add(
-    archive: Archive, records: Sequence[Record], descriptors: Vector, on_duplicate: str, report: Added
+    archive: Archive, records: Sequence[Record], descriptors: Vector, on_duplicate: str, report: AddReport
 ) -> None:
-    there = archive.stored([record.case_id for record in records])
+    there = archive.get_with_descriptors([record.case_id for record in records])
     new = []
     for n, (record, descriptor) in enumerate(zip(records, descriptors, strict=True)):
         if record.case_id in there:
             old, known = there[record.case_id]
             same = known.tobytes() == descriptor.tobytes()
-            differs = old.differs(record) + ([] if same else ["descriptor"])
-            if not differs or on_duplicate == "skip":
+            differences = old.differences(record) + ([] if same else ["descriptor"])
+            if keeps_old(record.case_id, differences, on_duplicate):
                 report.unchanged.append(record.case_id)
                 continue
-            if on_duplicate == "error":
-                raise duplicate(record.case_id, differs)
         new.append(n)
     if new:
         archive.write([records[n] for n in new], descriptors[new])
@@ -309,7 +312,7 @@ def _whole(path: Path) -> Iterator[None]:
         raise ArchiveError(
             f"{path} does not exist",
             code="exchange-missing",
-            expected=f"a folder with {TABLE}, {ARRAY} and {ACCOUNT}",
+            expected=f"a folder with {TABLE}, {ARRAY} and {INFO}",
             cure="name a folder that `skinret archive export` made, or copy it again, whole",
         ) from None
     except (OSError, ValueError, RecursionError, csv.Error) as error:

@@ -1,4 +1,4 @@
-"""What `where` asks for, and the facts of cases in columns of codes: a million are filtered at once."""
+"""The filter of a query, and the facts of cases as columns of codes, which filter a million cases at once."""
 
 import functools
 import math
@@ -10,7 +10,7 @@ from typing import Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from ..cases import AttributeValue, can_be_stored, nfc
+from .._values import AttributeValue, is_storable, nfc
 from ..errors import InputError
 
 FIELDS = ("diagnosis", "group", "confirmed_by")  # of every case; an attribute of such a name is not asked
@@ -20,14 +20,42 @@ _NUMBER = re.compile(r"-?(0|[1-9]\d{0,14})(\.\d{1,15})?", re.ASCII)
 
 
 @dataclass(frozen=True, slots=True)
+class Range:
+    """The numbers from `low` to `high`, both included; None leaves an end open.
+
+    Raises InputError for an end that is not a finite number, and for a low end above the high one.
+    """
+
+    low: float | None
+    high: float | None
+
+    def __post_init__(self) -> None:
+        ends = [end for end in (self.low, self.high) if end is not None]
+        if not all(map(_is_finite_number, ends)) or ends != sorted(ends):
+            raise InputError(
+                "the range cannot be used",
+                code="filter-type",
+                expected="two finite numbers, the lower one first, or None for an open end",
+                found=f"{self.low!r} to {self.high!r}",
+            )
+
+    def to_dict(self) -> dict[str, float | None]:
+        """Return the range as JSON has it: {"from": ..., "to": ...}."""
+        return {"from": self.low, "to": self.high}
+
+
+Filter: TypeAlias = AttributeValue | Range | list[AttributeValue]
+
+
+@dataclass(frozen=True, slots=True)
 class Condition:
-    """What is asked of one field or attribute: one of some values, or a number in a range."""
+    """A filter on one field or attribute: one of some values, or a number in a range."""
 
     name: str
     values: frozenset[_Key]
-    range: tuple[float, float] | None
+    range: Range | None
     kind: str  # of value that it can be true of: "text", "a number", "true or false", or "" for any
-    asked: str
+    wanted: str  # as it was written, for a message
 
 
 class Column:
@@ -36,11 +64,12 @@ class Column:
     def __init__(self, values: Sequence[AttributeValue], codes: npt.NDArray[np.int32]) -> None:
         self.values, self.codes = values, codes
 
-    def passes(self, condition: Condition) -> npt.NDArray[np.bool_]:
+    def matches(self, condition: Condition) -> npt.NDArray[np.bool_]:
         """Say of each case whether the condition is true of it, bool [n]."""
         allowed = np.zeros(len(self.values) + 1, bool)  # the last is of those that have none
         if condition.range:
-            low, high = condition.range
+            low = -math.inf if condition.range.low is None else condition.range.low
+            high = math.inf if condition.range.high is None else condition.range.high
             allowed[:-1] = (self.numbers >= low) & (self.numbers <= high)
         else:
             allowed[[code for key in condition.values for code in self.places.get(key, ())]] = True
@@ -54,14 +83,14 @@ class Column:
     @functools.cached_property
     def numbers(self) -> npt.NDArray[np.float64]:
         """The values as numbers, NaN where one is none."""
-        return np.array([np.nan if (x := read_number(v)) is None else x for v in self.values], np.float64)
+        return np.array([np.nan if (x := parse_number(v)) is None else x for v in self.values], np.float64)
 
     @functools.cached_property
     def places(self) -> Mapping[_Key, list[int]]:
         """The places of the values by what they are found by."""
         places: dict[_Key, list[int]] = {}
         for place, value in enumerate(self.values):
-            number = read_number(value) if isinstance(value, str) else None
+            number = parse_number(value) if isinstance(value, str) else None
             keys = [(_kind(value), value)] + ([] if number is None else [("a number", number)])
             for key in keys:
                 places.setdefault(key, []).append(place)
@@ -84,7 +113,7 @@ class Columns(dict[str, Column]):
                 codes[name][n] = known.setdefault((_kind(value), value), len(known))
         return cls({name: Column([v for _, v in places[name]], codes[name]) for name in places})
 
-    def of_rows(self, rows: slice) -> "Columns":
+    def rows(self, rows: slice) -> "Columns":
         """Return the facts of some cases, and no value that none of them has."""
         some = Columns()
         for name, column in self.items():
@@ -93,7 +122,7 @@ class Columns(dict[str, Column]):
                 some[name] = Column([column.values[n] for n in used[1:]], codes[:-1].astype(np.int32) - 1)
         return some
 
-    def followed_by(self, more: "Columns", count: int, further: int) -> "Columns":
+    def concat(self, more: "Columns", count: int, further: int) -> "Columns":
         """Return the facts of these n cases and of those after them."""
         both = Columns()
         for name in dict.fromkeys([*self, *more]):
@@ -108,35 +137,46 @@ class Columns(dict[str, Column]):
             both[name] = Column([v for _, v in places], np.concatenate(codes))
         return both
 
-    def passes(self, conditions: Iterable[Condition], count: int) -> npt.NDArray[np.bool_]:
+    def matches(self, conditions: Iterable[Condition], count: int) -> npt.NDArray[np.bool_]:
         """Say of each of the n cases whether all conditions are true of it, bool [n]."""
         kept = np.ones(count, bool)
         for condition in conditions:
             column = self.get(condition.name)
-            kept &= column.passes(condition) if column else False
+            kept &= column.matches(condition) if column else False
         return kept
 
 
-def read_filter(where: Mapping[str, Any] | None, columns: Sequence[Columns]) -> list[Condition]:
-    """Read a filter on cases whose facts are in `columns`.
+def check_filter(where: Mapping[str, Any] | None) -> dict[str, Filter]:
+    """Return a filter with its names in Unicode's normal form C and its values as plain values and Ranges.
 
-    A text asks for that text; a number for that number, also where a table has it as a text; a list or set
-    for one of its values; a tuple of two numbers for a number between them, ends included, None for no end.
+    A value is a text, a number or a bool; a list, tuple or set of them, for any of these; a Range, or its
+    form in JSON. The result is accepted again, as is its form in JSON.
 
-    Raises InputError for a name that no case has, and for what can be true of none.
+    Raises InputError.
     """
     if where is None:
-        return []
+        return {}
     if not isinstance(where, Mapping):
         raise InputError(
             "the filter cannot be used",
             code="filter-type",
             expected='a mapping such as {"sex": "female"}',
-            found=repr(where),
+            found=f"{where!r:.80}",
         )
-    conditions = [
-        _condition(nfc(name) if isinstance(name, str) else name, wanted) for name, wanted in where.items()
-    ]
+    return {
+        nfc(name) if isinstance(name, str) else str(name): _checked(name, wanted)
+        for name, wanted in where.items()
+    }
+
+
+def parse_filter(where: Mapping[str, Any] | None, columns: Sequence[Columns]) -> list[Condition]:
+    """Return the conditions of a filter on cases whose facts are in `columns`.
+
+    A text finds that text; a number finds that number, also where a table has it as a text.
+
+    Raises InputError for a name that no case has, and for a condition that can be true of none.
+    """
+    conditions = [_condition(name, wanted) for name, wanted in check_filter(where).items()]
     for condition in conditions:
         kinds = {kind for part in columns if (c := part.get(condition.name)) for kind in c.kinds}
         if not kinds and condition.name not in FIELDS:
@@ -154,29 +194,35 @@ def read_filter(where: Mapping[str, Any] | None, columns: Sequence[Columns]) -> 
                 f"the filter on {condition.name!r} can be true of no case",
                 code="filter-type",
                 expected=" or ".join(sorted(kinds or {"text"})),
-                found=f"{condition.asked}, {condition.kind}",
+                found=f"{condition.wanted}, {condition.kind}",
             )
     return conditions
 
 
-def _condition(name: str, wanted: Any) -> Condition:
-    asked = repr(wanted)
-    if isinstance(wanted, tuple) and len(wanted) == 2 and all(map(_is_end, wanted)):
-        low, high = (
-            sign * math.inf if end is None else end for end, sign in zip(wanted, (-1, 1), strict=True)
-        )
-        return Condition(name, frozenset(), (low, high), "a number", asked)
-    values = list(wanted) if isinstance(wanted, list | tuple | set | frozenset) else [wanted]
-    if not all(isinstance(v, str | int | float) and can_be_stored(v) for v in values):
+def _checked(name: object, wanted: Any) -> Filter:
+    if isinstance(wanted, Range):
+        return wanted
+    if isinstance(wanted, Mapping) and set(wanted) == {"from", "to"}:
+        return Range(wanted["from"], wanted["to"])
+    is_list = isinstance(wanted, list | tuple | set | frozenset)
+    values = [v.item() if isinstance(v, np.generic) else v for v in (wanted if is_list else [wanted])]
+    if not all(isinstance(v, str | int | float) and is_storable(v) for v in values):
         raise InputError(
             f"the filter on {name!r} cannot be used",
             code="filter-type",
-            expected="a text, number or bool, a list of them, or a tuple of two numbers, a range",
-            found=asked,
+            expected="a text, number or bool, a list of them, or a Range",
+            found=f"{wanted!r:.80}",
         )
+    return values if is_list else values[0]
+
+
+def _condition(name: str, wanted: Filter) -> Condition:
+    if isinstance(wanted, Range):
+        return Condition(name, frozenset(), wanted, "a number", repr(wanted))
+    values = wanted if isinstance(wanted, list) else [wanted]
     keys = frozenset((_kind(v), nfc(v) if isinstance(v, str) else v) for v in values)
     kinds = {kind for kind, _ in keys}
-    return Condition(name, keys, None, kinds.pop() if len(kinds) == 1 else "", asked)
+    return Condition(name, keys, None, kinds.pop() if len(kinds) == 1 else "", repr(wanted))
 
 
 def _kind(value: AttributeValue) -> str:
@@ -185,13 +231,12 @@ def _kind(value: AttributeValue) -> str:
     return "text" if isinstance(value, str) else "a number"
 
 
-def read_number(value: AttributeValue) -> float | None:
+def parse_number(value: AttributeValue) -> float | None:
     """Return the number that a value is, also one that is written as a text; None for others."""
     if not isinstance(value, str):
         return None if isinstance(value, bool) else value
     return float(value) if _NUMBER.fullmatch(value) else None
 
 
-def _is_end(value: Any) -> bool:
-    plain = isinstance(value, int | float) and not isinstance(value, bool)
-    return value is None or (plain and math.isfinite(value))
+def _is_finite_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)

@@ -1,17 +1,18 @@
-"""What a search scans: derived from the archive, thrown away and made again at will, and exact all the same.
+"""The pruning index: exact search that reads few descriptors. It is derived from the archive.
 
-With w the weights of the parts (descriptor.py), y = w * d_q and P an orthonormal basis [D, r] of where most
-of the archive lies, split y and each d_t into what P sees, z = P^T y and z_t = P^T d_t, and what it drops:
+With w the weights of the products (descriptor.py), y = w * d_q and P an orthonormal projection [D, r] onto
+the directions in which the archive varies most, split y and each d_t into z = P^T y and z_t = P^T d_t, and a
+rest:
 
     score = z . z_t + rest,    |rest| <= rho * rho_t,    rho_t = |d_t - P z_t|       (Cauchy-Schwarz)
 
-so that r numbers a case and one more bound every score from both sides. What cannot be among the k best by
-its bounds is pruned; the rest is scored from the stored descriptors, best bound first, until no bound that is
-left reaches the k-th score (Seidl & Kriegel 1998). The list is thus the exact one, whatever P is; a P that
-fits badly costs time alone. P depends on no query, so weights may change from query to query.
+So r numbers a case and one more bound every score from both sides. A case whose upper bound is below the k-th
+lower bound is pruned. The others are scored from the stored descriptors, best bound first, until no bound
+that is left reaches the k-th score (Seidl & Kriegel 1998). The list is exact for any P; a P that fits badly
+only costs time. P does not depend on the query, so weights may change from query to query.
 
-A part is the scan of one segment: SEGMENT consecutive row ids of the archive. Those of whole segments are
-kept as memory-mapped files, named after the basis, the segment and the generation that the archive gives it.
+A segment is SEGMENT consecutive row ids of the archive. The index of a full segment is a memory-mapped file,
+named after the projection, the segment and the generation that the archive gives the segment.
 """
 
 import contextlib
@@ -27,16 +28,18 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from .._files import whole_file
+from .._files import atomic_write
 from ..descriptor import Layout, Vector, products
 from .filters import Column, Columns, Condition
 
 SEGMENT = 1 << 14  # row ids: 8 MB of a scan, and the most that is read anew when a case is removed
-SAMPLE = 4096  # descriptors from which a basis is taken; an archive of fewer cases needs none
+SAMPLE = 4096  # descriptors from which a projection is taken; an archive of fewer cases needs none
 _RANKS = (32, 64, 128, 256)
 _CHUNK = 256  # descriptors projected at once: in float64, within a cache
-_MAGIC = b"skinret scan 1\n"
+_MAGIC = b"skinret segment 1\n"
+_WORDS = {"<f4": 1, "<i4": 1, "<i8": 2}  # of four bytes
 _BLOCK = 64  # cases first scored from their descriptors
+_FETCH = 80_000.0  # numbers that are scanned in the time that one descriptor is read from the archive
 _LEAST = float(np.finfo(np.float32).min)  # but for minus infinity
 
 Floats = npt.NDArray[np.float64]
@@ -44,19 +47,19 @@ Ids = npt.NDArray[np.int64]
 
 
 class Stale(Exception):
-    """A file that is no whole part of this archive."""
+    """A file that is not the whole index of a segment of this archive."""
 
 
 @dataclass(frozen=True, slots=True)
-class Basis:
+class Projection:
     """Orthonormal vectors float64 [D, r], or none of them: then a scan holds the descriptors themselves."""
 
     vectors: Floats | None
     key: str
 
     @classmethod
-    def of(cls, vectors: Floats | None) -> "Basis":
-        """Return a basis with its key."""
+    def of(cls, vectors: Floats | None) -> "Projection":
+        """Return a projection with its key."""
         said = b"" if vectors is None else np.ascontiguousarray(vectors, "<f8").tobytes()
         return cls(vectors, hashlib.sha256(said).hexdigest()[:16])
 
@@ -65,44 +68,28 @@ class Basis:
         return layout.length if self.vectors is None else self.vectors.shape[1]
 
     @classmethod
-    def fit(cls, descriptors: Vector, layout: Layout) -> "Basis":
-        """Take the basis from a sample of the descriptors.
+    def fit(cls, descriptors: Vector, layout: Layout) -> "Projection":
+        """Fit the projection to a sample of the descriptors.
 
-        The traits are few numbers that weigh much, and are kept as they are; the looks are projected. Each
-        rank's cost is counted on the sample: the numbers scanned, and the descriptors that its bounds could
-        not spare. Where no rank is worth it (descriptors without structure), there are no vectors.
+        The concepts are few numbers that weigh much, and are kept as they are; the visual part is projected.
+        Each rank's cost is estimated on the sample: the numbers that are scanned, and the descriptors that
+        its bounds do not prune. If no rank pays (descriptors without structure), there are no vectors.
         """
-        looks = layout.looks
-        sample = descriptors[:, :looks]
+        visual = layout.visual_length
+        sample = descriptors[:, :visual]
         rng = np.random.default_rng(0)
         ranks = [r for r in _RANKS if r < min(sample.shape) // 2]
         if not ranks:
             return cls.of(None)
-        found = rng.standard_normal((sample.shape[1], ranks[-1] + 16), np.float32)
-        for _ in range(3):  # subspace iteration (Halko, Martinsson & Tropp 2011, algorithm 4.4)
-            found, _ = np.linalg.qr(sample.T @ (sample @ found))
         x = sample.astype(np.float64)
-        exact_found, _ = np.linalg.qr(found.astype(np.float64))
-        seen = x @ exact_found
-        _, turned = np.linalg.eigh(seen.T @ seen)
-        vectors = exact_found @ turned[:, ::-1]  # [D, r], the strongest first
-        z, squared = x @ vectors, (x**2).sum(1)
-        asked = rng.choice(len(x), min(len(x), 64), replace=False)
-        exact = x[asked] @ x.T
-        exact[np.arange(len(asked)), asked] = -np.inf
-        kth = exact.max(1, keepdims=True)  # of the sample: lower than the k-th of many more cases
-        costs = {looks: float(looks)}
-        for r in ranks:
-            rho = np.sqrt(np.maximum(squared - (z[:, :r] ** 2).sum(1), 0))
-            bound = z[asked, :r] @ z[:, :r].T + rho[asked, None] * rho
-            spared = (bound < kth).mean()
-            costs[r] = r + (1 - spared) * _FETCH
+        vectors = _principal_vectors(sample, x, ranks[-1] + 16, rng)
+        costs = {visual: float(visual)} | _costs(x, vectors, ranks, rng)
         best = min(costs, key=lambda r: costs[r])
-        if best == looks:
+        if best == visual:
             return cls.of(None)
-        both = np.zeros((layout.length, best + layout.length - looks))
-        both[:looks, :best] = vectors[:, :best]
-        both[looks:, best:] = np.eye(layout.length - looks)
+        both = np.zeros((layout.length, best + layout.length - visual))
+        both[:visual, :best] = vectors[:, :best]
+        both[visual:, best:] = np.eye(layout.length - visual)
         return cls.of(both)
 
     def cases(self, descriptors: Vector) -> tuple[Vector, Vector]:
@@ -110,8 +97,8 @@ class Basis:
         if self.vectors is None:
             return descriptors, np.zeros(len(descriptors), np.float32)
         starts = range(0, max(len(descriptors), 1), _CHUNK)
-        parts = [self._seen(descriptors[n : n + _CHUNK]) for n in starts]
-        z, rho = (np.concatenate(column) for column in zip(*parts, strict=True))
+        chunks = [self._split(descriptors[n : n + _CHUNK]) for n in starts]
+        z, rho = (np.concatenate(column) for column in zip(*chunks, strict=True))
         return z, np.nextafter(rho, np.float32(np.inf))
 
     def query(self, weighed: Floats) -> tuple[Vector, float, float]:
@@ -119,26 +106,55 @@ class Basis:
         if self.vectors is None:
             z, rho = weighed.astype(np.float32), 0.0
         else:
-            seen, dropped = self._seen(weighed[None])
+            seen, dropped = self._split(weighed[None])
             z, rho = seen[0], float(np.nextafter(dropped[0], np.float32(np.inf)))
         # |fl(x.y) - x.y| <= r u |x||y| in any order of summation (Higham 2002, 3.5), x and y rounded before.
         return z, rho, (len(z) + 16) * 2.0**-24 * float(np.linalg.norm(weighed))
 
-    def _seen(self, x: npt.NDArray[Any]) -> tuple[Vector, Vector]:
+    def _split(self, x: npt.NDArray[Any]) -> tuple[Vector, Vector]:
         """Return z and rho of vectors [N, D], computed in float64."""
         x = x.astype(np.float64)
         z = x @ self.vectors
         squared = (x**2).sum(1)
+        # The difference of two sums of float64 has an error far below 1e-11 of the sum (D < 10,000).
         rho = np.sqrt(np.maximum(squared - (z**2).sum(1), 0) + 1e-11 * squared)
         return z.astype(np.float32), rho.astype(np.float32)
 
 
-_FETCH = 80_000.0  # numbers scanned in the time that a descriptor is read from the archive
+def _principal_vectors(sample: Vector, x: Floats, count: int, rng: np.random.Generator) -> Floats:
+    """Return orthonormal vectors [D, count] along which a sample varies most, the strongest first.
+
+    x : the sample in float64. By subspace iteration (Halko, Martinsson & Tropp 2011, algorithm 4.4).
+    """
+    space = rng.standard_normal((sample.shape[1], count), np.float32)
+    for _ in range(3):
+        space, _ = np.linalg.qr(sample.T @ (sample @ space))
+    exact, _ = np.linalg.qr(space.astype(np.float64))
+    coordinates = x @ exact
+    _, rotation = np.linalg.eigh(coordinates.T @ coordinates)
+    vectors: Floats = exact @ rotation[:, ::-1]
+    return vectors
+
+
+def _costs(x: Floats, vectors: Floats, ranks: Sequence[int], rng: np.random.Generator) -> dict[int, float]:
+    """Return what a case costs at each rank, in numbers that are scanned, estimated on a sample."""
+    z, squared = x @ vectors, (x**2).sum(1)
+    queries = rng.choice(len(x), min(len(x), 64), replace=False)
+    exact = x[queries] @ x.T
+    exact[np.arange(len(queries)), queries] = -np.inf
+    best = exact.max(1, keepdims=True)  # of the sample: lower than the k-th of many more cases
+    costs = {}
+    for r in ranks:
+        rho = np.sqrt(np.maximum(squared - (z[:, :r] ** 2).sum(1), 0))
+        bound = z[queries, :r] @ z[:, :r].T + rho[queries, None] * rho
+        pruned = (bound < best).mean()
+        costs[r] = r + (1 - pruned) * _FETCH
+    return costs
 
 
 @dataclass(frozen=True, slots=True)
-class Part:
-    """The scan of n cases of one segment, in the order of their row ids."""
+class SegmentIndex:
+    """The index of n cases of one segment, in the order of their row ids."""
 
     ids: Ids  # [n]
     z: Vector  # [n, r]
@@ -148,25 +164,25 @@ class Part:
     def __len__(self) -> int:
         return len(self.ids)
 
-    def followed_by(self, more: "Part") -> "Part":
-        """Return this part and the one after it as one."""
+    def concat(self, more: "SegmentIndex") -> "SegmentIndex":
+        """Return the index of these cases and of those after them."""
         if not len(more):
             return self
-        return Part(
+        return SegmentIndex(
             np.concatenate([self.ids, more.ids]),
             np.concatenate([self.z, more.z]),
             np.concatenate([self.rho, more.rho]),
-            self.columns.followed_by(more.columns, len(self), len(more)),
+            self.columns.concat(more.columns, len(self), len(more)),
         )
 
-    def of_rows(self, start: int, end: int) -> "Part":
-        """Return the part of the cases with these row ids."""
+    def rows(self, start: int, end: int) -> "SegmentIndex":
+        """Return the index of the cases with row ids from start to before end."""
         at = slice(*np.searchsorted(self.ids, (start, end)))
-        return Part(self.ids[at], self.z[at], self.rho[at], self.columns.of_rows(at))
+        return SegmentIndex(self.ids[at], self.z[at], self.rho[at], self.columns.rows(at))
 
-    def kept(self, conditions: Sequence[Condition], exclude: Ids) -> npt.NDArray[np.bool_] | None:
+    def allowed(self, conditions: Sequence[Condition], exclude: Ids) -> npt.NDArray[np.bool_] | None:
         """Say which cases a filter lets through, bool [n]; None: all."""
-        keep = self.columns.passes(conditions, len(self)) if conditions else None
+        keep = self.columns.matches(conditions, len(self)) if conditions else None
         if len(exclude):
             places = np.searchsorted(self.ids, exclude)
             inside = places < len(self)
@@ -177,7 +193,7 @@ class Part:
         return keep
 
     def save(self, path: Path) -> None:
-        """Write the part whole."""
+        """Write the index to a file, atomically."""
         arrays: dict[str, npt.NDArray[Any]] = {"ids": self.ids, "z": self.z, "rho": self.rho}
         arrays |= {f"codes{n}": c.codes for n, c in enumerate(self.columns.values())}
         columns = [[name, list(column.values)] for name, column in self.columns.items()]
@@ -188,7 +204,7 @@ class Part:
         header = json.dumps(
             {"name": path.name, "arrays": spans, "columns": columns, "length": start}
         ).encode()
-        with whole_file(path) as temporary, temporary.open("wb") as file:
+        with atomic_write(path) as temporary, temporary.open("wb") as file:
             checksum = 0
             for piece in _pieces(header, arrays.values()):
                 checksum = zlib.crc32(piece, checksum)
@@ -196,7 +212,7 @@ class Part:
             file.write(checksum.to_bytes(4, "little"))
 
     @classmethod
-    def load(cls, path: Path, rank: int) -> "Part":
+    def load(cls, path: Path, rank: int) -> "SegmentIndex":
         """Map what `save` wrote. Raises Stale for a file that is not whole, OSError for none."""
         try:
             content = np.memmap(path, np.uint8, "r").view(np.ndarray)
@@ -214,7 +230,7 @@ class Part:
                 *said, start = header["arrays"][name]
                 if said != [kind, list(shape)]:
                     raise Stale(f"{path.name} has {name} of another kind or rank")
-                found: npt.NDArray[Any] = data[start : start + 4 * math.prod(shape) * (1 + (kind == "<i8"))]
+                found: npt.NDArray[Any] = data[start : start + 4 * math.prod(shape) * _WORDS[kind]]
                 return found.view(kind).reshape(shape)
 
             columns = Columns(
@@ -254,17 +270,17 @@ def _padded(length: int) -> int:
     return -(-length // 64) * 64
 
 
-def part_of(
-    ids: Sequence[int], descriptors: Vector, facts: Sequence[Mapping[str, Any]], basis: Basis
-) -> Part:
+def index_cases(
+    ids: Sequence[int], descriptors: Vector, facts: Sequence[Mapping[str, Any]], projection: Projection
+) -> SegmentIndex:
     """Make the scan of cases: their row ids, descriptors [n, D] and facts."""
-    return Part(np.array(ids, np.int64), *basis.cases(descriptors), Columns.of(facts))
+    return SegmentIndex(np.array(ids, np.int64), *projection.cases(descriptors), Columns.of(facts))
 
 
 def candidates(
-    parts: Sequence[Part],
+    segments: Sequence[SegmentIndex],
     keeps: Sequence[npt.NDArray[np.bool_] | None],
-    basis: Basis,
+    projection: Projection,
     weighed: Sequence[Floats],
     k: int,
     longest: float,
@@ -273,13 +289,13 @@ def candidates(
 
     weighed : w * d_q of each query, float64 [D]. longest : no descriptor is.
     """
-    asked = [basis.query(y) for y in weighed]
+    asked = [projection.query(y) for y in weighed]
     zs = np.stack([z for z, _, _ in asked])
     best = [np.empty(0, np.float32) for _ in asked]  # the k greatest lower bounds so far
     least = [_LEAST] * len(asked)  # the k-th of them, once there are k
     left: list[list[tuple[Ids, Vector]]] = [[] for _ in asked]
-    for part, keep in zip(parts, keeps, strict=True):
-        z, rho, ids, out = part.z, part.rho, part.ids, None
+    for segment, keep in zip(segments, keeps, strict=True):
+        z, rho, ids, out = segment.z, segment.rho, segment.ids, None
         if keep is not None and 2 * np.count_nonzero(keep) > len(keep):
             out = ~keep  # few: to copy the others would take longer
         elif keep is not None:
@@ -294,6 +310,8 @@ def candidates(
             lower, upper = rough[n] - slack, rough[n] + slack
             if out is not None:
                 lower[out] = upper[out] = -np.inf
+            # k cases score at least the k-th greatest lower bound: a case whose upper bound is below it is
+            # not among the k best. Before there are k lower bounds, `least` prunes nothing.
             if len(raised := lower[lower > least[n]]):
                 best[n] = np.concatenate([best[n], raised])
                 if len(best[n]) >= k:
@@ -311,7 +329,7 @@ def candidates(
     return found
 
 
-def refine(
+def rescore(
     query: Vector,
     ids: Ids,
     upper: Vector,
@@ -329,9 +347,9 @@ def refine(
     while done < len(ids) and upper[done] >= kth:
         block = ids[done : done + step]
         block = block[upper[done : done + step] >= kth]
-        parts = products(query, fetch(block), layout)
-        score = (parts * weights).sum(axis=1)  # not BLAS: the same bits whatever stands beside
-        known = tuple(np.concatenate(pair) for pair in zip(known, (block, score, parts), strict=True))  # type: ignore[assignment]
+        terms = products(query, fetch(block), layout)
+        score = (terms * weights).sum(axis=1)  # not BLAS: the same bits whatever stands beside
+        known = tuple(np.concatenate(pair) for pair in zip(known, (block, score, terms), strict=True))  # type: ignore[assignment]
         if len(known[0]) >= k:
             kth = np.partition(known[1], len(known[1]) - k)[-k]
         done, step = done + step, 2 * step
@@ -339,15 +357,15 @@ def refine(
     return known[0][best], known[1][best], known[2][best]
 
 
-def part_name(basis: Basis, number: int, generation: int) -> str:
-    """Return the name of the file of a segment's part."""
-    return f"{basis.key}-{number:06}-{generation}.part"
+def segment_file(projection: Projection, number: int, generation: int) -> str:
+    """Return the name of the file of a segment's index."""
+    return f"{projection.key}-{number:06}-{generation}.segment"
 
 
-def sweep(folder: Path, current: Collection[str]) -> None:
+def remove_stale(folder: Path, current: Collection[str]) -> None:
     """Remove every file of a scan folder but the current ones: what is stale may hold a removed case."""
     with contextlib.suppress(FileNotFoundError, NotADirectoryError):
         for path in folder.iterdir():
-            if path.name not in current and path.suffix in (".part", ".partial"):
+            if path.name not in current and path.suffix in (".segment", ".partial"):
                 with contextlib.suppress(OSError):  # Windows keeps what is mapped; the next sweep takes it
                     path.unlink()

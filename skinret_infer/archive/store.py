@@ -8,9 +8,10 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from ..cases import AttributeValue, Case
+from .._values import AttributeValue
+from ..cases import Case
 from ..descriptor import Vector
-from ..errors import ArchiveError, InputError
+from ..errors import ArchiveError, InputError, SkinretError
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +52,7 @@ class Record:
             self.image_sha256,
         )
 
-    def differs(self, other: "Record") -> list[str]:
+    def differences(self, other: "Record") -> list[str]:
         """Return the names of the facts in which another record differs; 1 is not 1.0, and not true."""
         pairs = zip(self.__dataclass_fields__, self.row(), other.row(), strict=True)
         return [name for name, ours, theirs in pairs if ours != theirs]
@@ -59,7 +60,7 @@ class Record:
 
 @dataclass(frozen=True, slots=True)
 class Match:
-    """A record, its score, and its products [6 + C]: the six cosines, and the agreement of each trait."""
+    """A record, its score, and its products [6 + C]: the six cosines, and the agreement of each concept."""
 
     record: Record
     score: float
@@ -67,20 +68,48 @@ class Match:
 
 
 @dataclass(slots=True)
-class Added:
-    """What adding did: case ids that are new, that replaced one, and that were there already, unchanged."""
+class AddReport:
+    """What adding or importing cases did, by case id.
+
+    added, replaced : new in the archive, or in the place of a case with the same id.
+    unchanged : in the archive already.
+    failed : not added, with the error of each; only where errors are skipped.
+    warnings : what a person should know of the pictures, such as of writing burned into one.
+    """
 
     added: list[str] = field(default_factory=list)
     replaced: list[str] = field(default_factory=list)
     unchanged: list[str] = field(default_factory=list)
+    failed: dict[str, SkinretError] = field(default_factory=dict)
+    warnings: dict[str, list[str]] = field(default_factory=dict)
 
     def __str__(self) -> str:
         added, replaced, unchanged = map(len, (self.added, self.replaced, self.unchanged))
-        return f"{added} cases added, {replaced} replaced, {unchanged} there already"
+        failed = f", {len(self.failed)} failed" if self.failed else ""
+        return f"{added} cases added, {replaced} replaced, {unchanged} there already{failed}"
 
-    def to_dict(self) -> dict[str, list[str]]:
-        """Return the case ids as plain values, for JSON."""
-        return {"added": self.added, "replaced": self.replaced, "unchanged": self.unchanged}
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values, for JSON."""
+        return {
+            "added": self.added,
+            "replaced": self.replaced,
+            "unchanged": self.unchanged,
+            "failed": {case_id: error.to_dict() for case_id, error in self.failed.items()},
+            "warnings": self.warnings,
+        }
+
+    def warning_lines(self) -> list[str]:
+        """Return each warning once, with the first cases that it was given for."""
+        ids: dict[str, list[str]] = {}
+        for case_id, warnings in self.warnings.items():
+            for warning in warnings:
+                ids.setdefault(warning, []).append(case_id)
+        return [f"{_first(cases)}: {warning}" for warning, cases in ids.items()]
+
+
+def _first(case_ids: Sequence[str], count: int = 5) -> str:
+    more = len(case_ids) - count
+    return ", ".join(case_ids[:count]) + (f" and {more} more" if more > 0 else "")
 
 
 def check_on_duplicate(on_duplicate: str) -> None:
@@ -94,18 +123,26 @@ def check_on_duplicate(on_duplicate: str) -> None:
         )
 
 
-def duplicate(case_id: str, differs: Sequence[str]) -> ArchiveError:
-    """Return the error of a case that is there already with others of these facts."""
-    return ArchiveError(
+def keeps_old(case_id: str, differences: Sequence[str], on_duplicate: str) -> bool:
+    """Say whether the case in the archive stays when a new one differs from it in these facts.
+
+    Raises ArchiveError if they differ and on_duplicate is "error".
+    """
+    if not differences or on_duplicate == "skip":
+        return True
+    if on_duplicate == "replace":
+        return False
+    raise ArchiveError(
         f"case {case_id!r:.80} is in the archive already, with other facts",
         code="case-duplicate",
         expected="a new case id, or the same facts",
-        found=f"another {', '.join(differs)}",
+        found=f"another {', '.join(differences)}",
         cure='pass on_duplicate="replace" (--replace) to replace it, or "skip" (--skip) to keep the old one',
+        case_id=case_id,
     )
 
 
-class Found(NamedTuple):
+class SearchResult(NamedTuple):
     """What a search found: the k best cases of each query, how many the filter let through, the state."""
 
     matches: list[list[Match]]
@@ -124,11 +161,15 @@ class Store(Protocol):
         """Return how many cases there are; 0 for a store that is not made yet."""
         ...
 
-    def find(self, case_ids: Collection[str]) -> dict[str, Record]:
+    def case_ids(self) -> list[str]:
+        """Return the ids of all cases, sorted."""
+        ...
+
+    def get(self, case_ids: Collection[str]) -> dict[str, Record]:
         """Return the records of those of the case ids that are there."""
         ...
 
-    def stored(self, case_ids: Collection[str]) -> dict[str, tuple[Record, Vector]]:
+    def get_with_descriptors(self, case_ids: Collection[str]) -> dict[str, tuple[Record, Vector]]:
         """Return the records, with their descriptors [D], of those of the case ids that are there."""
         ...
 
@@ -137,6 +178,10 @@ class Store(Protocol):
 
         What was written is durable when the call returns.
         """
+        ...
+
+    def update(self, record: Record) -> bool:
+        """Change the facts of a case and keep its descriptor; return False if there is no such case."""
         ...
 
     def remove(self, case_ids: Collection[str]) -> int:
@@ -150,7 +195,7 @@ class Store(Protocol):
         k: int,
         where: Mapping[str, Any] | None = None,
         exclude: Collection[str] = (),
-    ) -> Found:
+    ) -> SearchResult:
         """Return the k best cases of each query, how many cases the filter let through, and the state.
 
         queries : the descriptors of the queries, float32 [Q, D].

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import click
 
+from ..archive import maintenance
 from ..archive.archive import Archive
 from ..archive.exchange import archive_for, export_archive, import_archive
 from ..errors import ArchiveError, printable
@@ -28,17 +29,17 @@ def check(archive: Path, repair: bool, as_json: bool) -> None:
 
     Exit code 1 if something is wrong, or still is after --repair.
     """
-    with contextlib.closing(Archive.existing(archive)) as opened:
+    with contextlib.closing(Archive.open(archive)) as opened:
         with progress("checking") as bar:
-            faults = found = opened.check(bar)
+            faults = found = maintenance.check(opened, bar)
         if found and repair:
             try:
-                opened.repair()
+                maintenance.repair(opened)
             except ArchiveError as error:
                 if error.code != "archive-damaged":  # else the next check says what is left
                     raise
             with progress("checking again") as bar:
-                faults = opened.check(bar)
+                faults = maintenance.check(opened, bar)
         cases = None if faults else len(opened)
         repaired = [fault for fault in found if fault not in faults]
         report = {
@@ -68,8 +69,8 @@ def check(archive: Path, repair: bool, as_json: bool) -> None:
 @report_errors
 def backup(archive: Path, target: Path) -> None:
     """Copy ARCHIVE, while it is in use, to TARGET, a file that does not exist yet."""
-    with contextlib.closing(Archive.existing(archive)) as opened, progress("copying") as bar:
-        opened.backup(target, bar)
+    with contextlib.closing(Archive.open(archive)) as opened, progress("copying") as bar:
+        maintenance.backup(opened, target, bar)
     click.echo(f"{target} written", err=True)
 
 
@@ -78,9 +79,9 @@ def backup(archive: Path, target: Path) -> None:
 @report_errors
 def compact(archive: Path) -> None:
     """Give back the room of removed cases, and fit what speeds a search to those that ARCHIVE holds now."""
-    with contextlib.closing(Archive.existing(archive)) as opened:
+    with contextlib.closing(Archive.open(archive)) as opened:
         before = archive.stat().st_size
-        opened.compact()
+        maintenance.compact(opened)
         after = archive.stat().st_size
     click.echo(f"{archive}: {before / 1e6:.1f} MB before, {after / 1e6:.1f} MB now", err=True)
 
@@ -95,7 +96,7 @@ def export_command(archive: Path, folder: Path) -> None:
     FOLDER may not be there yet. A text that begins like a formula gets an apostrophe before it, which an
     import takes away again.
     """
-    with contextlib.closing(Archive.existing(archive)) as opened, progress("exporting") as bar:
+    with contextlib.closing(Archive.open(archive)) as opened, progress("exporting") as bar:
         count = export_archive(opened, folder, bar)
     click.echo(f"{count} cases written to {folder}", err=True)
 

@@ -81,13 +81,13 @@ def unable(name: str, why: SkinretError) -> click.Command:
 
 
 @contextlib.contextmanager
-def progress(label: str) -> Iterator[Callable[[int, int], None]]:
+def progress(label: str) -> Iterator[Callable[[int, int | None], None]]:
     """Show a bar on stderr if that is a terminal; give the function that moves it."""
     hidden = sys.stderr is None or not sys.stderr.isatty()  # there is none in a window, by pythonw
     with click.progressbar(length=1, label=label, file=sys.stderr, hidden=hidden) as bar:
 
-        def move(done: int, total: int) -> None:
-            bar.length = total
+        def move(done: int, total: int | None) -> None:
+            bar.length = total or done
             bar.update(done - bar.pos)
 
         yield move

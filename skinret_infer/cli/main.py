@@ -13,16 +13,19 @@ import click
 from .. import doctor
 from .._extras import missing_extra
 from .._version import __version__
-from ..archive.filters import read_number
+from ..archive.filters import Range, parse_number
 from ..bundle import Bundle
-from ..cases import Case, read_cases, read_ids
+from ..cases import Case
 from ..descriptor import LEVELS
-from ..engines import RUNTIMES, cache_folder, open_engine
+from ..engines.cache import cache_folder
+from ..engines.registry import RUNTIMES, open_engine
+from ..engines.verdicts import save_record
 from ..errors import InputError, RuntimeUnavailable, printable
 from ..evaluation import evaluate
-from ..evaluation import precision as gate
+from ..evaluation.precision import format_record, make_validation_set, validate_precision
 from ..report.figure import draw_results
 from ..searcher import Searcher
+from ..tables import read_cases, read_ids
 from .archive import archive as archive_group
 from .audit import audit as audit_group
 from .bundle import bundle as bundle_group
@@ -88,7 +91,7 @@ _precision = click.option(
     "--precision",
     default="auto",
     show_default=True,
-    help="auto, fp32, bf16, fp16; below fp32 only what the gate on ranks has passed.",
+    help="auto, fp32, bf16, fp16; below fp32 only what has passed the precision check.",
 )
 _beta = click.option(
     "--beta", type=click.FloatRange(0, 1), help="Weight of the local term.  [default: the model's]"
@@ -144,8 +147,8 @@ def index(
     ):
         report = searcher.add(chosen, on_duplicate=duplicate or "error", progress=bar)
         total = len(searcher)
-    for remark in report.remarks():
-        click.echo(f"warning: {printable(remark)}", err=True)
+    for line in report.warning_lines():
+        click.echo(f"warning: {printable(line)}", err=True)
     if as_json:
         click.echo(json.dumps(report.to_dict() | {"cases": total}))
     click.echo(f"{report}; {archive} holds {total}", err=True)
@@ -221,7 +224,7 @@ def query(
             context=dict(_named(item, "--context", "NAME=VALUE") for item in context),
         )
         if report:
-            results.save(report, images=images)
+            results.to_html(report, image_folder=images)
             click.echo(f"{report} written", err=True)
     if picture:
         draw_results([(image, results)], images or Path(), picture)
@@ -269,7 +272,7 @@ def evaluate_command(
     click.echo(json.dumps(report, indent=2) if as_json else evaluate.table(report))
 
 
-@main.command("gate", short_help="Measure whether a lower precision keeps the ranks.")
+@main.command("validate-precision", short_help="Measure whether a lower precision keeps the ranks.")
 @click.argument("bundle", type=PATH)
 @click.argument("cases", type=PATH)
 @click.option("--images", type=PATH, help="Folder of the images.  [default: the folder of CASES]")
@@ -279,7 +282,7 @@ def evaluate_command(
 @_threads
 @json_option
 @report_errors
-def gate_command(
+def validate_precision_command(
     bundle: Path,
     cases: Path,
     images: Path | None,
@@ -295,13 +298,13 @@ def gate_command(
     precision that passed is used from then on by "auto". Exit code 3 if it is refused.
     """
     loaded, chosen = Bundle.load(bundle), _chosen(cases, images, ids)
-    asked = gate.questions(loaded.manifest, loaded.tokenizer(), chosen, f"cases of {cases.name}")
+    asked = make_validation_set(loaded.manifest, loaded.tokenizer(), chosen, f"cases of {cases.name}")
     reference = open_engine(loaded, "onnxruntime-cpu", threads, precision="fp32")
-    candidate = open_engine(loaded, runtime, threads, precision=precision, gated=False)
+    candidate = open_engine(loaded, runtime, threads, precision=precision, check=False)
     with progress("queries") as bar:
-        record = gate.measure(loaded, reference, candidate, asked, progress=bar)
-    click.echo(json.dumps(record, indent=2) if as_json else gate.describe(record))
-    path = gate.keep_record(loaded, record, cache_folder())
+        record = validate_precision(loaded, reference, candidate, asked, progress=bar)
+    click.echo(json.dumps(record, indent=2) if as_json else format_record(record))
+    path = save_record(loaded, record, cache_folder())
     click.echo(f"the record is {path}", err=True)
     if not record["passed"]:
         sys.exit(3)
@@ -320,38 +323,38 @@ def doctor_command(bundle: Path | None, archive: Path | None, as_json: bool) -> 
     if bundle and bundle.is_file() and (archive is None or archive.is_dir()):
         bundle, archive = archive, bundle
     report = doctor.examine(bundle, archive)
-    click.echo(json.dumps(report, indent=2) if as_json else doctor.describe(report))
+    click.echo(json.dumps(report, indent=2) if as_json else doctor.format_report(report))
     if not report["healthy"]:
         sys.exit(4)
 
 
-def _filters(
-    where: tuple[str, ...],
-) -> dict[str, list[str | float] | tuple[float | None, float | None]]:
-    """Read the options --where: a value is a text or, where it reads as a number, that number too."""
-    texts: dict[str, list[str | float]] = {}
-    ranges: dict[str, tuple[float | None, float | None]] = {}
+def _filters(where: tuple[str, ...]) -> dict[str, list[str | float] | Range]:
+    """Read the options --where: a value is a text or, if it reads as a number, that number too."""
+    values: dict[str, list[str | float]] = {}
+    ranges: dict[str, Range] = {}
     for item in where:
         name, value = _named(item, "--where", "NAME=VALUE")
-        if ends := _range(value):
+        if interval := _range(value):
             if name in ranges:
                 raise click.BadParameter(f"{name} has two ranges", param_hint="--where")
-            ranges[name] = ends
+            ranges[name] = interval
         else:
-            number = read_number(value)
-            texts.setdefault(name, []).extend([value] if number is None else [value, number])
-    if both := texts.keys() & ranges.keys():
+            number = parse_number(value)
+            values.setdefault(name, []).extend([value] if number is None else [value, number])
+    if both := values.keys() & ranges.keys():
         raise click.BadParameter(f"{min(both)} has a value beside a range", param_hint="--where")
-    return {**texts, **ranges}
+    return {**values, **ranges}
 
 
-def _range(value: str) -> tuple[float | None, float | None] | None:
-    """Return the ends of LOW..HIGH, None for one that is left out; None for what is no range of numbers."""
+def _range(value: str) -> Range | None:
+    """Return LOW..HIGH as a range, open at an end that is left out; None for anything else."""
     low, dots, high = value.partition("..")
-    ends = [float(end) if end else None for end in (low, high) if not end or _NUMBER.fullmatch(end)]
-    if not dots or value == ".." or len(ends) < 2 or not all(e is None or math.isfinite(e) for e in ends):
+    if not dots or value == ".." or not all(not end or _NUMBER.fullmatch(end) for end in (low, high)):
         return None
-    return ends[0], ends[1]
+    ends = [float(end) if end else None for end in (low, high)]
+    if not all(end is None or math.isfinite(end) for end in ends):
+        return None
+    return Range(*ends)
 
 
 def _weights(levels: tuple[str, ...]) -> dict[str, float] | None:

@@ -3,7 +3,9 @@
 import importlib.metadata
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Protocol
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
 
 import numpy.typing as npt
 
@@ -12,8 +14,9 @@ from ..descriptor import COMPOSED, LEVELS, Vector
 from ..errors import BundleError, RuntimeUnavailable
 
 Array = npt.NDArray[Any]
-Words = Callable[[], tuple[Array, Array]]  # tokens [B, n, d_T] and attention_mask [B, n], once they are there
-Say = Callable[[str], None]
+T = TypeVar("T")
+TextFeatures = Callable[[], tuple[Array, Array]]  # returns tokens [B, n, d_T] and attention_mask [B, n]
+Notify = Callable[[str], None]
 
 
 class Engine(Protocol):
@@ -21,55 +24,83 @@ class Engine(Protocol):
 
     name : the runtime, such as "openvino".
     precision : "fp32", "bf16" or "fp16".
-    facts : what really runs: version, device, threads.
+    facts : version, device and threads that are in use.
     """
 
     name: str
     precision: str
     facts: Mapping[str, Any]
 
-    def run(self, graph: str, feeds: Mapping[str, Array], outputs: Sequence[str]) -> list[Array]:
-        """Run one graph on arrays by name and return the outputs asked for."""
+    def run(self, graph: str, feeds: Mapping[str, Array], outputs: Sequence[str]) -> dict[str, Array]:
+        """Run one graph on arrays by name and return the named outputs."""
         ...
 
     def encode_text(self, ids: Array, mask: Array) -> Array:
         """Return tokens, float32 [B, n, d_T], for ids and mask, int64 [B, n]."""
         ...
 
-    def describe(self, pixels: Array, words: Words | None) -> Vector:
-        """Return descriptors, float32 [B, D], of uint8 [B, S, S, 3]: with words of queries, without of cases.
+    def embed(self, pixels: Array, text: TextFeatures | None) -> Vector:
+        """Return descriptors, float32 [B, D], of uint8 [B, S, S, 3]: of queries with `text`, else of cases.
 
-        `words` is called once the visual encoder is under way: the text encoder may still be running.
+        `text` is called after the visual encoder has started: the text encoder may still be running.
         """
         ...
 
     def close(self) -> None:
-        """Give back what the runtime holds."""
+        """Release what the runtime holds."""
         ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Runtime:
+    """A runtime that the registry can choose. Each engine file defines its own.
+
+    name : as users write it, such as "openvino".
+    extra : the extra of this package that installs it.
+    on_card : it runs on an NVIDIA card, which a forked process cannot go on using.
+    why_not : returns None if it can run here, or the reason why it cannot.
+    precisions : returns those in which it has a bundle's graphs here, the fastest first; called only if it
+        can run here.
+    open : opens a bundle in a precision, with a number of threads and a folder for what it builds.
+    cure : returns how to make it run here.
+    """
+
+    name: str
+    extra: str
+    on_card: bool
+    why_not: Callable[[], str | None]
+    precisions: Callable[[Bundle], tuple[str, ...]]
+    open: Callable[[Bundle, str, int, Path, Notify], Engine]
+    cure: Callable[[], str]
 
 
 class HostEngine(ABC):
     """An engine whose graphs take and give arrays in main memory."""
 
     @abstractmethod
-    def run(self, graph: str, feeds: Mapping[str, Array], outputs: Sequence[str]) -> list[Array]: ...
+    def run(self, graph: str, feeds: Mapping[str, Array], outputs: Sequence[str]) -> dict[str, Array]: ...
 
     def encode_text(self, ids: Array, mask: Array) -> Array:
-        return self.run("text_encoder", {"input_ids": ids, "attention_mask": mask}, ["tokens"])[0]
+        return self.run("text_encoder", {"input_ids": ids, "attention_mask": mask}, ["tokens"])["tokens"]
 
-    def describe(self, pixels: Array, words: Words | None) -> Vector:
+    def embed(self, pixels: Array, text: TextFeatures | None) -> Vector:
         maps = self.run("visual_encoder", {"pixels": pixels}, LEVELS)
-        if words is not None:
-            tokens, mask = words()
-            feeds = dict(zip(LEVELS, maps, strict=True)) | {"tokens": tokens, "attention_mask": mask}
-            maps = self.run("composer", feeds, COMPOSED)
-        head = self.run("similarity_head", dict(zip(LEVELS, maps, strict=True)), ["descriptor"])
-        descriptor: Vector = head[0]
+        if text is not None:
+            tokens, mask = text()
+            maps = as_levels(
+                self.run("composer", {**maps, "tokens": tokens, "attention_mask": mask}, COMPOSED)
+            )
+        descriptor: Vector = self.run("similarity_head", maps, ["descriptor"])["descriptor"]
         return descriptor
 
     def close(self) -> None:
-        """Nothing is held but memory."""
+        """Do nothing: only memory is held."""
         return
+
+
+def as_levels(composed: Mapping[str, T]) -> dict[str, T]:
+    """Rename the composer's outputs, composed_low and so on, to the levels that the head takes."""
+    return {level: composed[name] for level, name in zip(LEVELS, COMPOSED, strict=True)}
 
 
 def graph_error(bundle: Bundle, graph: str, precision: str, package: str, error: Exception) -> BundleError:

@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from .. import _forks
-from .._files import whole_file
+from .._files import atomic_write
 from ..errors import RuntimeUnavailable
-from .base import Say
+from .base import Notify
 
 Key = Mapping[str, str]  # everything an engine depends on, by name
 _MAGIC = b"skinret engine 2\n"
@@ -66,7 +66,7 @@ def cached(
     key: Key,
     build: Callable[[], bytes],
     *,
-    say: Say,
+    notify: Notify,
     refused: str = "",
     required: bool = False,
 ) -> bytes | memoryview:
@@ -84,7 +84,7 @@ def cached(
     with _building.lock, contextlib.ExitStack() as stack:
         try:
             path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            waited = stack.enter_context(_lock(path.with_suffix(".lock"), say))
+            waited = stack.enter_context(_lock(path.with_suffix(".lock"), notify))
         except OSError as error:
             _not_kept(path, error, required)
             return build()
@@ -93,10 +93,10 @@ def cached(
             if payload is not None:
                 return payload
         if fault:
-            say(f"{path.name} {fault}; it is built again")
+            notify(f"{path.name} {fault}; it is built again")
         built = build()
         try:
-            with whole_file(path) as temporary, temporary.open("wb") as file:
+            with atomic_write(path) as temporary, temporary.open("wb") as file:
                 header = json.dumps({"key": dict(key), "sha256": hashlib.sha256(built).hexdigest()}).encode()
                 padding = b" " * (-(len(_MAGIC) + len(header) + 1) % _ALIGNED)
                 file.write(_MAGIC + header + padding + b"\n")
@@ -142,7 +142,7 @@ def _read(path: Path, key: Key) -> tuple[memoryview | None, str]:
 
 
 @contextlib.contextmanager
-def _lock(path: Path, say: Say) -> Iterator[bool]:
+def _lock(path: Path, notify: Notify) -> Iterator[bool]:
     """Hold a lock between processes and give whether it had to be waited for.
 
     Without flock, on Windows and some network drives, two may build at once; each then puts a whole file.
@@ -156,7 +156,7 @@ def _lock(path: Path, say: Say) -> Iterator[bool]:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 waited = True
-                say(f"{path.stem} is being built by another process; waiting for it")
+                notify(f"{path.stem} is being built by another process; waiting for it")
                 fcntl.flock(file, fcntl.LOCK_EX)
             except OSError:
                 pass

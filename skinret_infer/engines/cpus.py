@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
 
-def usable_cpus(root: Path = Path("/")) -> int:
+def available_cpus(root: Path = Path("/")) -> int:
     """Return how many CPUs this process may use: the least of its affinity and the quotas of its groups.
 
     root : below which /proc and the control groups are looked for.

@@ -2,20 +2,32 @@
 
 import importlib.util
 from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 from .. import _telemetry
 from ..bundle import GRAPHS, Bundle, check_contract
 from ..descriptor import COMPOSED, LEVELS, Vector
 from ..errors import RuntimeUnavailable
-from .base import Array, HostEngine, Words, graph_error, memory_error, version
+from .base import (
+    Array,
+    HostEngine,
+    Notify,
+    Runtime,
+    TextFeatures,
+    as_levels,
+    graph_error,
+    memory_error,
+    version,
+)
 
 _PROVIDERS = {"onnxruntime-cpu": "CPUExecutionProvider", "onnxruntime-cuda": "CUDAExecutionProvider"}
 _CUDA_OPTIONS = {"use_tf32": "0"}  # fp32 is to be fp32; who wants speed takes a bundle's fp16 graphs
 
 
-def why_not(name: str) -> str:
-    """Return "" if the runtime can run here, or the reason why not."""
+def why_not(name: str) -> str | None:
+    """Return None if the runtime can run here, or the reason why not."""
     if version("onnxruntime") and version("onnxruntime-gpu"):
         return (
             "onnxruntime and onnxruntime-gpu are both installed and overwrite each other's files; "
@@ -32,7 +44,7 @@ def why_not(name: str) -> str:
         return "onnxruntime lacks its files; uninstall onnxruntime and onnxruntime-gpu, then install one"
     if _PROVIDERS[name] not in ort.get_available_providers():
         return "the installed onnxruntime is the one for the CPU; onnxruntime-gpu takes its place"
-    return "" if name == "onnxruntime-cpu" else _cuda_fault(ort)
+    return None if name == "onnxruntime-cpu" else _cuda_fault(ort)
 
 
 class OnnxRuntimeCpu(HostEngine):
@@ -47,10 +59,9 @@ class OnnxRuntimeCpu(HostEngine):
             graph: _session(bundle, graph, self.name, self.precision, threads) for graph in GRAPHS
         }
 
-    def run(self, graph: str, feeds: Mapping[str, Array], outputs: Sequence[str]) -> list[Array]:
-        """Run one graph on arrays by name and return the outputs asked for."""
-        result: list[Array] = self._sessions[graph].run(list(outputs), dict(feeds))
-        return result
+    def run(self, graph: str, feeds: Mapping[str, Array], outputs: Sequence[str]) -> dict[str, Array]:
+        """Run one graph on arrays by name and return the named outputs."""
+        return dict(zip(outputs, self._sessions[graph].run(list(outputs), dict(feeds)), strict=True))
 
 
 class OnnxRuntimeCuda(HostEngine):
@@ -68,23 +79,24 @@ class OnnxRuntimeCuda(HostEngine):
         self._device = device
         self._sessions = {graph: _session(bundle, graph, runtime, precision, threads) for graph in GRAPHS}
 
-    def run(self, graph: str, feeds: Mapping[str, Array], outputs: Sequence[str]) -> list[Array]:
-        """Run one graph on arrays by name and return the outputs asked for."""
-        return [value.numpy() for value in self._bound(graph, feeds, outputs, "cpu")]
+    def run(self, graph: str, feeds: Mapping[str, Array], outputs: Sequence[str]) -> dict[str, Array]:
+        """Run one graph on arrays by name and return the named outputs."""
+        return {name: value.numpy() for name, value in self._bound(graph, feeds, outputs, "cpu").items()}
 
-    def describe(self, pixels: Array, words: Words | None) -> Vector:
+    def embed(self, pixels: Array, text: TextFeatures | None) -> Vector:
         """Return descriptors, float32 [B, D]; only they leave the card."""
-        maps = dict(
-            zip(LEVELS, self._bound("visual_encoder", {"pixels": pixels}, LEVELS, self._device), strict=True)
-        )
-        if words is not None:
-            tokens, mask = words()
+        maps = self._bound("visual_encoder", {"pixels": pixels}, LEVELS, self._device)
+        if text is not None:
+            tokens, mask = text()
             feeds = {**maps, "tokens": tokens, "attention_mask": mask}
-            maps = dict(zip(LEVELS, self._bound("composer", feeds, COMPOSED, self._device), strict=True))
-        descriptor: Vector = self._bound("similarity_head", maps, ["descriptor"], "cpu")[0].numpy()
+            maps = as_levels(self._bound("composer", feeds, COMPOSED, self._device))
+        head = self._bound("similarity_head", maps, ["descriptor"], "cpu")
+        descriptor: Vector = head["descriptor"].numpy()
         return descriptor
 
-    def _bound(self, graph: str, feeds: Mapping[str, Any], outputs: Sequence[str], device: str) -> list[Any]:
+    def _bound(
+        self, graph: str, feeds: Mapping[str, Any], outputs: Sequence[str], device: str
+    ) -> dict[str, Any]:
         session = self._sessions[graph]
         binding = session.io_binding()
         try:
@@ -100,7 +112,7 @@ class OnnxRuntimeCuda(HostEngine):
             if not _out_of_memory(error):
                 raise
             raise memory_error(graph, _first_line(error)) from None
-        return list(binding.get_outputs())
+        return dict(zip(outputs, binding.get_outputs(), strict=True))
 
 
 def _session(bundle: Bundle, graph: str, runtime: str, precision: str, threads: int) -> Any:
@@ -138,7 +150,7 @@ def _session(bundle: Bundle, graph: str, runtime: str, precision: str, threads: 
     return session
 
 
-def _cuda_fault(ort: Any) -> str:
+def _cuda_fault(ort: Any) -> str | None:
     """Say why CUDA does not work, by opening a graph on it: that it was compiled in says nothing."""
     try:
         ort.preload_dlls()
@@ -152,7 +164,7 @@ def _cuda_fault(ort: Any) -> str:
             "CUDA does not start, and ONNX Runtime would run on the CPU: an NVIDIA driver, CUDA or cuDNN is "
             'missing; pip install "skinret-infer[gpu]" brings the last two'
         )
-    return ""
+    return None
 
 
 def _first_line(error: Exception) -> str:
@@ -174,4 +186,37 @@ def _version() -> str | None:
 _IDENTITY = bytes.fromhex(
     "08083a370a100a017812017922084964656e746974791201675a0f0a0178120a0a08080112040a020801620f0a"
     "0179120a0a08080112040a02080142040a001012"
+)
+
+
+def _open_cpu(bundle: Bundle, precision: str, threads: int, cache: Path, log: Notify) -> OnnxRuntimeCpu:
+    return OnnxRuntimeCpu(bundle, threads)
+
+
+def _open_cuda(bundle: Bundle, precision: str, threads: int, cache: Path, log: Notify) -> OnnxRuntimeCuda:
+    return OnnxRuntimeCuda(bundle, precision, threads)
+
+
+def _cuda_cure() -> str:
+    first = "pip uninstall onnxruntime, then " if version("onnxruntime") else ""  # the two must not meet
+    return f'{first}pip install "skinret-infer[gpu]"'
+
+
+CPU = Runtime(
+    name="onnxruntime-cpu",
+    extra="cpu",
+    on_card=False,
+    why_not=partial(why_not, "onnxruntime-cpu"),
+    precisions=lambda bundle: ("fp32",),
+    open=_open_cpu,
+    cure=lambda: 'pip install "skinret-infer[cpu]"',
+)
+CUDA = Runtime(
+    name="onnxruntime-cuda",
+    extra="gpu",
+    on_card=True,
+    why_not=partial(why_not, "onnxruntime-cuda"),
+    precisions=lambda bundle: ("fp16", "fp32") if bundle.has("fp16") else ("fp32",),
+    open=_open_cuda,
+    cure=_cuda_cure,
 )

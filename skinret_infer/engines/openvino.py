@@ -13,21 +13,21 @@ import numpy as np
 
 from .. import _telemetry
 from ..bundle import GRAPHS, Bundle, check_contract
-from .base import Array, HostEngine, Say, graph_error, version
+from .base import Array, HostEngine, Notify, Runtime, graph_error, version
 from .cache import cached, drop, engine_path
 
 _HINTS = {"fp32": "f32", "bf16": "bf16"}
 
 
-def why_not() -> str:
-    """Return "" if OpenVINO can run here, or the reason why not."""
+def why_not() -> str | None:
+    """Return None if OpenVINO can run here, or the reason why not."""
     if importlib.util.find_spec("openvino") is None:
         return "the package openvino is not installed"
     try:
         devices = _core().available_devices
     except Exception as error:  # OpenVINO raises bare RuntimeErrors
         return f"OpenVINO does not start: {error}"
-    return "" if "CPU" in devices else f"OpenVINO finds no CPU, only {', '.join(devices) or 'nothing'}"
+    return None if "CPU" in devices else f"OpenVINO finds no CPU, only {', '.join(devices) or 'nothing'}"
 
 
 def precisions() -> tuple[str, ...]:
@@ -44,7 +44,7 @@ class OpenVino(HostEngine):
 
     name = "openvino"
 
-    def __init__(self, bundle: Bundle, precision: str, threads: int, cache: Path, say: Say) -> None:
+    def __init__(self, bundle: Bundle, precision: str, threads: int, cache: Path, notify: Notify) -> None:
         core = _core()
         self.precision = precision
         device = core.get_property("CPU", "FULL_DEVICE_NAME").strip()
@@ -84,10 +84,10 @@ class OpenVino(HostEngine):
             path = engine_path(cache, key)
             try:
                 try:
-                    compiled = self._load(graph, cached(path, key, build, say=say), core, properties)
+                    compiled = self._load(graph, cached(path, key, build, notify=notify), core, properties)
                 except RuntimeError as error:
                     refused = f"is refused by OpenVINO ({str(error).strip().splitlines()[-1]})"
-                    blob = cached(path, key, build, say=say, refused=refused)
+                    blob = cached(path, key, build, notify=notify, refused=refused)
                     compiled = self._load(graph, blob, core, properties)
             except RuntimeError as error:  # OpenVINO raises bare RuntimeErrors
                 raise graph_error(bundle, graph, "fp32", "openvino", error) from None
@@ -103,20 +103,20 @@ class OpenVino(HostEngine):
         tensor = _telemetry.openvino().Tensor(np.ctypeslib.as_array(address, found.shape), shared_memory=True)
         return core.import_model(tensor, "CPU", properties)
 
-    def run(self, graph: str, feeds: Mapping[str, Array], outputs: Sequence[str]) -> list[Array]:
-        """Run one graph on arrays by name and return the outputs asked for."""
+    def run(self, graph: str, feeds: Mapping[str, Array], outputs: Sequence[str]) -> dict[str, Array]:
+        """Run one graph on arrays by name and return the named outputs."""
         idle = self._idle[graph]
         try:
             request = idle.pop()
         except IndexError:
             request = self._compiled[graph].create_infer_request()
         request.infer(dict(feeds), share_inputs=True)
-        found = [request.get_tensor(name).data.copy() for name in outputs]
+        results = {name: request.get_tensor(name).data.copy() for name in outputs}
         idle.append(request)
         if (shapes := (graph, *(array.shape for array in feeds.values()))) not in self._met:
             self._met.add(shapes)
             drop(self._blobs[graph])
-        return found
+        return results
 
     def close(self) -> None:
         """Give back the compiled graphs."""
@@ -139,3 +139,18 @@ def _halve(model: Any) -> None:
 
 def _core() -> Any:
     return _telemetry.openvino().Core()
+
+
+def _open(bundle: Bundle, precision: str, threads: int, cache: Path, log: Notify) -> OpenVino:
+    return OpenVino(bundle, precision, threads, cache, log)
+
+
+OPENVINO = Runtime(
+    name="openvino",
+    extra="openvino",
+    on_card=False,
+    why_not=lambda: why_not(),
+    precisions=lambda bundle: precisions(),
+    open=_open,
+    cure=lambda: 'pip install "skinret-infer[openvino]"',
+)

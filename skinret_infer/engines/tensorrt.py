@@ -25,7 +25,7 @@ import numpy as np
 from ..bundle import GRAPHS, Bundle, check_contract, contract
 from ..descriptor import COMPOSED, LEVELS, Vector
 from ..errors import BundleError, InputError, RuntimeUnavailable
-from .base import Array, Say, Words, memory_error
+from .base import Array, Notify, Runtime, TextFeatures, memory_error
 from .cache import cache_folder, cached, engine_path
 
 MODULES = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
@@ -47,8 +47,8 @@ class Target:
     driver: str = "any"
 
 
-def why_not(name: str) -> str:
-    """Return "" if the runtime can run here, or the reason why not. Touches no TensorRT without a device."""
+def why_not(name: str) -> str | None:
+    """Return None if the runtime can run here, or the reason why not. It needs no device."""
     if importlib.util.find_spec(MODULES[name]) is None:
         return f"the package {MODULES[name]} is not installed"
     try:
@@ -65,7 +65,7 @@ def why_not(name: str) -> str:
     # The head's products are of fp32, which TensorRT-RTX does not have for Turing, 7.5.
     if name == "tensorrt-rtx" and here.capability not in _capabilities(trt).keys() - {"7.5"}:
         return f"TensorRT-RTX does not build for {here.device}, of compute capability {here.capability}"
-    return ""
+    return None
 
 
 def cure(name: str) -> str:
@@ -112,7 +112,7 @@ def load_or_build(
     target: Target,
     *,
     cache: Path,
-    say: Say,
+    notify: Notify,
     refused: str = "",
     required: bool = False,
 ) -> tuple[Path, bytes | memoryview]:
@@ -146,7 +146,7 @@ def load_or_build(
     path = engine_path(cache, key)
 
     def built() -> bytes:
-        say(f"{graph}: building an engine of {precision} for compute capability {target.capability}")
+        notify(f"{graph}: building an engine of {precision} for compute capability {target.capability}")
         start = time.monotonic()
         capabilities = [target.capability] if name == "tensorrt-rtx" else []
         engine = build(
@@ -155,12 +155,12 @@ def load_or_build(
             tokens=bundle.manifest.text.length,
             capabilities=capabilities,
             what=graph,
-            say=say,
+            notify=notify,
         )
-        say(f"{graph}: built in {time.monotonic() - start:.0f} s")
+        notify(f"{graph}: built in {time.monotonic() - start:.0f} s")
         return engine
 
-    return path, cached(path, key, built, say=say, refused=refused, required=required)
+    return path, cached(path, key, built, notify=notify, refused=refused, required=required)
 
 
 def build(
@@ -170,7 +170,7 @@ def build(
     tokens: int,
     capabilities: Sequence[str] = (),
     what: str = "the graph",
-    say: Say = lambda _: None,
+    notify: Notify = lambda _: None,
 ) -> bytes:
     """Build an engine of an ONNX model, with a profile for single queries and one for batches.
 
@@ -197,7 +197,7 @@ def build(
         )
     config = _made(builder.create_builder_config(), log, "a configuration")
     config.clear_flag(trt.BuilderFlag.TF32)
-    monitor = _monitor(trt, what, say)
+    monitor = _monitor(trt, what, notify)
     config.progress_monitor = monitor
     if capabilities:
         known = _capabilities(trt)
@@ -241,7 +241,7 @@ class TensorRT:
         precision: str = "fp32",
         *,
         cache: str | Path | None = None,
-        say: Say = lambda _: None,
+        notify: Notify = lambda _: None,
     ) -> None:
         """Load the engines from the cache, building those that are not there; `say` is told of it.
 
@@ -260,67 +260,68 @@ class TensorRT:
         folder = cache_folder(cache)
         runtime = _made(self._trt.Runtime(self._log), self._log, "a runtime")
         self._compiled: Any = None  # by TensorRT-RTX for this card, for all contexts, which it outlives
-        self._graphs = {graph: self._load(runtime, bundle, graph, target, folder, say) for graph in GRAPHS}
-        # The text encoder runs beside the rest, so it has lanes of its own: a lane keeps all it has run.
-        self._idle: dict[bool, list[_Lane]] = {True: [], False: []}
+        self._graphs = {graph: self._load(runtime, bundle, graph, target, folder, notify) for graph in GRAPHS}
+        # The text encoder runs beside the rest, so it has streams of its own: a stream keeps all it has run.
+        self._idle: dict[bool, list[_Stream]] = {True: [], False: []}
         self._open, self._lock = True, threading.Lock()
 
-    def run(self, graph: str, feeds: Mapping[str, Array], outputs: Sequence[str]) -> list[Array]:
-        """Run one graph on arrays by name and return the outputs asked for; any batch."""
-        parts: list[list[Array]] = []
-        with self._lane(graph == "text_encoder") as lane:
-            for part in _parts(len(next(iter(feeds.values())))):
+    def run(self, graph: str, feeds: Mapping[str, Array], outputs: Sequence[str]) -> dict[str, Array]:
+        """Run one graph on arrays by name and return the named outputs; any batch."""
+        batches: dict[str, list[Array]] = {name: [] for name in outputs}
+        with self._borrow_stream(graph == "text_encoder") as stream:
+            for batch in _batches(len(next(iter(feeds.values())))):
                 for name, array in feeds.items():
-                    lane.put(name, array[part])
-                lane.enqueue(graph)
-                parts.append([lane.get(name) for name in outputs])
-        return [np.concatenate(arrays) for arrays in zip(*parts, strict=True)]
+                    stream.put(name, array[batch])
+                stream.enqueue(graph)
+                for name, results in batches.items():
+                    results.append(stream.get(name))
+        return {name: np.concatenate(arrays) for name, arrays in batches.items()}
 
     def encode_text(self, ids: Array, mask: Array) -> Array:
         """Return the token vectors, float32 [B, n, d_T], of ids and mask, int64 [B, n]."""
-        return self.run("text_encoder", {"input_ids": ids, "attention_mask": mask}, ["tokens"])[0]
+        return self.run("text_encoder", {"input_ids": ids, "attention_mask": mask}, ["tokens"])["tokens"]
 
-    def describe(self, pixels: Array, words: Words | None) -> Vector:
+    def embed(self, pixels: Array, text: TextFeatures | None) -> Vector:
         """Return the descriptors, float32 [B, D], of pixels, uint8 [B, H, W, 3]; the maps stay on the device.
 
-        words : gives tokens [B, n, d_T] and mask [B, n] to compose with; called once the device is at work
+        text : returns tokens [B, n, d_T] and mask [B, n] to compose with; called when the device has started
             on the first images.
         """
-        said: tuple[Array, Array] | None = None
+        features: tuple[Array, Array] | None = None
         descriptors = []
-        with self._lane(False) as lane:
-            for part in _parts(len(pixels)):
-                lane.put("pixels", pixels[part])
-                lane.enqueue("visual_encoder")
-                if words is None:
-                    lane.enqueue("similarity_head")
+        with self._borrow_stream(False) as stream:
+            for batch in _batches(len(pixels)):
+                stream.put("pixels", pixels[batch])
+                stream.enqueue("visual_encoder")
+                if text is None:
+                    stream.enqueue("similarity_head")
                 else:
-                    said = said or words()
-                    lane.put("tokens", said[0][part])
-                    lane.put("attention_mask", said[1][part])
-                    lane.enqueue("composer")
-                    lane.enqueue("similarity_head", dict(zip(LEVELS, COMPOSED, strict=True)))
-                descriptors.append(lane.get("descriptor"))
+                    features = features or text()
+                    stream.put("tokens", features[0][batch])
+                    stream.put("attention_mask", features[1][batch])
+                    stream.enqueue("composer")
+                    stream.enqueue("similarity_head", dict(zip(LEVELS, COMPOSED, strict=True)))
+                descriptors.append(stream.get("descriptor"))
         return np.concatenate(descriptors)
 
     def close(self) -> None:
         """Give the device memory back; a thread that is inside finishes, and then gives its own."""
         with self._lock:
             self._open = False
-            lanes = [lane for kind in self._idle.values() for lane in kind]
+            streams = [stream for kind in self._idle.values() for stream in kind]
             self._idle = {True: [], False: []}
             self._graphs = {}
-        for lane in lanes:
-            lane.close()
+        for stream in streams:
+            stream.close()
 
     def _load(
-        self, runtime: Any, bundle: Bundle, graph: str, target: Target, folder: Path, say: Say
+        self, runtime: Any, bundle: Bundle, graph: str, target: Target, folder: Path, notify: Notify
     ) -> "_Graph":
         refused = ""
         for _ in range(2):
             payload = load_or_build(
                 self.name, self._trt, bundle, graph, self.precision, target,
-                cache=folder, say=say, refused=refused,
+                cache=folder, notify=notify, refused=refused,
             )[1]  # fmt: skip
             self._log.errors.clear()
             engine = runtime.deserialize_cuda_engine(payload)
@@ -360,23 +361,23 @@ class TensorRT:
         return _Graph(engine, how, *types, scratch)
 
     @contextlib.contextmanager
-    def _lane(self, text: bool) -> Iterator["_Lane"]:
+    def _borrow_stream(self, text: bool) -> Iterator["_Stream"]:
         with self._lock:
             if not self._open:
                 raise RuntimeUnavailable("the engine is closed", code="engine-closed", cure="open it again")
-            lane = self._idle[text].pop() if self._idle[text] else None
+            stream = self._idle[text].pop() if self._idle[text] else None
             graphs = self._graphs
-        lane = lane or _Lane(self._cuda, self._log, graphs)
+        stream = stream or _Stream(self._cuda, self._log, graphs)
         try:
-            yield lane
+            yield stream
         except BaseException:  # it may be half way: another thread is not to go on from there
-            lane.close()
+            stream.close()
             raise
         with self._lock:
             if self._open:
-                self._idle[text].append(lane)
+                self._idle[text].append(stream)
                 return
-        lane.close()
+        stream.close()
 
 
 @dataclass(frozen=True, slots=True)
@@ -390,7 +391,7 @@ class _Graph:
     scratch: Sequence[int]
 
 
-class _Lane:
+class _Stream:
     """A stream with its execution contexts and device memory, for one thread at a time.
 
     Memory goes by the name of the tensor: what one graph leaves, the next one finds.
@@ -459,7 +460,7 @@ class _Lane:
         self._cuda.cudaStreamDestroy(self._stream)
 
     def _context(self, name: str, profile: int) -> Any:
-        """Return the context of a graph's profile, with the scratch memory of the lane."""
+        """Return the context of a graph's profile, with the scratch memory of the stream."""
         graph, new = self._graphs[name], (name, profile) not in self._contexts
         if new:
             context = _made(
@@ -492,7 +493,7 @@ class _Lane:
         return address
 
 
-def _parts(size: int) -> Iterator[slice]:
+def _batches(size: int) -> Iterator[slice]:
     return (slice(start, start + _MAX_BATCH) for start in range(0, size, _MAX_BATCH))
 
 
@@ -583,7 +584,7 @@ def _log(trt: Any) -> Any:
     return Log()
 
 
-def _monitor(trt: Any, what: str, say: Say) -> Any:
+def _monitor(trt: Any, what: str, notify: Notify) -> Any:
     """Return a monitor that says every ten seconds how a build goes on, and stops it at Ctrl-C."""
 
     class Monitor(trt.IProgressMonitor):  # type: ignore[misc]
@@ -603,9 +604,27 @@ def _monitor(trt: Any, what: str, say: Say) -> Any:
                 now = time.monotonic()
                 if now - self.said > _QUIET:
                     self.said = now
-                    say(f"{what}: {phase.lower()}, {now - self.start:.0f} s so far")
+                    notify(f"{what}: {phase.lower()}, {now - self.start:.0f} s so far")
             except BaseException as error:  # nothing may be raised through TensorRT
                 self.stopped = error
             return self.stopped is None
 
     return Monitor()
+
+
+def _runtime(name: str) -> Runtime:
+    def open_engine(bundle: Bundle, precision: str, threads: int, cache: Path, log: Notify) -> TensorRT:
+        return TensorRT(bundle, name, precision, cache=cache, notify=log)
+
+    return Runtime(
+        name=name,
+        extra=name,
+        on_card=True,
+        why_not=functools.partial(why_not, name),
+        precisions=lambda bundle: ("fp16", "fp32") if bundle.has("fp16") else ("fp32",),
+        open=open_engine,
+        cure=functools.partial(cure, name),
+    )
+
+
+TENSORRT, TENSORRT_RTX = _runtime("tensorrt"), _runtime("tensorrt-rtx")

@@ -6,10 +6,11 @@ from typing import Any
 import numpy as np
 
 from ..cases import Case
+from ..encoder import BATCH
 from ..errors import InputError, printable
 from ..results import Hit
-from ..searcher import BATCH, Searcher
-from ..text import describe
+from ..searcher import Searcher
+from ..text import attributes_to_text
 from .metrics import (
     ACC_AT,
     NDCG,
@@ -78,7 +79,10 @@ def evaluate_parts(
         for kind in KINDS:
             worded = kind == "image_words"
             queries = [
-                (c.image, describe(c.attributes, searcher.manifest.text.phrases) if worded else None)
+                (
+                    c.image,
+                    attributes_to_text(c.attributes, searcher.manifest.text.phrases) if worded else None,
+                )
                 for c in chunk
             ]
             for results in searcher.query_batch(queries, k=max(size, 1), beta=beta, gamma=gamma):
@@ -90,13 +94,12 @@ def evaluate_parts(
             progress(start + len(chunk), len(cases))
 
     asked = Labels.of(cases, pictures)
-    shown = {i: record.image_sha256 for i, record in searcher._archive.find(numbers).items()}
     reports = {}
     for name, ids in parts.items():
         there = [hit for hit in archive if ids is None or hit.case_id in ids]
         index = np.full(len(archive), -1)
         index[[numbers[hit.case_id] for hit in there]] = np.arange(len(there))
-        labels = Labels.of(there, [shown.get(hit.case_id, "") for hit in there])
+        labels = Labels.of(there, [hit.image_sha256 for hit in there])
         measured = {
             kind: retrieval_metrics(
                 without_own(_of_part(rankings[kind], index), asked, labels), asked, labels

@@ -15,9 +15,9 @@ import numpy as np
 import numpy.typing as npt
 
 from ..cases import Case
+from ..checklist import CRITERIA
 from ..errors import InputError
 from ..results import Hit
-from ..text import CRITERIA
 
 Indices = npt.NDArray[np.int64]
 Columns = dict[str, npt.NDArray[np.float64]]  # a figure's name -> its value for each query; NaN: it has none

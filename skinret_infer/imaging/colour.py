@@ -5,7 +5,7 @@ import io
 import numpy as np
 from PIL import Image, ImageCms
 
-from ..errors import InputError, Remark
+from ..errors import InputError, SkinretWarning
 from .metadata import MAX_PROFILE
 
 
@@ -50,7 +50,7 @@ def _to_srgb(image: Image.Image, icc: bytes | None, warnings: list[str]) -> Imag
             raise
         except Exception:  # whatever is wrong with a profile, viewers show the picture without it
             said = "the ICC profile of the picture cannot be used: its colours are taken as sRGB"
-            warnings.append(Remark(said, "image-profile"))
+            warnings.append(SkinretWarning(said, "image-profile"))
     return image if image.mode in ("RGB", "RGBA") else image.convert("RGB")
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 from PIL import Image
 
-from ..errors import Remark
+from ..errors import SkinretWarning
 
 MAX_SEGMENTS = 100_000  # of a JPEG, or chunks of a PNG; each is looked at
 Check = Callable[[int, int], None]  # raises InputError for a width and height that are not taken
@@ -24,4 +24,4 @@ class Contents:
     icc: bytes | None = None
     orientation: int = 1  # EXIF's
     pictures: int = 1
-    remarks: list[Remark] = field(default_factory=list)
+    warnings: list[SkinretWarning] = field(default_factory=list)

@@ -13,13 +13,13 @@ from PIL.PngImagePlugin import PngImageFile
 from PIL.TiffImagePlugin import TiffImageFile
 
 from .._extras import missing_extra
-from ..errors import InputError, Remark, SkinretError
+from ..errors import InputError, SkinretError, SkinretWarning
 from . import codec, tiff
 from .colour import to_rgb
 from .container import Check, Contents
 from .identify import CURE, identify
 from .jpeg import read_jpeg
-from .limits import MAX_BYTES, MAX_PIXELS, MAX_SECONDS, Timed, check_size, damaged
+from .limits import MAX_BYTES, MAX_PIXELS, MAX_SECONDS, DeadlineReader, check_size, corrupt_image
 from .metadata import orientation
 from .png import plain_profile, read_png
 from .recipe import Pixels
@@ -28,7 +28,7 @@ from .simple import read_bmp, read_webp
 ImageSource: TypeAlias = str | Path | bytes | IO[bytes] | Image.Image | Pixels
 
 
-_READERS: dict[bytes, Callable[["Timed", Check], Contents]] = {
+_READERS: dict[bytes, Callable[["DeadlineReader", Check], Contents]] = {
     b"\xff\xd8\xff": read_jpeg,
     b"\x89PNG\r\n\x1a\n": read_png,
     **dict.fromkeys((b"II*\0", b"MM\0*", b"II\0*", b"MM*\0", b"II+\0", b"MM\0+"), tiff.read),
@@ -96,7 +96,7 @@ def decode(
         ) from None
 
 
-def _decode(stream: Timed, max_pixels: int, warnings: list[str]) -> Pixels:
+def _decode(stream: DeadlineReader, max_pixels: int, warnings: list[str]) -> Pixels:
     name = stream.name
 
     def check(width: int, height: int) -> None:
@@ -120,10 +120,10 @@ def _decode(stream: Timed, max_pixels: int, warnings: list[str]) -> Pixels:
     except (SkinretError, MemoryError):
         raise
     except Exception as error:
-        raise damaged(name, str(error) or type(error).__name__) from None
+        raise corrupt_image(name, str(error) or type(error).__name__) from None
 
 
-def _reader(stream: Timed) -> Callable[[Timed, Check], Contents]:
+def _reader(stream: DeadlineReader) -> Callable[[DeadlineReader, Check], Contents]:
     """Return what reads a file, by how it begins: neither its name nor the plugins of Pillow matter."""
     stream.check()
     begin = stream.getvalue()[:16]
@@ -135,7 +135,7 @@ def _reader(stream: Timed) -> Callable[[Timed, Check], Contents]:
     raise identify(stream.getvalue(), stream.name)
 
 
-def _open(source: str | Path | bytes | IO[bytes], max_seconds: float) -> Timed:
+def _open(source: str | Path | bytes | IO[bytes], max_seconds: float) -> DeadlineReader:
     if isinstance(source, bytes):
         name, data = "the image bytes", source
     elif isinstance(source, str | Path):
@@ -192,7 +192,7 @@ def _open(source: str | Path | bytes | IO[bytes], max_seconds: float) -> Timed:
             found="more",
             cure="give a single picture, compressed or scaled down",
         )
-    return Timed(data, name, max_seconds)
+    return DeadlineReader(data, name, max_seconds)
 
 
 def _read(file: IO[bytes]) -> bytes:
@@ -206,11 +206,11 @@ def _read(file: IO[bytes]) -> bytes:
     return data
 
 
-def _is_dicom(stream: Timed) -> bool:
+def _is_dicom(stream: DeadlineReader) -> bool:
     return stream.getvalue()[128:132] == b"DICM"
 
 
-def _dicom_reader() -> Callable[[Timed, int, list[str]], Image.Image]:
+def _dicom_reader() -> Callable[[DeadlineReader, int, list[str]], Image.Image]:
     try:
         from . import dicom
     except (ImportError, AttributeError) as error:  # the latter with pydicom 2
@@ -220,10 +220,11 @@ def _dicom_reader() -> Callable[[Timed, int, list[str]], Image.Image]:
 
 
 def _pixels(contents: Contents, name: str, warnings: list[str]) -> Pixels:
-    said = f"the file holds {contents.pictures}{' or more' * (contents.pictures == tiff.MAX_PAGES)} pictures"
     if contents.pictures > 1:
-        warnings.append(Remark(f"{said}: the first is taken", "image-several"))
-    warnings += dict.fromkeys(contents.remarks)
+        count = f"{contents.pictures} or more" if contents.pictures == tiff.MAX_PAGES else contents.pictures
+        text = f"the file holds {count} pictures: the first is taken"
+        warnings.append(SkinretWarning(text, "image-several"))
+    warnings += dict.fromkeys(contents.warnings)
     try:
         image = to_rgb(contents.image, contents.icc, name, warnings)
     except ValueError as error:
@@ -243,13 +244,13 @@ def _given(image: Image.Image, max_pixels: int, max_seconds: float, warnings: li
     name = "the PIL image"
     check_size(*image.size, name, max_pixels)
     if (data := _unread(image)) is not None:
-        return _decode(Timed(data, name, max_seconds), max_pixels, warnings)
+        return _decode(DeadlineReader(data, name, max_seconds), max_pixels, warnings)
     try:
         codec.load(image)
     except (SkinretError, MemoryError):
         raise
     except Exception as error:
-        raise damaged(name, str(error) or type(error).__name__) from None
+        raise corrupt_image(name, str(error) or type(error).__name__) from None
     if found := tiff.misread(image):
         raise InputError(
             f"{name} was read from a TIFF that Pillow misreads",
@@ -258,11 +259,10 @@ def _given(image: Image.Image, max_pixels: int, max_seconds: float, warnings: li
             found=found,
             cure="give the file itself, by its path or its bytes",
         )
-    remarks: list[Remark] = []
-    info = image.info
+    contents, info = Contents(image=image), image.info
     icc = info.get("icc_profile") if image.mode != "LAB" else None  # which has its own white
     if not icc and isinstance(image, PngImageFile) and "srgb" not in info:
-        icc = plain_profile(info.get("chromaticity", ()), info.get("gamma", 0), remarks)
+        icc = plain_profile(info.get("chromaticity", ()), info.get("gamma", 0), contents.warnings)
     exif, xmp = info.get("exif", b""), info.get("xmp", b"")
     try:
         turned = image.getexif().get(0x0112, 1)  # which the caller may have changed
@@ -270,8 +270,9 @@ def _given(image: Image.Image, max_pixels: int, max_seconds: float, warnings: li
         turned = None
     if turned not in range(1, 9):
         exif, xmp = (value if isinstance(value, bytes) else b"" for value in (exif, xmp))
-        turned = orientation(exif.removeprefix(b"Exif\0\0") or b"unclear", xmp, remarks)
-    return _pixels(Contents(image=image, icc=icc, orientation=turned, remarks=remarks), name, warnings)
+        turned = orientation(exif.removeprefix(b"Exif\0\0") or b"unclear", xmp, contents.warnings)
+    contents.icc, contents.orientation = icc, turned
+    return _pixels(contents, name, warnings)
 
 
 def _unread(image: Image.Image) -> bytes | None:

@@ -19,10 +19,10 @@ from pydicom.dataelem import RawDataElement
 from pydicom.filereader import data_element_generator
 from pydicom.valuerep import EXPLICIT_VR_LENGTH_32
 
-from ..errors import InputError, Remark, SkinretError
+from ..errors import InputError, SkinretError, SkinretWarning
 from . import codec
 from .jpeg import check_frame, segments
-from .limits import Timed, check_size, damaged
+from .limits import DeadlineReader, check_size, corrupt_image
 from .recipe import Pixels
 
 CLASSES = (
@@ -91,12 +91,12 @@ _BEGINNINGS = (b"\xff\xd8\xff", b"\xff\x4f\xff\x51", b"\0\0\0\x0cjP  ")  # of JP
 _CHARACTER_SET = 0x00080005
 _NO_LENGTH = 0xFFFFFFFF
 _MARKS = {
-    "burned in": Remark(
+    "burned in": SkinretWarning(
         "the DICOM object says that writing is burned into the picture, which may name the patient "
         "(Burned In Annotation: YES)",
         "image-burned-in",
     ),
-    "recognizable": Remark(
+    "recognizable": SkinretWarning(
         "the DICOM object says that the picture may show who the patient is "
         "(Recognizable Visual Features: YES)",
         "image-recognizable",
@@ -109,7 +109,7 @@ class _Found:
     """The elements of `_TAGS` that an object has, as bytes."""
 
     name: str  # of the file, for messages
-    file: Timed
+    file: DeadlineReader
     syntax: str
     values: Mapping[str, bytes]
     swapped: bool  # big endian, with pixels as words
@@ -124,11 +124,11 @@ class _Found:
     def number(self, element: str, default: int | None = None) -> int:
         value = self.values.get(element, b"")
         if len(value) < 2 and default is None:
-            raise damaged(self.name, f"no number of {element}")
+            raise corrupt_image(self.name, f"no number of {element}")
         return int(struct.unpack(self.order + "H", value[:2])[0]) if len(value) >= 2 else default or 0
 
 
-def read(stream: Timed, max_pixels: int, warnings: list[str]) -> Image.Image:
+def read(stream: DeadlineReader, max_pixels: int, warnings: list[str]) -> Image.Image:
     """Return the picture of a DICOM object as RGB, with its ICC profile in `info`.
 
     warnings : gets what the object says of writing in the picture and of recognisable features.
@@ -144,14 +144,14 @@ def read(stream: Timed, max_pixels: int, warnings: list[str]) -> Image.Image:
     except (SkinretError, MemoryError):
         raise
     except Exception:  # pydicom and Pillow raise many kinds, whose texts may quote the object
-        raise damaged(name, "data that do not fit its header") from None
+        raise corrupt_image(name, "data that do not fit its header") from None
     icc = found.values.get("icc")
     picture.info = {"icc_profile": icc} if icc else {}
     warnings += [said for element, said in _MARKS.items() if found.word(element) == "YES"]
     return picture
 
 
-def _find(stream: Timed) -> _Found:
+def _find(stream: DeadlineReader) -> _Found:
     """Find the elements of an object that may be one of a dermoscopy picture."""
     name = stream.name
 
@@ -185,21 +185,21 @@ def _find(stream: Timed) -> _Found:
     for element in _elements(stream, syntax == uid.ImplicitVRLittleEndian, not big):
         value = _bytes(element)
         if len(value) < element.length:
-            raise damaged(name, f"{len(value)} bytes of an element that has {element.length}")
+            raise corrupt_image(name, f"{len(value)} bytes of an element that has {element.length}")
         values[_TAGS[element.tag]] = value
         if element.tag == _PIXELS:
             swapped = big and element.VR == "OW"
             break
     else:
         if stream.tell() > stream.getbuffer().nbytes:
-            raise damaged(name, "an element that goes beyond its end")
+            raise corrupt_image(name, "an element that goes beyond its end")
     if "pixels" not in values and syntax in _FRAGMENTED and (begin := _FRAGMENTS.match(_ahead(stream))):
         stream.seek(begin.end(), io.SEEK_CUR)
         values["pixels"] = _frame(stream)
     return _Found(name=name, file=stream, syntax=syntax, values=values, swapped=swapped)
 
 
-def _frame(stream: Timed) -> bytes:
+def _frame(stream: DeadlineReader) -> bytes:
     """Return what all fragments hold: an object of one frame needs no table of where its frames begin.
 
     A table that is wrong is no matter then, nor is one that is missing, nor a missing end. PS3.5, A.4.
@@ -209,20 +209,20 @@ def _frame(stream: Timed) -> bytes:
         (length,) = struct.unpack("<L", head[4:])
         item = stream.read(length) if length != _NO_LENGTH else b""
         if len(item) < length:
-            raise damaged(stream.name, "fragments that go beyond its end")
+            raise corrupt_image(stream.name, "fragments that go beyond its end")
         if item or not items:
             items.append(item)
     fragments = items[1:]
     if items and (items[0].startswith(_BEGINNINGS) or not fragments):
         fragments.insert(0, items[0])  # no table at all
     if not head.startswith(_ENDS) and any(head):
-        raise damaged(stream.name, "something else between its fragments")
+        raise corrupt_image(stream.name, "something else between its fragments")
     if sum(fragment.startswith(_BEGINNINGS) for fragment in fragments) > 1:
         raise _frames(stream.name, "a single one", "the beginnings of several")
     return b"".join(fragments)
 
 
-def _elements(stream: Timed, implicit: bool, little: bool) -> Iterator[RawDataElement]:
+def _elements(stream: DeadlineReader, implicit: bool, little: bool) -> Iterator[RawDataElement]:
     """Yield the elements of `_TAGS`, as far as pixels in fragments, if any.
 
     On the way, what pydicom would interpret, and warn of, is passed over: sequences and the character set.
@@ -238,14 +238,14 @@ def _elements(stream: Timed, implicit: bool, little: bool) -> Iterator[RawDataEl
             return
 
 
-def _ahead(stream: Timed) -> bytes:
+def _ahead(stream: DeadlineReader) -> bytes:
     place = stream.tell()
     ahead = stream.read(12)
     stream.seek(place)
     return ahead
 
 
-def _pass_over(stream: Timed, implicit: bool, little: bool) -> bool:
+def _pass_over(stream: DeadlineReader, implicit: bool, little: bool) -> bool:
     """Move past one element, with all that is nested in it; return whether there was one. PS3.5, 7.5."""
     order = "<" if little else ">"
     nested: list[bool] = []  # of each sequence and item that is open: is it written with implicit VR
@@ -308,7 +308,9 @@ def _check(found: _Found, max_pixels: int) -> tuple[int, int]:
             cure="export the picture with 8 bits a channel, as a camera gives it",
         )
     if found.number("samples") != samples:
-        raise damaged(name, f"{found.number('samples')} samples a pixel where {photometric} has {samples}")
+        raise corrupt_image(
+            name, f"{found.number('samples')} samples a pixel where {photometric} has {samples}"
+        )
     width, height = found.number("columns"), found.number("rows")
     check_size(width, height, name, max_pixels)
     return width, height
@@ -360,15 +362,15 @@ def _decode(found: _Found, width: int, height: int, warnings: list[str]) -> Imag
     return Image.frombytes(mode, size, np.ascontiguousarray(pixels).data).convert("RGB")
 
 
-def _disagreement(photometric: str, syntax: str) -> Remark:
+def _disagreement(photometric: str, syntax: str) -> SkinretWarning:
     said = (
         f"the DICOM object says {photometric} of its colours and its {syntax} something else, which is taken"
     )
-    return Remark(said, "image-colour")
+    return SkinretWarning(said, "image-colour")
 
 
-def _doubts(pixels: Pixels, coded: bool) -> list[Remark]:
-    """Return a remark where samples of which only the object tells the colours look like others.
+def _doubts(pixels: Pixels, coded: bool) -> list[SkinretWarning]:
+    """Return a warning where samples of which only the object tells the colours look like others.
 
     In RGB of skin the channels rise and fall together. In YCbCr the last two stay near 128.
     """
@@ -383,7 +385,7 @@ def _doubts(pixels: Pixels, coded: bool) -> list[Remark]:
         return []
     named, other = ("YCbCr", "RGB") if coded else ("RGB", "YCbCr")
     said = f"the DICOM object says {named} of its colours, which is taken, but they look like {other}"
-    return [Remark(said, "image-colour")]
+    return [SkinretWarning(said, "image-colour")]
 
 
 def _jpeg(found: _Found, frame: bytes, size: tuple[int, int], warnings: list[str]) -> Image.Image:
@@ -394,7 +396,7 @@ def _jpeg(found: _Found, frame: bytes, size: tuple[int, int], warnings: list[str
     frame_head = check_frame(parts, found.name)
     image = codec.Jpeg(stream)
     if image.size != size or image.mode != "RGB":
-        raise damaged(found.name, f"a JPEG of {image.size[0]} x {image.size[1]} pixels, {image.mode}")
+        raise corrupt_image(found.name, f"a JPEG of {image.size[0]} x {image.size[1]} pixels, {image.mode}")
     photometric, transform = found.word("photometric"), image.info.get("adobe_transform")
     letters = frame_head.body[6::3] == b"RGB"
     marked = "jfif" in image.info or transform is not None or letters
@@ -423,7 +425,9 @@ def _jpeg_2000(found: _Found, frame: bytes, size: tuple[int, int], mode: str) ->
         )
     image = codec.Jpeg2000(found.file.within(frame))
     if image.size != size or image.mode != mode:
-        raise damaged(found.name, f"a JPEG 2000 of {image.size[0]} x {image.size[1]} pixels, {image.mode}")
+        raise corrupt_image(
+            found.name, f"a JPEG 2000 of {image.size[0]} x {image.size[1]} pixels, {image.mode}"
+        )
     codec.load(image)
     return np.asarray(image).reshape(size[1], size[0], -1), _transformed(frame)
 
@@ -451,7 +455,7 @@ def _run_lengths(found: _Found, frame: bytes, size: tuple[int, int], samples: in
     """Decode RLE, PS3.5 annex G: a segment of PackBits a channel, as one row: some runs cross the rows."""
     count, *starts = struct.unpack("<16L", frame[:64])
     if count != samples:
-        raise damaged(found.name, f"{count} RLE segments where {samples} are needed")
+        raise corrupt_image(found.name, f"{count} RLE segments where {samples} are needed")
     ends = [*starts[1:count], len(frame)]
     row = (size[0] * size[1], 1)
     planes = [
@@ -468,7 +472,7 @@ def _uncompressed(found: _Found, data: bytes, size: tuple[int, int], samples: in
     if halved:
         needed = width * height * 2
     if len(values) < needed or (halved and width % 2):
-        raise damaged(found.name, f"{len(values)} bytes of pixels for {width} x {height}")
+        raise corrupt_image(found.name, f"{len(values)} bytes of pixels for {width} x {height}")
     if len(values) >= 2 * needed:
         raise _frames(found.name, f"{needed} bytes of pixels", f"{len(values)}")
     values = values[:needed]
@@ -501,7 +505,7 @@ def _palette(found: _Found) -> Pixels:
     else:
         colours = np.stack([_unswapped(t, found.order == ">")[:entries] for t in tables], axis=-1)
     if len(colours) < entries:
-        raise damaged(found.name, f"{len(colours)} colours of a palette that has {entries}")
+        raise corrupt_image(found.name, f"{len(colours)} colours of a palette that has {entries}")
     place = (np.arange(256) - first).clip(0, entries - 1)  # what lies outside has the first or last colour
     table: Pixels = colours[place].astype(np.uint8)
     return table

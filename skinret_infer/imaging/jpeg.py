@@ -6,11 +6,11 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ..errors import InputError, Remark
+from ..errors import InputError, SkinretWarning
 from . import codec
 from .container import MAX_SEGMENTS, Check, Contents
 from .identify import SAVE_AS_PNG, unread
-from .limits import Timed
+from .limits import DeadlineReader
 from .metadata import directory, exif_profile, header, orientation, unclear_colours
 
 MAX_SCANS = 100  # passes of a JPEG over all its pixels; a progressive one has about ten
@@ -30,7 +30,7 @@ class Segment(NamedTuple):
     body: bytes
 
 
-def segments(stream: "Timed", place: int = 0) -> list[Segment]:
+def segments(stream: "DeadlineReader", place: int = 0) -> list[Segment]:
     """Return the segments of a JPEG as far as its first scan; an empty list for what is no JPEG.
 
     It is read from its place in the file as decoders read it: from marker to marker, past what cannot be
@@ -85,9 +85,9 @@ def check_frame(parts: Sequence[Segment], name: str) -> Segment:
     raise unread(name, kind, "a kind of JPEG that is not read", cure)
 
 
-def read_jpeg(stream: "Timed", check: Check) -> Contents:
+def read_jpeg(stream: "DeadlineReader", check: Check) -> Contents:
     """Read a JPEG, of which the decoder gets what its pixels need: no EXIF, no preview, no text."""
-    data, remarks = stream.getvalue(), list[Remark]()
+    data, warnings = stream.getvalue(), list[SkinretWarning]()
     parts = segments(stream)
     frame = check_frame(parts, stream.name)
     exifs, xmp, pictures, profiles = list[bytes](), b"", 1, dict[int, bytes]()
@@ -113,7 +113,7 @@ def read_jpeg(stream: "Timed", check: Check) -> Contents:
     check(*image.size)
     transform = image.info.get("adobe_transform")
     if (image.mode == "CMYK" and not adobe) or (image.mode == "RGB" and jfif and transform == 0):
-        remarks.append(unclear_colours("the marks of the JPEG do not say which colours it holds"))
+        warnings.append(unclear_colours("the marks of the JPEG do not say which colours it holds"))
     try:
         codec.load(image)
     except OSError:
@@ -125,9 +125,9 @@ def read_jpeg(stream: "Timed", check: Check) -> Contents:
     if icc and len(profiles) != of_profile:
         icc = b"incomplete"
     exif = b"".join(exifs)
-    icc = icc or exif_profile(exif, remarks)
-    turned = orientation(exif, xmp, remarks)
-    return Contents(image=image, icc=icc, orientation=turned, pictures=pictures, remarks=remarks)
+    icc = icc or exif_profile(exif, warnings)
+    turned = orientation(exif, xmp, warnings)
+    return Contents(image=image, icc=icc, orientation=turned, pictures=pictures, warnings=warnings)
 
 
 def _several(mpf: bytes) -> int:

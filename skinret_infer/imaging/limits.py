@@ -17,7 +17,7 @@ MAX_SECONDS = 30.0  # to decode a file; an honest one of 64 megapixels takes a f
 MIN_SIDE = 32  # fewer pixels than that show no dermoscopic structure
 
 
-class Timed(io.BytesIO):
+class DeadlineReader(io.BytesIO):
     """The bytes of a file, which can be read for some seconds. `name` says in messages which.
 
     Decoders take a file in pieces, and so end when it no longer gives them. Those of WebP, compressed TIFF
@@ -29,9 +29,9 @@ class Timed(io.BytesIO):
         self.name, self._seconds = name, seconds
         self._deadline = time.monotonic() + seconds
 
-    def within(self, data: bytes) -> "Timed":
+    def within(self, data: bytes) -> "DeadlineReader":
         """Return bytes that lie within this file, with what is left of its time."""
-        part = Timed(data, self.name, self._seconds)
+        part = DeadlineReader(data, self.name, self._seconds)
         part._deadline = self._deadline
         return part
 
@@ -61,7 +61,7 @@ def too_large(name: str, max_pixels: int, found: str) -> InputError:
     )
 
 
-def damaged(name: str, found: str) -> InputError:
+def corrupt_image(name: str, found: str) -> InputError:
     """Return the error of an image that does not hold what its header says."""
     # Pillow's readers raise OSError, SyntaxError, ValueError, struct.error, EOFError and more.
     return InputError(

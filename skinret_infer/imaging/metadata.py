@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from ..errors import Remark
+from ..errors import SkinretWarning
 
 MAX_PROFILE = 4_000_000  # bytes of an ICC profile; a printer's takes two million
 MAX_TAGS = 4096  # of a directory that are looked at; cameras write a hundred
@@ -104,14 +104,14 @@ def header(data: bytes) -> tuple[str, int, bool]:
     return order, int(struct.unpack_from(order + "Q", data, 8)[0]), True
 
 
-UNREADABLE_ORIENTATION = Remark(
+UNREADABLE_ORIENTATION = SkinretWarning(
     "the orientation of the picture cannot be read: it is taken as upright", "image-orientation"
 )
 _XMP_ORIENTATION = re.compile(rb"tiff:Orientation(?:=[\"']|>)\s*([0-9]+)")
 
 
-def orientation(exif: bytes, xmp: bytes, remarks: list[Remark]) -> int:
-    """Return the orientation by EXIF, else by XMP; 1, with a remark, where what they say is unclear."""
+def orientation(exif: bytes, xmp: bytes, warnings: list[SkinretWarning]) -> int:
+    """Return the orientation by EXIF, else by XMP; 1, with a warning, where what they say is unclear."""
     found: list[int] = []
     unclear = False
     if exif:
@@ -124,38 +124,38 @@ def orientation(exif: bytes, xmp: bytes, remarks: list[Remark]) -> int:
             unclear = True
     if not found and (written := _XMP_ORIENTATION.search(xmp)):
         found.append(int(written[1][:4]))
-    return _upright(found, unclear, remarks)
+    return _upright(found, unclear, warnings)
 
 
-def of_tag(tags: Tags, xmp: bytes, remarks: list[Remark]) -> int:
+def of_tag(tags: Tags, xmp: bytes, warnings: list[SkinretWarning]) -> int:
     """Return the orientation by the tags of a TIFF, else by XMP, as `orientation` does."""
     try:
         found = [tags[0x0112].number()] if 0x0112 in tags else []
     except ValueError:
-        return _upright([], True, remarks)
+        return _upright([], True, warnings)
     if not found and (written := _XMP_ORIENTATION.search(xmp)):
         found.append(int(written[1][:4]))
-    return _upright(found, False, remarks)
+    return _upright(found, False, warnings)
 
 
-def _upright(found: list[int], unclear: bool, remarks: list[Remark]) -> int:
+def _upright(found: list[int], unclear: bool, warnings: list[SkinretWarning]) -> int:
     if found and 1 <= found[0] <= 8:
         return found[0]
     if found or unclear:
-        remarks.append(UNREADABLE_ORIENTATION)
+        warnings.append(UNREADABLE_ORIENTATION)
     return 1
 
 
-def exif_profile(exif: bytes, remarks: list[Remark]) -> bytes | None:
+def exif_profile(exif: bytes, warnings: list[SkinretWarning]) -> bytes | None:
     """Return the ICC profile of the colours that EXIF names: of Adobe RGB, or none for sRGB."""
     try:
         order, place, big = header(exif)
-        return tag_profile(exif, directory(exif, place, order, big=big)[0], remarks)
+        return tag_profile(exif, directory(exif, place, order, big=big)[0], warnings)
     except ValueError:
         return None
 
 
-def tag_profile(data: bytes, tags: Tags, remarks: list[Remark]) -> bytes | None:
+def tag_profile(data: bytes, tags: Tags, warnings: list[SkinretWarning]) -> bytes | None:
     """Return the ICC profile of the colours that the EXIF within some tags names. DCF 2.0, section 3.4."""
     inner = _inner(data, tags, 0x8769)
     index = _inner(data, inner, 0xA005).get(1)
@@ -166,7 +166,7 @@ def tag_profile(data: bytes, tags: Tags, remarks: list[Remark]) -> bytes | None:
     if space == 2 or (space != 1 and index and bytes(index.value[:3]) == b"R03"):
         return matrix_profile(_ADOBE, 563 / 256)
     if space != 1:
-        remarks.append(unclear_colours("the picture names colours other than sRGB, but not which"))
+        warnings.append(unclear_colours("the picture names colours other than sRGB, but not which"))
     return None
 
 
@@ -177,8 +177,8 @@ def _inner(data: bytes, tags: Tags, pointer: int) -> Tags:
         return {}
 
 
-def unclear_colours(said: str) -> Remark:
-    return Remark(f"{said}: they are taken as sRGB", "image-colour")
+def unclear_colours(said: str) -> SkinretWarning:
+    return SkinretWarning(f"{said}: they are taken as sRGB", "image-colour")
 
 
 def matrix_profile(primaries: Sequence[float], gamma: float | None) -> bytes:

@@ -9,11 +9,11 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from ..errors import InputError, Remark
+from ..errors import InputError, SkinretWarning
 from . import codec
 from .container import MAX_SEGMENTS, Check, Contents
 from .identify import SAVE_AS_PNG, unread
-from .limits import Timed
+from .limits import DeadlineReader
 from .metadata import (
     GAMMAS,
     MAX_PROFILE,
@@ -34,7 +34,7 @@ _USED = (b"iCCP", b"sRGB", b"gAMA", b"cHRM", b"cICP", b"eXIf", b"acTL", b"fcTL",
 _WHOLE_GAMMA = (0.43, 0.48)  # of gAMA: so near to the curve of sRGB that viewers take that
 
 
-def _chunks(stream: "Timed", broken: set[str]) -> dict[bytes, list[memoryview]]:
+def _chunks(stream: "DeadlineReader", broken: set[str]) -> dict[bytes, list[memoryview]]:
     """Return the contents of the chunks of a PNG that are used; name in `broken` what else is damaged."""
     data, place = stream.getvalue(), len(_PNG)
     view, found = memoryview(data), dict[bytes, list[memoryview]]()
@@ -81,10 +81,10 @@ def _chunk(kind: bytes, body: bytes | memoryview) -> tuple[bytes, bytes | memory
     return struct.pack(">L", len(body)) + kind, body, sums
 
 
-def read_png(stream: "Timed", check: Check) -> Contents:
+def read_png(stream: "DeadlineReader", check: Check) -> Contents:
     """Read a PNG, of which the decoder gets the chunks that its pixels need."""
     broken: set[str] = set()
-    remarks: list[Remark] = []
+    warnings: list[SkinretWarning] = []
     parts = _chunks(stream, broken)
     width, height, bits, colour = struct.unpack_from(">LLBB", parts[b"IHDR"][0])
     check(width, height)
@@ -99,22 +99,22 @@ def read_png(stream: "Timed", check: Check) -> Contents:
     if broken:
         named = ", ".join(sorted(broken))
         said = f"parts of the file beside the pixels are damaged, and are not used: {named}"
-        remarks.append(Remark(said, "image-metadata"))
+        warnings.append(SkinretWarning(said, "image-metadata"))
     exif, xmp = _texts(parts)
-    turned = orientation(exif, xmp, remarks)
+    turned = orientation(exif, xmp, warnings)
     if turned == 1 and "eXIf" in broken:
-        remarks.append(UNREADABLE_ORIENTATION)
+        warnings.append(UNREADABLE_ORIENTATION)
     pictures = 1
     if b"acTL" in parts and len(parts[b"acTL"][0]) == 8:
         animated = int.from_bytes(parts[b"acTL"][0][:4], "big")
         pictures = max(1, animated + (b"fcTL" not in parts and animated > 0))
     told = any(kind in parts for kind in (b"cICP", b"iCCP", b"sRGB", b"gAMA", b"cHRM"))
-    icc = _png_profile(parts, remarks) if told else exif_profile(exif, remarks)
-    return Contents(image=image, icc=icc, orientation=turned, pictures=pictures, remarks=remarks)
+    icc = _png_profile(parts, warnings) if told else exif_profile(exif, warnings)
+    return Contents(image=image, icc=icc, orientation=turned, pictures=pictures, warnings=warnings)
 
 
 def _with_transparent(
-    image: Image.Image, key: npt.NDArray[np.int_], bits: int, again: "Timed"
+    image: Image.Image, key: npt.NDArray[np.int_], bits: int, again: "DeadlineReader"
 ) -> Image.Image:
     """Return a picture with one colour transparent, which Pillow takes for a colour of 8 bits."""
     if bits == 16:
@@ -166,7 +166,7 @@ def _inflated(data: bytes) -> bytes:
         return b""
 
 
-def _png_profile(parts: Mapping[bytes, Sequence[memoryview]], remarks: list[Remark]) -> bytes | None:
+def _png_profile(parts: Mapping[bytes, Sequence[memoryview]], warnings: list[SkinretWarning]) -> bytes | None:
     """Return the ICC profile of the colours of a PNG, by the first of cICP, iCCP, sRGB, gAMA with cHRM."""
     coded = _only(parts, b"cICP")
     if len(coded) == 4 and coded[0] != 2 and coded[1] != 2:  # 2: not said
@@ -178,7 +178,7 @@ def _png_profile(parts: Mapping[bytes, Sequence[memoryview]], remarks: list[Rema
         if known and (transfer in SRGB_LIKE_TRANSFERS or gamma) and (matrix, full) == (0, 1):
             return matrix_profile(PRIMARIES.get(primaries, SRGB_PRIMARIES), gamma)
         names = {16: " (PQ, of high dynamic range)", 18: " (HLG, of high dynamic range)"}.get(transfer, "")
-        remarks.append(
+        warnings.append(
             unclear_colours(f"the colours of the picture, cICP {tuple(coded)}{names}, are not converted")
         )
         return None
@@ -189,10 +189,12 @@ def _png_profile(parts: Mapping[bytes, Sequence[memoryview]], remarks: list[Rema
     wide, curve = _only(parts, b"cHRM"), _only(parts, b"gAMA")
     chromaticity = [n / 100_000 for n in struct.unpack(">8L", wide)] if len(wide) == 32 else []
     power = int.from_bytes(curve, "big") / 100_000 if len(curve) == 4 else 0
-    return plain_profile(chromaticity, power, remarks)
+    return plain_profile(chromaticity, power, warnings)
 
 
-def plain_profile(chromaticity: Sequence[float], power: float, remarks: list[Remark]) -> bytes | None:
+def plain_profile(
+    chromaticity: Sequence[float], power: float, warnings: list[SkinretWarning]
+) -> bytes | None:
     """Return the ICC profile of PNG's cHRM (x and y of white, red, green, blue; or none) and gAMA (or 0)."""
     primaries = (*chromaticity[2:], *chromaticity[:2]) if len(chromaticity) == 8 else SRGB_PRIMARIES
     near = np.abs(np.subtract(primaries, SRGB_PRIMARIES)).max() < 0.005
@@ -204,7 +206,7 @@ def plain_profile(chromaticity: Sequence[float], power: float, remarks: list[Rem
             raise ValueError("no curve of a picture")
         profile = matrix_profile(SRGB_PRIMARIES if near else primaries, None if curve else 1 / power)
     except (ValueError, ArithmeticError, struct.error):
-        remarks.append(
+        warnings.append(
             unclear_colours("the colours of the picture cannot be made out from its gAMA and cHRM")
         )
         return None

@@ -48,14 +48,14 @@ class ImageRecipe:
             )
 
 
-def prepare(pixels: Pixels, recipe: ImageRecipe) -> Pixels:
+def preprocess(pixels: Pixels, recipe: ImageRecipe) -> Pixels:
     """Resize H x W x 3 uint8 pixels to the S x S x 3 square of the recipe."""
     resample = Image.Resampling[recipe.resample.upper()]
-    box = seen_box(pixels, recipe)
+    box = crop_box(pixels, recipe)
     return np.asarray(Image.fromarray(pixels).resize((recipe.size, recipe.size), resample, box=box))
 
 
-def seen_box(pixels: Pixels, recipe: ImageRecipe) -> tuple[float, float, float, float]:
+def crop_box(pixels: Pixels, recipe: ImageRecipe) -> tuple[float, float, float, float]:
     """Return the part of a picture that the encoder sees: left, top, right, bottom in pixels."""
     height, width, _ = pixels.shape
     if recipe.fit == "squash":
@@ -65,7 +65,7 @@ def seen_box(pixels: Pixels, recipe: ImageRecipe) -> tuple[float, float, float, 
     return left, top, left + side, top + side
 
 
-def digest(pixels: Pixels) -> str:
+def pixel_sha256(pixels: Pixels) -> str:
     """Return the SHA-256 of a picture: of its shape and its decoded RGB bytes, whatever file held them."""
     sha = hashlib.sha256(np.asarray(pixels.shape, np.int64).tobytes())
     sha.update(np.ascontiguousarray(pixels).data)

@@ -17,12 +17,12 @@ import numpy.typing as npt
 from PIL import Image
 from PIL.TiffImagePlugin import TiffImageFile
 
-from ..errors import InputError, Remark
+from ..errors import InputError, SkinretWarning
 from . import codec
 from .container import Check, Contents
 from .identify import unread
 from .jpeg import segments
-from .limits import Timed
+from .limits import DeadlineReader
 from .metadata import Tag, Tags, directory, header, of_tag, tag_profile
 
 MAX_PAGES = 100  # that are looked at to say how many there are
@@ -94,14 +94,14 @@ class _Layout(NamedTuple):
     tags: Tags
 
 
-def read(stream: Timed, check: Check) -> Contents:
+def read(stream: DeadlineReader, check: Check) -> Contents:
     """Read the first picture of a TIFF that is no smaller copy.
 
     Raises InputError for a picture that is not read or not taken by `check`, ValueError for a damaged one.
     """
-    data, remarks = stream.getvalue(), list[Remark]()
+    data, warnings = stream.getvalue(), list[SkinretWarning]()
     order, tags, pictures = _first(stream)
-    page = _page(stream.name, data, order, tags, remarks)
+    page = _page(stream.name, data, order, tags, warnings)
     check(*page.size)
     if page.size[0] * page.size[1] * page.samples * page.bits > 8 * MAX_UNPACKED:
         raise InputError(
@@ -119,15 +119,15 @@ def read(stream: Timed, check: Check) -> Contents:
     elif page.photometric == _YCBCR:
         image = Image.frombytes("YCbCr", page.size, _ycbcr(stream, page).data).convert("RGB")
     else:
-        image = _image(page, _samples(stream, page), remarks)
+        image = _image(page, _samples(stream, page), warnings)
     icc = bytes(tags[34675].value) or b"damaged" if 34675 in tags else None
     if image.mode == "LAB":
         icc = None  # it has its own white
     elif icc is None:
-        icc = tag_profile(data, tags, remarks)
-        _tell_primaries(tags, remarks)
-    turned = of_tag(tags, bytes(tags[700].value) if 700 in tags else b"", remarks)
-    return Contents(image=image, icc=icc, orientation=turned, pictures=pictures, remarks=remarks)
+        icc = tag_profile(data, tags, warnings)
+        _tell_primaries(tags, warnings)
+    turned = of_tag(tags, bytes(tags[700].value) if 700 in tags else b"", warnings)
+    return Contents(image=image, icc=icc, orientation=turned, pictures=pictures, warnings=warnings)
 
 
 def misread(image: Image.Image) -> str:
@@ -149,7 +149,7 @@ def _whole(tags: Tags) -> bool:
     return not (kind and kind.items and kind.number() & 5)  # a smaller copy of another picture, or a mask
 
 
-def _first(stream: Timed) -> tuple[str, Tags, int]:
+def _first(stream: DeadlineReader) -> tuple[str, Tags, int]:
     """Return the byte order, the tags of the first picture, and how many there are beside smaller copies."""
     data = stream.getvalue()
     order, place, big = header(data)
@@ -174,7 +174,7 @@ def _first(stream: Timed) -> tuple[str, Tags, int]:
     return order, pages[0], len(pages)
 
 
-def _page(name: str, data: bytes, order: str, tags: Tags, remarks: list[Remark]) -> _Page:
+def _page(name: str, data: bytes, order: str, tags: Tags, warnings: list[SkinretWarning]) -> _Page:
     """Return what the tags say of the pixels. Raises InputError for pixels that are not read."""
     if 256 not in tags or 257 not in tags:
         raise ValueError("no size of its picture")
@@ -196,7 +196,7 @@ def _page(name: str, data: bytes, order: str, tags: Tags, remarks: list[Remark])
         photometric = _YCBCR if compression == 6 else tags[262].number()
     else:
         said = "the TIFF does not say which colours it holds: they are taken as RGB or grey"
-        remarks.append(Remark(said, "image-colour"))
+        warnings.append(SkinretWarning(said, "image-colour"))
     page = _Page(
         name=name, data=data, order=order, tags=tags, size=size, tile=tile, samples=samples, bits=bits[0],
         photometric=photometric, compression=compression,
@@ -229,8 +229,8 @@ def _unfit(page: _Page, found: str) -> InputError:
     )
 
 
-def _tell_primaries(tags: Tags, remarks: list[Remark]) -> None:
-    """Add a remark where a TIFF names other colours than those of sRGB."""
+def _tell_primaries(tags: Tags, warnings: list[SkinretWarning]) -> None:
+    """Add a warning where a TIFF names other colours than those of sRGB."""
     for tag, usual in ((318, (0.3127, 0.3290)), (319, (0.64, 0.33, 0.30, 0.60, 0.15, 0.06))):
         try:
             given = tags[tag].rationals() if tag in tags else [*usual]
@@ -238,11 +238,11 @@ def _tell_primaries(tags: Tags, remarks: list[Remark]) -> None:
             given = []
         if len(given) != len(usual) or np.abs(np.subtract(given, usual)).max() > 0.005:
             said = "the TIFF names its colours by white point and primaries: they are taken as sRGB"
-            remarks.append(Remark(said, "image-colour"))
+            warnings.append(SkinretWarning(said, "image-colour"))
             return
 
 
-def _decoded(stream: Timed, page: _Page, layout: _Layout) -> list[Image.Image]:
+def _decoded(stream: DeadlineReader, page: _Page, layout: _Layout) -> list[Image.Image]:
     """Have Pillow decode the strips or tiles of each plane of a page, under a directory of its own."""
     order, tags = page.order, page.tags
     across, down = (math.ceil(whole / part) for whole, part in zip(page.size, page.tile, strict=True))
@@ -359,13 +359,13 @@ def _grey(order: str) -> Tags:
     return {258: _longs(order, [8]), 262: _longs(order, [_GREY]), 277: _longs(order, [1])}
 
 
-def _rows(stream: Timed, page: _Page, layout: _Layout) -> list[npt.NDArray[np.uint8]]:
+def _rows(stream: DeadlineReader, page: _Page, layout: _Layout) -> list[npt.NDArray[np.uint8]]:
     """Return the bytes of each plane, [rows, bytes], of strips or tiles whose sizes are in bytes."""
     own = {tag: page.tags[tag] for tag in (266,) if tag in page.tags} | _grey(page.order)
     return [np.asarray(image) for image in _decoded(stream, page, layout._replace(tags=own))]
 
 
-def _samples(stream: Timed, page: _Page) -> Samples:
+def _samples(stream: DeadlineReader, page: _Page) -> Samples:
     """Return the samples of a page as they stand, without differences and gaps."""
     (width, height), each = page.size, page.samples if page.planes == 1 else 1
     if page.compression in _PICTURES:  # in planes, of which each is a picture in grey
@@ -410,16 +410,16 @@ def _summed(samples: Samples, page: _Page) -> Samples:
     return samples
 
 
-def _image(page: _Page, samples: Samples, remarks: list[Remark]) -> Image.Image:
+def _image(page: _Page, samples: Samples, warnings: list[SkinretWarning]) -> Image.Image:
     """Return the picture that some samples show, in grey, RGB, CMYK or Lab, with alpha or without."""
     channels, photometric = _CHANNELS[page.photometric], page.photometric
-    alpha, premultiplied = _alpha(page, samples, remarks)
+    alpha, premultiplied = _alpha(page, samples, warnings)
     colours = samples[..., :channels]
     if photometric in (_WHITE_IS_ZERO, _GREY) and page.bits == 32:
         if colours.min() < 0 or colours.max() > 65535:
             raise _unfit(page, f"values of {colours.min()} to {colours.max()} of 32 bits")
         said = "the picture has 32 bits a channel: they are taken as 16, which its values fit in"
-        remarks.append(Remark(said, "image-depth"))
+        warnings.append(SkinretWarning(said, "image-depth"))
         colours = colours.astype(np.uint16)
     if photometric == _PALETTE:
         colours = _colour_map(page)[colours[..., 0]]
@@ -452,7 +452,7 @@ def _eight(samples: Samples, bits: int, *, grey: bool) -> npt.NDArray[np.uint8]:
     return (samples // 257 if grey else samples >> 8).astype(np.uint8)  # as Pillow does for RGB
 
 
-def _alpha(page: _Page, samples: Samples, remarks: list[Remark]) -> tuple[Samples | None, bool]:
+def _alpha(page: _Page, samples: Samples, warnings: list[SkinretWarning]) -> tuple[Samples | None, bool]:
     """Return the samples that say how opaque a pixel is, if any, and whether they weigh its colours."""
     channels = _CHANNELS[page.photometric]
     kinds = page.tags[338].numbers().tolist() if 338 in page.tags else []
@@ -463,7 +463,7 @@ def _alpha(page: _Page, samples: Samples, remarks: list[Remark]) -> tuple[Sample
         return None, False
     said = "a channel of the TIFF has no meaning that is named: it is taken as transparency"
     if page.samples == channels + 1 and page.photometric != _CMYK and samples[..., -1].any():
-        remarks.append(Remark(said, "image-colour"))
+        warnings.append(SkinretWarning(said, "image-colour"))
         return samples[..., -1:], False
     return None, False
 
@@ -477,7 +477,7 @@ def _colour_map(page: _Page) -> npt.NDArray[np.uint8]:
     return (colours >> 8 if colours.max() > 255 else colours).astype(np.uint8)  # some keep 8 bits in a word
 
 
-def _ycbcr(stream: Timed, page: _Page) -> npt.NDArray[np.uint8]:
+def _ycbcr(stream: DeadlineReader, page: _Page) -> npt.NDArray[np.uint8]:
     """Return Y, Cb and Cr [H, W, 3] of a page; blocks of pixels may share a colour. TIFF 6.0, 21."""
     red, green, blue = page.tags[529].rationals() if 529 in page.tags else (0.299, 0.587, 0.114)
     span = page.tags[532].rationals() if 532 in page.tags else [0, 255, 128, 255, 128, 255]

@@ -5,8 +5,7 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
 
-from .._files import whole_file
-from ..cases import find_file
+from .._files import atomic_write, find_file
 from ..errors import InputError
 from ..imaging.decode import ImageSource, decode
 from ..results import Results
@@ -72,7 +71,7 @@ def draw_results(
         pen.text((x + 20, y), label, _INK, normal)
         x += 44 + int(pen.textlength(label, normal))
     pen.text((x + 10, y), "Score: similarity, not probability.", _FAINT, normal)
-    with whole_file(path) as temporary:
+    with atomic_write(path) as temporary:
         page.save(temporary, "PNG")
 
 

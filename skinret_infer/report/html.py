@@ -12,24 +12,24 @@ import numpy as np
 from PIL import Image
 
 from .._extras import missing_extra
-from .._files import whole_file
+from .._files import atomic_write
 from .._version import __version__
+from ..archive.filters import Filter, Range
 from ..descriptor import COSINES, LEVELS
 from ..errors import InputError
-from ..evidence import Evidence, Map, add_up
+from ..evidence import ADDS, OPACITY, TAKES_AWAY, Box, Evidence, add_up, tint
 from ..imaging.decode import ImageSource
 from ..imaging.recipe import Pixels
-from ..results import Asked, Hit, Results
 
 if TYPE_CHECKING:
     from jinja2 import Template
+
+    from ..results import Hit, HitExplainer, Results
 
 _SHOWN = 20  # hits with their evidence, the first ones; all stand in the list
 _NAMED = 20  # case ids left out, or values of a filter, the first ones
 _SIDE = 480  # pixels of a picture's longer side
 _UNIT = 10_000  # numbers are shown in ten-thousandths
-_ADDS, _TAKES = (0, 114, 178), (230, 159, 0)  # Okabe and Ito's blue and orange
-_OPACITY = 0.75  # of the strongest cell: the lesion is seen through it
 _DETAIL = dict(zip(LEVELS, ("fine", "middle", "coarse"), strict=True))
 _WHY = {
     "image-missing": "its file is not there",
@@ -47,25 +47,25 @@ class _Layer:
 
 
 def write_report(
-    results: Results,
+    results: "Results",
     path: str | Path,
     image: ImageSource | None = None,
-    images: str | Path | None = None,
+    image_folder: str | Path | None = None,
 ) -> None:
-    """Write the page of a query's results to `path`; the arguments are those of Results.save.
+    """Write the page of a query's results to `path`; the arguments are those of Results.to_html.
 
     Raises InputError, ArchiveError.
     """
-    template, asked = _template(), results._asked
-    if asked is None:
+    template, explainer = _template(), results.explainer
+    if explainer is None:
         raise InputError(
             "a report of these results cannot be made",
             code="evidence-gone",
             expected="results as Searcher.query returned them",
             found="a copy of them",
         )
-    picture = asked.picture(image)
-    found = [_evidence(asked, hit, images) for hit in results.hits[:_SHOWN]]
+    picture = explainer.query_picture(image)
+    found = [_evidence(explainer, hit, image_folder) for hit in results.hits[:_SHOWN]]
     layers = _layers(found[0][0].query.maps) if found else {}
     box = found[0][0].query.box if found and picture is not None else None
     page = template.render(
@@ -73,19 +73,19 @@ def write_report(
         version=__version__,
         filters={name: _some(_allowed(value)) for name, value in results.where.items()},
         exclude=_some(results.exclude),
-        query=_picture(asked.square() if picture is None else picture, box),
+        query=_picture(explainer.model_input() if picture is None else picture, box),
         whole=picture is not None,
         cases=[_case(hit, *each, layers) for hit, each in zip(results.hits, found, strict=False)],
-        read=any(hit.traits for hit in results),
+        read=any(hit.concepts for hit in results),
         layers=layers,
         detail=_DETAIL,
-        opacity=_OPACITY,
-        adds=_ADDS,
-        takes=_TAKES,
-        rounding=max((evidence.rounding for evidence, *_ in found), default=0.0),
+        opacity=OPACITY,
+        adds=ADDS,
+        takes=TAKES_AWAY,
+        residual=max((evidence.residual for evidence, *_ in found), default=0.0),
     )
     try:
-        with whole_file(path) as temporary:
+        with atomic_write(path) as temporary:
             temporary.write_bytes(page.encode("utf-8", "replace"))
     except (OSError, ValueError) as error:
         raise InputError(
@@ -111,21 +111,23 @@ def _template() -> "Template":
     )
 
 
-def _evidence(asked: Asked, hit: Hit, images: str | Path | None) -> tuple[Evidence, Pixels | None, str]:
+def _evidence(
+    explainer: "HitExplainer", hit: "Hit", folder: str | Path | None
+) -> tuple[Evidence, Pixels | None, str]:
     """Return the evidence of a hit and the picture of the case, or why that is not there."""
     try:
-        return *asked.evidence(hit, None, images, True), ""
+        return *explainer.explain(hit, None, folder, True), ""
     except InputError as error:
         why = f"{_WHY.get(error.code, 'its file cannot be read')} [{error.code}]"
-        return asked.evidence(hit, None, images, False)[0], None, why
+        return explainer.explain(hit, None, folder, False)[0], None, why
 
 
 def _layers(maps: Collection[str]) -> dict[str, _Layer]:
     """Return the maps that can be shown, by the name that they have in the page."""
-    traits = tuple(name for name in maps if name not in COSINES)
-    layers = [_Layer("", "everything", (*COSINES, *traits))]
-    for group, parts in (("Looks", COSINES), ("Agreement", traits)):
-        if parts and traits:
+    concepts = tuple(name for name in maps if name not in COSINES)
+    layers = [_Layer("", "everything", (*COSINES, *concepts))]
+    for group, parts in (("Looks", COSINES), ("Agreement", concepts)):
+        if parts and concepts:
             layers.append(_Layer(group, "together", parts))
         layers += [_Layer(group, _label(name), (name,)) for name in parts]
     return {f"map-{n}": layer for n, layer in enumerate(layers)}
@@ -139,10 +141,10 @@ def _label(part: str) -> str:
 
 
 def _case(
-    hit: Hit, evidence: Evidence, picture: Pixels | None, missing: str, layers: Mapping[str, _Layer]
+    hit: "Hit", evidence: Evidence, picture: Pixels | None, missing: str, layers: Mapping[str, _Layer]
 ) -> dict[str, Any]:
     """Return what the page shows of a hit."""
-    groups = [COSINES[:3], COSINES[3:], list(hit.traits)]
+    groups = [COSINES[:3], COSINES[3:], list(hit.concepts)]
     exact = [[evidence.parts[name] for name in names] for names in groups]
     sums = _round([sum(group) for group in exact], round(hit.score * _UNIT))
     parts = {
@@ -168,13 +170,15 @@ def _case(
     }
 
 
-def _known(hit: Hit, evidence: Evidence) -> dict[str, list[dict[str, Any]]]:
-    """Return the group and attributes of a case: traits and what the words name; the rest."""
-    asked = dict.fromkeys(evidence.shared, "same") | dict.fromkeys(evidence.differing, "differs")
+def _known(hit: "Hit", evidence: Evidence) -> dict[str, list[dict[str, Any]]]:
+    """Return the group and attributes of a case: concepts and what the words name; the rest."""
+    asked = dict.fromkeys(evidence.matching_criteria, "same") | dict.fromkeys(
+        evidence.conflicting_criteria, "differs"
+    )
     values = dict.fromkeys(asked, "") | dict(hit.attributes)
-    traits = {name: hit.group if name == "group" else values.pop(name, "") for name in hit.traits}
+    concepts = {name: hit.group if name == "group" else values.pop(name, "") for name in hit.concepts}
     table: dict[str, list[dict[str, Any]]] = {"rows": [], "rest": []}
-    for read, known in ((True, traits), (False, values)):
+    for read, known in ((True, concepts), (False, values)):
         for name, value in known.items():
             table["rows" if read or name in asked else "rest"].append(
                 {
@@ -198,21 +202,18 @@ def _layer(names: Sequence[str], evidence: Evidence, part: int) -> dict[str, Any
         "share": full / evidence.score if evidence.score > 0 else None,
     }
     for side, m in maps.items():
-        base = sum(sides[side].base.get(name, 0.0) for name in names)
+        base = sum(sides[side].baseline.get(name, 0.0) for name in names)
         adds, takes, base = _round([float(m[m > 0].sum()), float(m[m < 0].sum()), base], part)
-        layer[side] = {"png": _overlay(m, full), "adds": adds, "takes": -takes, "base": base}
+        layer[side] = {
+            "png": _url(Image.fromarray(tint(m, full)), "PNG"),
+            "adds": adds,
+            "takes": -takes,
+            "base": base,
+        }
     return layer
 
 
-def _overlay(m: Map, full: float) -> str:
-    """Draw a map, one pixel a cell: its sign gives the colour, its size the opacity."""
-    cells = np.empty((*m.shape, 4), np.uint8)
-    cells[..., :3] = np.where(m[..., None] < 0, _TAKES, _ADDS)
-    cells[..., 3] = np.rint(np.abs(m) * (255 * _OPACITY / full)) if full else 0
-    return _url(Image.fromarray(cells), "PNG")
-
-
-def _picture(pixels: Pixels, box: tuple[float, float, float, float] | None) -> dict[str, Any]:
+def _picture(pixels: Pixels, box: Box | None) -> dict[str, Any]:
     """Return a picture, scaled down, with the size that it has in full and the box on which maps lie."""
     height, width, _ = pixels.shape
     full = (0.0, 0.0, float(width), float(height))
@@ -262,10 +263,10 @@ def _number(units: int) -> str:
     return f"{units / _UNIT:.4f}"
 
 
-def _allowed(value: Any) -> list[str]:
-    """Return the values that a filter lets through, or its range."""
-    if isinstance(value, Mapping):
-        ends = [f"{word} {value[word]}" for word in ("from", "to") if value.get(word) is not None]
+def _allowed(value: Filter) -> list[str]:
+    """Return the values that pass a filter, or its range."""
+    if isinstance(value, Range):
+        ends = [f"{word} {end}" for word, end in value.to_dict().items() if end is not None]
         return [" ".join(ends)]
     return [str(item) for item in (value if isinstance(value, list | tuple) else [value])]
 

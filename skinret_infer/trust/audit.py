@@ -20,7 +20,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
-from .._files import _sync
+from .._files import sync
 from ..errors import AuditError, printable
 
 _RESERVED = ("sequence", "previous", "hash")
@@ -105,7 +105,7 @@ class AuditLog:
             self._rotate(before, head)
         with _opened(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT) as log:
             if not os.fstat(log).st_size:
-                _sync(self.path.parent)  # before there is a record in it
+                sync(self.path.parent)  # before there is a record in it
             if data:
                 _write(log, data)
                 os.fsync(log)

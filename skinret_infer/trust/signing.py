@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, ParamSpec, TypeVar
 
 from .._extras import missing_extra
-from .._files import whole_file
+from .._files import atomic_write
 from ..errors import BundleError, InputError
 
 if TYPE_CHECKING:
@@ -152,7 +152,7 @@ def sign(folder: Path, key: "Ed25519PrivateKey") -> str:
     name = key_id(key.public_key())
     try:
         signature = key.sign(_CONTEXT + (folder / "manifest.json").read_bytes())
-        with whole_file(folder / SIGNATURE) as temporary:
+        with atomic_write(folder / SIGNATURE) as temporary:
             temporary.write_bytes(_FORM.format(name, base64.b64encode(signature).decode()).encode())
     except OSError as error:
         raise BundleError(

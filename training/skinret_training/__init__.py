@@ -3,7 +3,7 @@
 import contextlib
 import os
 
-from skinret_infer.engines import cache_folder  # and, before transformers loads, skinret_infer.telemetry
+from skinret_infer.engines.cache import cache_folder  # and, before transformers loads, its _telemetry
 
 if "TORCHINDUCTOR_CACHE_DIR" not in os.environ:  # or torch leaves a folder in /tmp as soon as it loads
     with contextlib.suppress(OSError):

@@ -14,8 +14,8 @@ import torch
 from sklearn.linear_model import LogisticRegression
 from torch import Tensor, nn
 
-from skinret_infer.cases import CaseTable
 from skinret_infer.evaluation.metrics import Labels, rank, retrieval_metrics, same_picture
+from skinret_infer.tables import CaseTable
 from skinret_infer.text import TextEncoderInput, TextRecipe
 
 from .data import Dataset, FrozenMaps, Indices, Split, Words
@@ -105,7 +105,7 @@ def linear_probe(features: Features, parts: Split, config: TrainConfig) -> Score
     image = one_view.standardised(parts.archive)[0]
     words = _WORD * features.said
     case = posteriors(image)
-    asked = {"image_words": np.hstack([image, words]), "image_alone": image}
+    asked = {"image_words": np.hstack([image, words]), "image_only": image}
     if words.shape[1]:
         asked["words_alone"] = words
     return {kind: _products(posteriors(x)[parts.test], case) for kind, x in asked.items()}
@@ -119,7 +119,7 @@ def resnet50_cossim(features: Features, parts: Split, config: TrainConfig) -> Sc
     images = torch.from_numpy(features.standardised(parts.archive, slice(-features.last, None)))
     model = _fit(images, None, features.labels, parts.archive, config)
     cases = model(images[0])
-    return {"image_alone": _products(cases[parts.test].numpy(), cases.numpy())}
+    return {"image_only": _products(cases[parts.test].numpy(), cases.numpy())}
 
 
 def late_fusion(features: Features, parts: Split, config: TrainConfig) -> Scores:
@@ -128,7 +128,7 @@ def late_fusion(features: Features, parts: Split, config: TrainConfig) -> Scores
     tokens = torch.from_numpy(features.tokens)
     model = _fit(images, tokens, features.labels, parts.archive, config)
     cases = model(images[0])
-    asked = {"image_words": model(images[0], tokens), "image_alone": cases}
+    asked = {"image_words": model(images[0], tokens), "image_only": cases}
     return {kind: _products(d[parts.test].numpy(), cases.numpy()) for kind, d in asked.items()}
 
 

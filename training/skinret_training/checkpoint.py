@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from skinret_infer._files import whole_file
+from skinret_infer._files import atomic_write
 from skinret_infer.errors import InputError, SkinretError
 from skinret_infer.imaging.recipe import ImageRecipe
 from skinret_infer.text import TextRecipe
@@ -44,7 +44,7 @@ class Checkpoint:
         plain = {name: getattr(self, name) for name in ("tokenizer", "name", "version", "origin", "metrics")}
         tensors = {k: v.detach().cpu().contiguous() for k, v in self.state.items()}
         recipes = {"config": self.config.to_dict(), "image": asdict(self.image), "text": asdict(self.text)}
-        with whole_file(path) as temporary:
+        with atomic_write(path) as temporary:
             torch.save({"format": FORMAT, "state": tensors, **recipes, **plain}, temporary)
 
     @classmethod

@@ -8,9 +8,9 @@ from typing import Any
 
 import click
 
-from skinret_infer._files import whole_file
-from skinret_infer.cases import CaseTable, read_cases
+from skinret_infer._files import atomic_write
 from skinret_infer.cli.common import report_errors
+from skinret_infer.tables import CaseTable, read_cases
 
 from .crossval import SYSTEMS, Row, cross_validate
 from .crossval_report import overview
@@ -228,7 +228,7 @@ def _train_one(table: CaseTable, config: TrainConfig, out: Path, cache: Path, as
     resume.unlink(missing_ok=True)
     if trained.query_ids:
         for role, ids in (("archive", trained.archive_ids), ("queries", trained.query_ids)):
-            with whole_file(out.with_name(f"{out.stem}.{role}.txt")) as temporary:
+            with atomic_write(out.with_name(f"{out.stem}.{role}.txt")) as temporary:
                 temporary.write_text("\n".join(ids) + "\n", "utf-8")
     click.echo(
         "{}: {epochs} epochs, {minutes} minutes".format(out, **trained.checkpoint.metrics),

@@ -13,12 +13,12 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
-from skinret_infer._files import whole_file
-from skinret_infer.cases import CaseTable
+from skinret_infer._files import atomic_write
 from skinret_infer.errors import InputError, MissingExtra, SkinretError
 from skinret_infer.evaluation.evaluate import evaluate_parts
 from skinret_infer.imaging.recipe import ImageRecipe
 from skinret_infer.searcher import Searcher
+from skinret_infer.tables import CaseTable
 from skinret_infer.text import TextRecipe
 
 from .baselines import BASELINES, features, judge
@@ -191,7 +191,7 @@ def _check_export() -> None:
 
 
 def _export(checkpoint: Path, bundle: Path) -> None:
-    options = [str(checkpoint), "--out", str(bundle), "--no-gate", "--engine", "none"]
+    options = [str(checkpoint), "--out", str(bundle), "--no-check-precision", "--engine", "none"]
     command = [sys.executable, "-m", "skinret_export.cli", *options]
     done = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL)
     if done.returncode:
@@ -243,7 +243,7 @@ def _claim(work: Path, row: Row, data: str) -> None:
 
 
 def _write_json(path: Path, value: Any) -> None:
-    with whole_file(path) as temporary:
+    with atomic_write(path) as temporary:
         temporary.write_text(json.dumps(value, indent=1) + "\n", "utf-8")
 
 

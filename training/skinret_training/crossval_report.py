@@ -11,10 +11,10 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
-from skinret_infer._files import whole_file
-from skinret_infer.cases import CaseTable
+from skinret_infer._files import atomic_write
 from skinret_infer.errors import InputError
 from skinret_infer.evaluation.metrics import ACC_AT, NDCG, SHARED
+from skinret_infer.tables import CaseTable
 
 from .train import TrainConfig
 
@@ -24,7 +24,7 @@ ARCHIVES: Mapping[str, str] = {
     "training_folds": "the training folds",
     "held_out_fold": "the held-out fold without the query itself",
 }
-KINDS = ("image_words", "image_alone", "words_alone")
+KINDS = ("image_words", "image_only", "words_alone")
 FIGURES = ("mAP", *(f"Acc@{k}" for k in ACC_AT), NDCG, SHARED)
 _PACKAGES = (
     "skinret-infer", "torch", "transformers", "scikit-learn", "numpy", "onnxruntime", "onnxruntime-gpu",
@@ -205,7 +205,7 @@ def write_row(out: Path, result: Mapping[str, Any]) -> None:
 
 
 def _write(path: Path, text: str) -> None:
-    with whole_file(path) as temporary:
+    with atomic_write(path) as temporary:
         temporary.write_text(text, "utf-8")
 
 
@@ -348,7 +348,7 @@ def _cells(summary: Mapping[str, Any]) -> list[str]:
         for archive in ARCHIVES
         for name in ("mAP", "Acc@1", "Acc@4")
     ]
-    line += [_cell(training, "image_alone", name) for name in ("mAP", "Acc@1")]
+    line += [_cell(training, "image_only", name) for name in ("mAP", "Acc@1")]
     line.append(_cell(training, "words_alone", "mAP"))
     beyond: Mapping[str, Any] = next(
         (s["beyond_group"] for s in training.values() if "beyond_group" in s), {}

@@ -12,12 +12,13 @@ import torch
 from sklearn.model_selection import StratifiedKFold, train_test_split
 from tqdm.auto import tqdm
 
-from skinret_infer._files import whole_file
-from skinret_infer.cases import CaseTable
+from skinret_infer._files import atomic_write
+from skinret_infer.checklist import CRITERIA
 from skinret_infer.errors import InputError
 from skinret_infer.imaging.decode import decode
-from skinret_infer.imaging.recipe import ImageRecipe, Pixels, digest, prepare
-from skinret_infer.text import CRITERIA, TextEncoderInput, TextRecipe, Tokens, phrases_of
+from skinret_infer.imaging.recipe import ImageRecipe, Pixels, pixel_sha256, preprocess
+from skinret_infer.tables import CaseTable
+from skinret_infer.text import TextEncoderInput, TextRecipe, Tokens, phrases_of
 
 from .loss import UNKNOWN
 from .model import Maps, Skinret, symmetry
@@ -32,8 +33,8 @@ class Dataset:
 
     case_ids: list[str]
     groups: list[str]
-    traits: dict[str, list[str]]  # what cases are told by, the group first, and the values
-    told: Indices  # [N, C], the index of each trait's value; UNKNOWN where a case has none
+    concepts: dict[str, list[str]]  # what cases are told by, the group first, and the values
+    told: Indices  # [N, C], the index of each concept's value; UNKNOWN where a case has none
     phrases: list[list[str]]  # what may be said of each case
     pictures: list[str]  # SHA-256 of each picture as it was decoded
     pixels: Pixels  # [N, S, S, 3]
@@ -71,19 +72,19 @@ def load_dataset(table: CaseTable, image: ImageRecipe, text: TextRecipe, *, quie
         tqdm(table.cases, "images", unit="image", disable=True if quiet else None, leave=False)
     ):
         try:
-            pixels[n] = prepare(picture := decode(case.image), image)
+            pixels[n] = preprocess(picture := decode(case.image), image)
         except InputError as error:
             error.add_note(f"This is the image of case {case.case_id!r}.")
             raise
-        pictures.append(digest(picture))
+        pictures.append(pixel_sha256(picture))
     if twins := len(pictures) - len(set(pictures)):
         log.warning(
             "%d cases show the very picture of another case. Folds may part the two: what trained on one "
             "knows the other.",
             twins,
         )
-    traits, told = _traits(table)
-    if "group" not in traits:
+    concepts, told = _concepts(table)
+    if "group" not in concepts:
         raise InputError(
             "there is nothing to tell apart",
             code="data-groups",
@@ -93,7 +94,7 @@ def load_dataset(table: CaseTable, image: ImageRecipe, text: TextRecipe, *, quie
     return Dataset(
         [case.case_id for case in table.cases],
         [case.group for case in table.cases],
-        traits,
+        concepts,
         told,
         [phrases_of(case.attributes, text.phrases) for case in table.cases],
         pictures,
@@ -101,13 +102,15 @@ def load_dataset(table: CaseTable, image: ImageRecipe, text: TextRecipe, *, quie
     )
 
 
-def _traits(table: CaseTable) -> tuple[dict[str, list[str]], Indices]:
+def _concepts(table: CaseTable) -> tuple[dict[str, list[str]], Indices]:
     """Return the group and those criteria that tell cases apart, with their values; and each case's own."""
     said = {"group": [case.group for case in table.cases]}
     said |= {name: [str(case.attributes.get(name, "")) for case in table.cases] for name in CRITERIA}
-    traits = {name: values for name, column in said.items() if len(values := sorted(set(column) - {""})) > 1}
-    told = [[traits[name].index(v) if v else UNKNOWN for v in said[name]] for name in traits]
-    return traits, np.array(told, np.int64).T
+    concepts = {
+        name: values for name, column in said.items() if len(values := sorted(set(column) - {""})) > 1
+    }
+    told = [[concepts[name].index(v) if v else UNKNOWN for v in said[name]] for name in concepts]
+    return concepts, np.array(told, np.int64).T
 
 
 def split(dataset: Dataset, *, folds: int, fold: int | None, validation: float, seed: int) -> Split:
@@ -205,7 +208,7 @@ class FrozenMaps:
                     for kept, x in zip(parts, found, strict=True):
                         kept.append(x.half().cpu().numpy())
             for path, kept in zip(paths, parts, strict=True):
-                with whole_file(path) as temporary, temporary.open("wb") as file:
+                with atomic_write(path) as temporary, temporary.open("wb") as file:
                     np.save(file, np.concatenate(kept))
         return [np.load(path, mmap_mode="r") for path in paths]
 

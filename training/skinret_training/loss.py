@@ -1,4 +1,4 @@
-"""The loss: multi-positive contrastive learning on S, and the traits that a descriptor must tell.
+"""The loss: multi-positive contrastive learning on S, and cross-entropy on the concepts.
 
 The paper names none; positives are its Eq. 1.
 """
@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-UNKNOWN = -1  # a label that is not known, and not asked
+UNKNOWN = -1  # a label that is not known, and left out
 
 
 def multi_positive_contrastive(similarity: Tensor, labels: Tensor) -> Tensor:
@@ -25,8 +25,8 @@ def multi_positive_contrastive(similarity: Tensor, labels: Tensor) -> Tensor:
     return per_query.sum() / (counts > 0).sum().clamp_min(1)
 
 
-def read_loss(logits: list[Tensor], labels: Tensor, smoothing: float = 0.0) -> Tensor:
-    """Return the mean over traits of the cross-entropy: logits (B, values) each, labels (B, traits) int64."""
+def concept_loss(logits: list[Tensor], labels: Tensor, smoothing: float = 0.0) -> Tensor:
+    """Return the mean cross-entropy of the concepts: logits (B, values) each, labels (B, concepts) int64."""
     losses = [
         F.cross_entropy(said, true, ignore_index=UNKNOWN, label_smoothing=smoothing, reduction="sum")
         / (true != UNKNOWN).sum().clamp_min(1)

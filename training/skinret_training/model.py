@@ -59,8 +59,8 @@ class ModelConfig:
     regions: int = 8  # k
     aggregation: str = "normalized"  # of the k regions; "mean" is Eq. 7 as printed, where k masks act as one
     beta: float = 0.6  # Eq. 9
-    traits: Mapping[str, Sequence[str]] = field(default_factory=dict)  # names and values; the group first
-    gamma: float = 0.0  # weight of the agreement of traits; 0: the paper's S alone
+    concepts: Mapping[str, Sequence[str]] = field(default_factory=dict)  # names and values; the group first
+    gamma: float = 0.0  # weight of the agreement of concepts; 0: the paper's S alone
 
     def __post_init__(self) -> None:
         if self.orientations not in SYMMETRIES:
@@ -346,7 +346,7 @@ class Composer(nn.Module):
 
 
 class SimilarityHead(nn.Module):
-    """Maps to one descriptor: six unit vectors (Eq. 6-8), and the traits that are read off them.
+    """Maps to one descriptor: six unit vectors (Eq. 6-8), and the concepts that are read off them.
 
     The same for a query and for a case.
     """
@@ -359,11 +359,11 @@ class SimilarityHead(nn.Module):
         self.layout = Layout(
             local=(local[0], local[1], local[2]),
             global_=(channels[0], channels[1], channels[2]),
-            traits=tuple(map(len, config.traits.values())),
+            concepts=tuple(map(len, config.concepts.values())),
         )
         self.six = sum(local) + sum(channels)
-        self.traits = nn.ModuleList(nn.Linear(self.six, n) for n in self.layout.traits)
-        for parameter in self.traits.parameters():
+        self.concepts = nn.ModuleList(nn.Linear(self.six, n) for n in self.layout.concepts)
+        for parameter in self.concepts.parameters():
             nn.init.zeros_(parameter)
 
     def forward(self, low: Tensor, mid: Tensor, high: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -380,17 +380,17 @@ class SimilarityHead(nn.Module):
             global_.append(unit(x.mean(1)))  # g^i
             masks.append(alpha.reshape(-1, alpha.shape[1], h, w))
         six = torch.cat(local + global_, dim=1)
-        traits = [logits.softmax(-1) for logits in self.read(six)]  # p^c
-        return torch.cat([six, *traits], dim=1), masks[0], masks[1], masks[2]
+        concepts = [logits.softmax(-1) for logits in self.read(six)]  # p^c
+        return torch.cat([six, *concepts], dim=1), masks[0], masks[1], masks[2]
 
     def read(self, descriptor: Tensor) -> list[Tensor]:
-        """Descriptor (B, D), of which the six vectors are read -> the logits (B, values) of each trait."""
+        """Descriptor (B, D), of which the six vectors are read -> the logits (B, values) of each concept."""
         six = 6 * descriptor[:, : self.six]  # so that logits begin at the size of the vectors' own
-        return [trait(six) for trait in self.traits]
+        return [concept(six) for concept in self.concepts]
 
-    def reading(self) -> Tensor:
-        """Return [W b], (values of all traits, lengths of the six vectors + 1), with `read`'s factor."""
-        rows = [torch.cat([6 * t.weight, t.bias[:, None]], 1) for t in cast(list[nn.Linear], self.traits)]
+    def concept_head(self) -> Tensor:
+        """Return [W b], (values of all concepts, lengths of the six vectors + 1), with `read`'s factor."""
+        rows = [torch.cat([6 * t.weight, t.bias[:, None]], 1) for t in cast(list[nn.Linear], self.concepts)]
         return torch.cat(rows)
 
     def _aggregate(self, regions: Tensor) -> Tensor:  # (B, k, d) -> (B, d), or (B, k d) when concatenated

@@ -12,18 +12,18 @@ import numpy as np
 import torch
 from tqdm.auto import tqdm
 
-from skinret_infer._files import whole_file
-from skinret_infer.cases import CaseTable
+from skinret_infer._files import atomic_write
 from skinret_infer.descriptor import score_weights
-from skinret_infer.engines import usable_cpus
+from skinret_infer.engines.cpus import available_cpus
 from skinret_infer.errors import InputError
 from skinret_infer.evaluation.metrics import Labels, rank, retrieval_metrics
 from skinret_infer.imaging.recipe import ImageRecipe
+from skinret_infer.tables import CaseTable
 from skinret_infer.text import TextEncoderInput, TextRecipe
 
 from .checkpoint import Checkpoint
 from .data import Dataset, FrozenMaps, ImageMaps, Indices, Words, image_maps, load_dataset, split
-from .loss import multi_positive_contrastive, read_loss
+from .loss import concept_loss, multi_positive_contrastive
 from .model import SYMMETRIES, Skinret, check_choices, last_depth, load_pretrained
 
 log = logging.getLogger(__name__)
@@ -64,8 +64,8 @@ class TrainConfig:
     weight_decay: float = 1.0
     temperature: float = 0.5  # of S/3 at the start; it is learned
     image_weight: float = 0.5  # of the query by the image alone, beside that of image and words
-    pair_weight: float = 3.0  # of the contrast of pairs, beside the traits that are read
-    group_weight: float = 1.0  # of reading the group; 0: no trait is read, and the score is S / 3
+    pair_weight: float = 3.0  # of the contrast of pairs, beside the concepts that are read
+    group_weight: float = 1.0  # of reading the group; 0: no concept is read, and the score is S / 3
     smoothing: float = 0.3  # of the groups that are read
     criteria_weight: float = 0.5  # of reading the criteria
     text_views: int = 8  # ways to say a case
@@ -146,7 +146,7 @@ def train(
 
     Raises InputError for data or options that cannot be used.
     """
-    torch.set_num_threads(min(torch.get_num_threads(), usable_cpus()))  # it does not know of quotas
+    torch.set_num_threads(min(torch.get_num_threads(), available_cpus()))  # it does not know of quotas
     image = ImageRecipe(size=config.image_size, fit=config.fit)
     text = TextRecipe(length=config.tokens)
     dataset = dataset or load_dataset(table, image, text, quiet=quiet)
@@ -167,7 +167,7 @@ def train(
         regions=config.regions,
         beta=config.beta,
         gamma=config.gamma if config.group_weight else 0.0,
-        traits=dataset.traits if config.group_weight else {},
+        concepts=dataset.concepts if config.group_weight else {},
         aggregation=config.aggregation,
         dropout=config.dropout,
     )
@@ -274,7 +274,7 @@ class _Loop:
                 if ps
             ]
         )
-        self.looks, self.weights = (  # of S / 3, and of the score
+        self.visual_length, self.weights = (  # of S / 3, and of the score
             torch.from_numpy(score_weights(layout, config.beta, gamma)).float().to(self.device)
             for gamma in (0.0, model.config.gamma)
         )
@@ -349,13 +349,13 @@ class _Loop:
         """The loss of queries d_q (B, D) against the cases d_t (B, D) of a batch."""
         config = self.config
         told = torch.from_numpy(self.dataset.told[batch]).to(self.device)
-        scores = (d_q * self.looks) @ d_t.T  # S / 3
+        scores = (d_q * self.visual_length) @ d_t.T  # S / 3
         loss = multi_positive_contrastive(scores * self.log_scale.exp().clamp(max=100.0), told[:, 0])
         loss = config.pair_weight * loss
         if read := self.model.similarity_head.read(d_q):
-            loss = loss + config.group_weight * read_loss(read[:1], told[:, :1], config.smoothing)
+            loss = loss + config.group_weight * concept_loss(read[:1], told[:, :1], config.smoothing)
             if read[1:]:
-                loss = loss + config.criteria_weight * read_loss(read[1:], told[:, 1:])
+                loss = loss + config.criteria_weight * concept_loss(read[1:], told[:, 1:])
         return loss
 
     def _pace(self, epoch: float, steps: int) -> float:
@@ -397,7 +397,7 @@ class _Loop:
             self.train,
             self.weights,
         )
-        return {**figures, "image_alone": by_image}
+        return {**figures, "image_only": by_image}
 
     def _out_of_patience(self) -> bool:
         return bool(self.best) and len(self.history) - 1 - int(self.best["epoch"]) >= self.config.patience
@@ -412,7 +412,7 @@ class _Loop:
             "optimizer": self.optimizer.state_dict(),
             "log_scale": self.log_scale.detach(),
         }
-        with whole_file(path) as temporary:
+        with atomic_write(path) as temporary:
             torch.save(state, temporary)
 
     def _restore(self, path: Path) -> None:
@@ -469,7 +469,7 @@ def held_out_metrics(
     weights = torch.from_numpy(w).float().to(device)
     return {
         kind: _figures(dataset, described(queries, worded), cases, queries, archive, weights)
-        for kind, worded in (("image_words", True), ("image_alone", False))
+        for kind, worded in (("image_words", True), ("image_only", False))
     }
 
 

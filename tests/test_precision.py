@@ -1,4 +1,4 @@
-"""The gate on ranks: what loses hits, score or quality is refused by its figures, and nothing else."""
+"""The precision check: what loses hits, score or quality is refused by its figures, and nothing else."""
 
 import dataclasses
 import json
@@ -14,13 +14,14 @@ import pytest
 from skinret_export import export
 from skinret_infer import Case, InputError, RuntimeUnavailable
 from skinret_infer.bundle import Bundle
-from skinret_infer.evaluation import precision as gate
-from skinret_infer.evaluation.precision import Questions
+from skinret_infer.engines.verdicts import read_record, refusal, save_record
+from skinret_infer.evaluation import precision
+from skinret_infer.evaluation.precision import ValidationSet
 
 N = 200
 ROWS = {
     "image_words, archive in bf16", "image_words, archive in fp32",
-    "image_alone, archive in bf16", "image_alone, archive in fp32",
+    "image_only, archive in bf16", "image_only, archive in fp32",
 }  # fmt: skip
 
 
@@ -32,21 +33,24 @@ class Fake:
         self.words, self.alone = words, alone
         self.asked: list[tuple[int, bool]] = []
 
-    def run(self, graph: str, feeds: Mapping[str, np.ndarray], outputs: Sequence[str]) -> list[np.ndarray]:
+    def run(
+        self, graph: str, feeds: Mapping[str, np.ndarray], outputs: Sequence[str]
+    ) -> dict[str, np.ndarray]:
         if graph == "visual_encoder":
             pixels = feeds["pixels"].astype(int)
-            return [pixels[:, 0, 0, 0] + 256 * pixels[:, 0, 0, 1]] * 3
+            return dict.fromkeys(outputs, pixels[:, 0, 0, 0] + 256 * pixels[:, 0, 0, 1])
         if graph == "composer":
             assert len(feeds["tokens"]) == len(feeds["attention_mask"]) == len(feeds["low"])
-            return [-1 - feeds["low"]] * 3
+            return dict.fromkeys(outputs, -1 - feeds["low"])
         numbers = feeds["low"]
         self.asked += [(int(max(n, -1 - n)), bool(n < 0)) for n in numbers]
-        return [np.stack([self.words[-1 - n] if n < 0 else self.alone[n] for n in numbers])]
+        rows = [self.words[-1 - n] if n < 0 else self.alone[n] for n in numbers]
+        return dict.fromkeys(outputs, np.stack(rows))
 
     def encode_text(self, ids: np.ndarray, mask: np.ndarray) -> np.ndarray:
         return np.zeros((*ids.shape, 2), np.float32)
 
-    def describe(self, pixels: np.ndarray, words: Any) -> np.ndarray:
+    def embed(self, pixels: np.ndarray, words: Any) -> np.ndarray:
         raise NotImplementedError
 
     def close(self) -> None:
@@ -58,11 +62,11 @@ def loaded(bundle: Path) -> Bundle:
     return Bundle.load(bundle)
 
 
-def numbered(n: int = N, groups: tuple[str, ...] = ()) -> Questions:
+def numbered(n: int = N, groups: tuple[str, ...] = ()) -> ValidationSet:
     pixels = np.zeros((n, 1, 1, 3), np.uint8)
     pixels[:, 0, 0, 0], pixels[:, 0, 0, 1] = np.arange(n) % 256, np.arange(n) // 256
     ids = np.ones((n, 4), np.int64)
-    return Questions(pixels=pixels, ids=ids, mask=ids, source="numbers", groups=groups)
+    return ValidationSet(pixels=pixels, ids=ids, mask=ids, source="numbers", groups=groups)
 
 
 def descriptors(loaded: Bundle, seed: int, n: int = N) -> np.ndarray:
@@ -86,7 +90,7 @@ def measure(
     groups: tuple[str, ...] = (),
 ) -> dict[str, Any]:  # fmt: skip
     asked = numbered(len(true[0]), groups)
-    return gate.measure(loaded, Fake("fp32", *true), Fake("bf16", *found), asked)
+    return precision.validate_precision(loaded, Fake("fp32", *true), Fake("bf16", *found), asked)
 
 
 def test_who_finds_the_same_passes(loaded: Bundle) -> None:
@@ -96,15 +100,24 @@ def test_who_finds_the_same_passes(loaded: Bundle) -> None:
     assert record["faults"] == record["archive_faults"] == []
     assert set(record["rows"]) == ROWS
     for row in record["rows"].values():
-        assert (row["score_lost"], row["overlap"], row["same_first"], row["largest_change"]) == (0, 1, 1, 0)
-        assert row["mAP_moved"] == row["Acc@1_moved"] == 0
-    assert "queries: passed" in gate.describe(record) and "archive: passed" in gate.describe(record)
+        assert (row["score_regret"], row["top10_overlap"], row["top1_match"], row["largest_change"]) == (
+            0,
+            1,
+            1,
+            0,
+        )
+        assert row["mAP_change"] == row["Acc@1_change"] == 0
+    assert "queries: passed" in precision.format_record(
+        record
+    ) and "archive: passed" in precision.format_record(record)
 
 
 def test_every_image_is_asked_with_its_words_and_alone_on_both_sides(loaded: Bundle) -> None:
     true = descriptors(loaded, 1), descriptors(loaded, 2)
     sides, seen = (Fake("fp32", *true), Fake("bf16", *true)), []
-    gate.measure(loaded, *sides, numbered(), progress=lambda done, total: seen.append((done, total)))
+    precision.validate_precision(
+        loaded, *sides, numbered(), progress=lambda done, total: seen.append((done, total))
+    )
     for side in sides:
         assert sorted(side.asked) == [(n, worded) for n in range(N) for worded in (False, True)]
     assert seen[-1] == (2 * N, 2 * N) and seen == sorted(seen)
@@ -121,7 +134,9 @@ def test_scores_that_move_without_moving_the_ranks_pass(loaded: Bundle) -> None:
 def test_equal_scores_have_the_quality_of_a_random_order() -> None:
     scores = np.zeros((10, 10))
     np.fill_diagonal(scores, -9.0)
-    figures = {gate._quality(scores, groups) for groups in (("a",) * 4 + ("b",) * 6, ("b",) * 6 + ("a",) * 4)}
+    figures = {
+        precision._quality(scores, groups) for groups in (("a",) * 4 + ("b",) * 6, ("b",) * 6 + ("a",) * 4)
+    }
     ((mean_precision, first),) = {tuple(np.round(pair, 9)) for pair in figures}
     harmonic = sum(1 / i for i in range(1, 10))
     by_hand = [s + (1 - s) * harmonic / 9 for s in (2 / 8, 4 / 8)]
@@ -133,8 +148,8 @@ def test_other_hits_are_refused_even_where_they_are_as_good(loaded: Bundle) -> N
     alike = unit(descriptors(loaded, 1, 1) + 1e-4 * descriptors(loaded, 2), loaded)
     record = measure(loaded, (alike, alike), (noisy(alike, 1e-5, loaded),) * 2)
     assert not record["passed"] and not record["archive_passed"]
-    assert all("of the hits are the same; 0.97 is asked" in fault for fault in record["archive_faults"])
-    assert all(row["score_lost"] < 1e-6 for row in record["rows"].values())
+    assert all("of the hits are the same; 0.97 is required" in fault for fault in record["archive_faults"])
+    assert all(row["score_regret"] < 1e-6 for row in record["rows"].values())
 
 
 def test_worse_hits_are_refused_even_where_they_are_few(loaded: Bundle) -> None:
@@ -145,7 +160,7 @@ def test_worse_hits_are_refused_even_where_they_are_few(loaded: Bundle) -> None:
     assert not record["passed"]
     (fault,) = record["faults"]
     assert fault.startswith("image_words, archive in fp32") and "of the score; 1e-04 is allowed" in fault
-    assert "queries: refused; image_words" in gate.describe(record)
+    assert "queries: refused; image_words" in precision.format_record(record)
 
 
 def test_queries_may_pass_where_writing_an_archive_does_not(loaded: Bundle, tmp_path: Path) -> None:
@@ -156,10 +171,10 @@ def test_queries_may_pass_where_writing_an_archive_does_not(loaded: Bundle, tmp_
         name: record[name] for name in ("archive_faults", "archive_passed")
     }
     assert record["passed"] and not record["archive_passed"]
-    gate.keep_record(loaded, record, tmp_path)
-    assert gate.allowed(loaded, "openvino", "bf16", tmp_path) == ""
-    refused = gate.allowed(loaded, "openvino", "bf16", tmp_path, to_write=True)
-    assert refused.startswith("refused by the gate: ") and "archive in bf16" in refused
+    save_record(loaded, record, tmp_path)
+    assert refusal(loaded, "openvino", "bf16", tmp_path) is None
+    refused = refusal(loaded, "openvino", "bf16", tmp_path, for_archive=True)
+    assert refused.startswith("it failed the precision check: ") and "archive in bf16" in refused
 
 
 def test_a_move_of_the_quality_is_refused_where_scores_and_lists_are_the_same(loaded: Bundle) -> None:
@@ -176,9 +191,9 @@ def test_a_move_of_the_quality_is_refused_where_scores_and_lists_are_the_same(lo
         groups[n : n + 3] = ["a", "a", "b"]
     record = measure(loaded, (true, cases), (found, cases), tuple(groups))
     row = record["rows"]["image_words, archive in fp32"]
-    assert row["score_lost"] < 1e-4 and row["overlap"] >= 0.97
-    assert row["Acc@1_moved"] == pytest.approx(-1.5)
-    assert any("archive in fp32: Acc@1 moves by -0.75; 0.2 is allowed" in f for f in record["faults"])
+    assert row["score_regret"] < 1e-4 and row["top10_overlap"] >= 0.97
+    assert row["Acc@1_change"] == pytest.approx(-1.5)
+    assert any("archive in fp32: Acc@1 changes by -0.75; 0.2 is allowed" in f for f in record["faults"])
     assert not record["passed"]
     assert measure(loaded, (true, cases), (found, cases))["passed"], "without groups nobody can see it"
 
@@ -192,13 +207,13 @@ def test_a_move_of_the_quality_is_refused_where_scores_and_lists_are_the_same(lo
 def test_each_figure_is_judged_over_both_kinds_in_both_directions(
     figure: str, moved: tuple[float, float], refused: bool
 ) -> None:
-    good = {"score_lost": 0.0, "overlap": 1.0, figure: 80.0}
+    good = {"score_regret": 0.0, "top10_overlap": 1.0, figure: 80.0}
     rows = {
-        f"{kind}, archive in fp32": good | {f"{figure}_moved": by}
-        for kind, by in zip(gate.KINDS, moved, strict=True)
+        f"{kind}, archive in fp32": good | {f"{figure}_change": by}
+        for kind, by in zip(precision.KINDS, moved, strict=True)
     }
-    faults = gate._faults(rows, "fp32")
-    assert bool(faults) is refused and all(f"{figure} moves" in fault for fault in faults)
+    faults = precision._faults(rows, "fp32")
+    assert bool(faults) is refused and all(f"{figure} changes" in fault for fault in faults)
 
 
 def test_few_queries_prove_nothing(loaded: Bundle) -> None:
@@ -219,26 +234,26 @@ def test_a_record_survives_json_and_the_disk_and_is_for_its_bundle_alone(
     rows = descriptors(loaded, 1)
     record = measure(loaded, (rows, rows), (rows, rows), ("a",) * N)
     assert json.loads(json.dumps(record)) == record
-    path = gate.keep_record(loaded, record, tmp_path)
+    path = save_record(loaded, record, tmp_path)
     assert path.is_relative_to(tmp_path)
-    kept = gate.read_record(loaded, "openvino", "bf16", tmp_path)
+    kept = read_record(loaded, "openvino", "bf16", tmp_path)
     assert kept is not None and {**record, "bundle": dict(loaded.manifest.files)} == kept
-    assert gate.describe(kept) == gate.describe(record)
-    assert gate.allowed(loaded, "openvino", "bf16", tmp_path) == ""
-    assert gate.read_record(loaded, "openvino", "fp16", tmp_path) is None
+    assert precision.format_record(kept) == precision.format_record(record)
+    assert refusal(loaded, "openvino", "bf16", tmp_path) is None
+    assert read_record(loaded, "openvino", "fp16", tmp_path) is None
 
     files = {**loaded.manifest.files, "composer.onnx": "0" * 64}
     other = dataclasses.replace(loaded, manifest=dataclasses.replace(loaded.manifest, files=files))
-    assert gate.read_record(other, "openvino", "bf16", tmp_path) is None
+    assert read_record(other, "openvino", "bf16", tmp_path) is None
     for content in ("", "{", "[]", "null", '{"bundle": 1}'):
         path.write_text(content)
-        assert gate.read_record(loaded, "openvino", "bf16", tmp_path) is None
+        assert read_record(loaded, "openvino", "bf16", tmp_path) is None
 
 
 def test_a_record_that_cannot_be_kept_is_an_error_with_a_cure(loaded: Bundle, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(RuntimeUnavailable, match="SKINRET_CACHE") as caught:
-        gate.keep_record(loaded, {"runtime": "openvino", "precision": "bf16"}, tmp_path / "file")
+        save_record(loaded, {"runtime": "openvino", "precision": "bf16"}, tmp_path / "file")
     assert caught.value.code == "engine-cache"
 
 
@@ -247,8 +262,8 @@ def test_precisions_are_measured_without_a_folder_for_temporary_files(
 ) -> None:
     shutil.copytree(bundle, tmp_path / "bundle")
     copy = Bundle.load(tmp_path / "bundle")
-    monkeypatch.setattr(gate, "MIN_QUERIES", 9)
-    asked = gate.questions(copy.manifest, copy.tokenizer(), cases[:9], "drawn")
+    monkeypatch.setattr(precision, "MIN_QUERIES", 9)
+    asked = precision.make_validation_set(copy.manifest, copy.tokenizer(), cases[:9], "drawn")
     monkeypatch.setattr(tempfile, "tempdir", None)
     monkeypatch.setattr(tempfile, "_candidate_tempdir_list", lambda: ["/proc/none"])
     export.measure_precisions(copy, asked)
@@ -259,14 +274,14 @@ def test_questions_are_cases_with_words_evenly_chosen(
     loaded: Bundle, cases: list[Case], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with pytest.raises(InputError, match="at least 200") as caught:
-        gate.questions(loaded.manifest, loaded.tokenizer(), cases, "drawn")
-    assert caught.value.code == "gate-cases"
-    monkeypatch.setattr(gate, "MIN_QUERIES", 10)
+        precision.make_validation_set(loaded.manifest, loaded.tokenizer(), cases, "drawn")
+    assert caught.value.code == "precision-cases"
+    monkeypatch.setattr(precision, "MIN_QUERIES", 10)
     mute = dataclasses.replace(cases[0], attributes={})
-    asked = gate.questions(loaded.manifest, loaded.tokenizer(), [mute, *cases[:20]], "drawn")
+    asked = precision.make_validation_set(loaded.manifest, loaded.tokenizer(), [mute, *cases[:20]], "drawn")
     assert len(asked) == 20 == len(asked.ids) == len(asked.mask)
     assert asked.groups == tuple(case.group for case in cases[:20]) and asked.source == "drawn"
     assert asked.pixels.shape == (20, 64, 64, 3) and asked.pixels.dtype == np.uint8
-    monkeypatch.setattr(gate, "MAX_QUERIES", 10)
-    fewer = gate.questions(loaded.manifest, loaded.tokenizer(), cases[:20], "drawn")
+    monkeypatch.setattr(precision, "MAX_QUERIES", 10)
+    fewer = precision.make_validation_set(loaded.manifest, loaded.tokenizer(), cases[:20], "drawn")
     assert np.array_equal(fewer.ids, asked.ids[::2]) and np.array_equal(fewer.pixels, asked.pixels[::2])

@@ -1,0 +1,18 @@
+"""Values that an archive can store: plain ones, and text in one spelling."""
+
+import math
+import unicodedata
+
+AttributeValue = str | int | float | bool
+
+
+def is_storable(value: AttributeValue) -> bool:
+    """Say whether SQLite and JSON hold a value: no NUL, no lone surrogate, no NaN, no int over 64 bits."""
+    if isinstance(value, str):
+        return "\0" not in value and not any("\ud800" <= c <= "\udfff" for c in value)
+    return math.isfinite(value) if isinstance(value, float) else -(2**63) <= value < 2**63
+
+
+def nfc(text: str) -> str:
+    """Return a text in Unicode's normal form C: a Mac may spell an accent as a letter of its own."""
+    return unicodedata.normalize("NFC", text)

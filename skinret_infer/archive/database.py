@@ -1,0 +1,407 @@
+"""The SQLite file of an archive: its schema, connections, transactions and errors.
+
+It is in rollback journal mode: one file, no reader sees half a change, and no commit passes a reader.
+"""
+
+import contextlib
+import functools
+import hashlib
+import json
+import os
+import re
+import sqlite3
+import threading
+import urllib.parse
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path, PurePath
+
+from .. import _forks
+from .._json import build
+from ..descriptor import Layout
+from ..errors import ArchiveError, InputError
+
+SCHEMA = 1
+OLDEST_SQLITE = (3, 26, 0)  # of RHEL 8; no older one was tried
+BUSY_SECONDS = 30.0  # how long a transaction waits for another process that writes
+_APPLICATION_ID = 0x534B4E52  # "SKNR"
+# A row id is given once. Segment n has the rows with id // SEGMENT = n. Its generation is a random number,
+# drawn when the segment loses a case or becomes full: it names what a full segment holds, in this file, in a
+# copy and in any other file. The history has the last states by revision: it tells a reader whether what it
+# remembers is of the past of this file, or of another file that was copied over it.
+_TABLES = (
+    """CREATE TABLE cases (
+        id INTEGER PRIMARY KEY,
+        case_id TEXT NOT NULL UNIQUE,
+        diagnosis TEXT NOT NULL,
+        "group" TEXT NOT NULL,
+        confirmed_by TEXT NOT NULL,
+        attributes TEXT NOT NULL,
+        image_ref TEXT NOT NULL,
+        image_sha256 TEXT NOT NULL,
+        descriptor BLOB NOT NULL
+    )""",
+    "CREATE TABLE meta (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID",
+    """CREATE TABLE segments (
+        number INTEGER PRIMARY KEY, generation INTEGER NOT NULL, cases INTEGER NOT NULL
+    )""",
+    "CREATE TABLE projection (key TEXT NOT NULL, vectors BLOB NOT NULL)",
+    "CREATE TABLE history (revision INTEGER PRIMARY KEY, state TEXT NOT NULL)",
+    f"PRAGMA application_id = {_APPLICATION_ID}",
+    f"PRAGMA user_version = {SCHEMA}",
+)
+_REMEMBERED = 4096  # revisions in the history
+
+
+class Malformed(Exception):
+    """Something in the file is not what this package wrote."""
+
+
+class Database:
+    """The file of one archive, bound to one model. Safe from several threads and across a fork.
+
+    A file that does not exist is made by the first transaction that writes. Raises ArchiveError for a file
+    that is no archive, is damaged, is of another schema, or holds descriptors of another model.
+    """
+
+    def __init__(self, path: str | Path, fingerprint: str, layout: Layout, model: str) -> None:
+        self.path = Path(path)
+        self.fingerprint, self.layout, self.model = fingerprint, layout, model
+        self.file: tuple[int, int] | None = None  # device and inode; another file may take its place
+        self._idle: list[sqlite3.Connection] = []
+        self._closed = False
+        self._checked = False  # the file was looked at and is of this model
+        self._lock = threading.Lock()  # of the idle connections, and of closing
+        _forks.renew(self)
+        self._look()
+
+    @classmethod
+    def open(cls, path: str | Path) -> "Database":
+        """Open an archive without its bundle: its model is the one that it names itself."""
+        path = Path(path)
+        with translated_errors(path):
+            if not path.is_file() or not path.stat().st_size:
+                raise missing(path)
+            with contextlib.closing(_connect(path)) as db:
+                meta = _meta(db, path)
+            try:
+                layout = build(Layout, json.loads(meta["layout"]), "layout")
+                fingerprint, model = meta["fingerprint"], meta["model"]
+            except (KeyError, ValueError, TypeError, RecursionError) as error:
+                raise Malformed(f"its model: {error}") from None
+        return cls(path, fingerprint, layout, model)
+
+    def after_fork(self) -> None:
+        """Take new connections and locks, in a forked child."""
+        _forks.abandon(self._idle, *self._idle)
+        self._idle = []
+        self._lock = threading.Lock()
+
+    def close(self) -> None:
+        """Close the file. A closed database cannot be used again."""
+        with self._lock:
+            self._closed = True
+            while self._idle:
+                self._idle.pop().close()
+
+    def check_open(self) -> None:
+        """Raise ArchiveError if it was closed."""
+        if self._closed:
+            raise ArchiveError(
+                f"archive {self.path} is closed", code="archive-closed", cure="open a new Searcher"
+            )
+
+    @contextlib.contextmanager
+    def reading_if_there(self) -> Iterator[sqlite3.Connection | None]:
+        """Yield a connection inside one read transaction, or None if there is no file yet."""
+        self.check_open()
+        self._look()
+        if not self._checked:
+            yield None
+            return
+        with self.connection() as db:
+            db.execute("BEGIN")
+            try:
+                self._check_model(db)  # another file may have been copied over the one that was opened
+                yield db
+            finally:
+                db.execute("ROLLBACK")
+
+    @contextlib.contextmanager
+    def reading(self) -> Iterator[sqlite3.Connection]:
+        """Yield a connection inside one read transaction. Raises ArchiveError if there is no file."""
+        with self.reading_if_there() as db:
+            if db is None:
+                raise missing(self.path)
+            yield db
+
+    @contextlib.contextmanager
+    def writing(self, *, create: bool) -> Iterator[sqlite3.Connection]:
+        """Yield a connection inside one write transaction, which ends with a new revision.
+
+        create : make the file if there is none; otherwise that is an ArchiveError.
+        """
+        self.check_open()
+        self._look()
+        if not self._checked:
+            if not create:
+                raise missing(self.path)
+            self._create()
+            self._look()
+        with self.connection() as db:
+            db.execute("BEGIN IMMEDIATE")
+            try:
+                self._check_model(db)
+                yield db
+                db.execute("UPDATE meta SET value = value + 1 WHERE name = 'revision'")
+                self._remember(db)
+                db.execute("COMMIT")
+            except BaseException:
+                if db.in_transaction:
+                    db.execute("ROLLBACK")
+                raise
+
+    @contextlib.contextmanager
+    def connection(self) -> Iterator[sqlite3.Connection]:
+        """Yield a connection to the file, which must be there.
+
+        It holds no pages of the file: SQLite trusts its pages while a counter in the file is the same, which
+        it may be in a backup that was copied over the file.
+        """
+        with translated_errors(self.path), _forks.no_fork():
+            with self._lock:
+                self.check_open()
+                file, db = self.file, self._idle.pop() if self._idle else None
+            db = db or _connect(self.path)
+            try:
+                yield db
+            finally:
+                with contextlib.suppress(sqlite3.Error):
+                    db.execute("PRAGMA shrink_memory")
+                with self._lock:
+                    if not self._closed and file == self.file and not db.in_transaction:
+                        self._idle.append(db)
+                        db = None
+                if db:
+                    db.close()
+
+    def number(self, db: sqlite3.Connection, name: str) -> int:
+        """Return a number of the table meta, such as the revision."""
+        row = db.execute("SELECT value FROM meta WHERE name = ?", (name,)).fetchone()
+        if not row or not re.fullmatch(r"[0-9]{1,18}", str(row[0])):
+            raise Malformed(f"no {name}")
+        return int(row[0])
+
+    def state(self, db: sqlite3.Connection) -> str:
+        """Return the SHA-256 of the archive's history: of the model, and of each change in its order."""
+        row = db.execute("SELECT value FROM meta WHERE name = 'state'").fetchone()
+        return str(row[0]) if row else hashlib.sha256(self.fingerprint.encode()).hexdigest()
+
+    def advance_state(self, db: sqlite3.Connection, *change: bytes | memoryview) -> None:
+        """Take a change into the state, within its transaction."""
+        sha = hashlib.sha256(self.state(db).encode())
+        for piece in change:
+            sha.update(piece)
+        db.execute("INSERT OR REPLACE INTO meta VALUES ('state', ?)", (sha.hexdigest(),))
+
+    def was_in_state(self, db: sqlite3.Connection, revision: int, state: str) -> bool:
+        """Say whether this file once had a state at a revision."""
+        row = db.execute("SELECT state FROM history WHERE revision = ?", (revision,)).fetchone()
+        return row is not None and row[0] == state
+
+    def _remember(self, db: sqlite3.Connection) -> None:
+        """Take the state into the history."""
+        revision = self.number(db, "revision")
+        db.execute("INSERT OR REPLACE INTO history VALUES (?, ?)", (revision, self.state(db)))
+        db.execute("DELETE FROM history WHERE revision <= ?", (revision - _REMEMBERED,))
+
+    def _look(self) -> None:
+        """Look at the file, if there is one, and check that it is an archive of this model."""
+        with translated_errors(self.path):
+            try:
+                stat = self.path.stat()
+            except (FileNotFoundError, ValueError):  # or a name that no file can have
+                stat = None
+            file = (stat.st_dev, stat.st_ino) if stat else None
+            if file != self.file:  # there is none yet, or another was put in its place
+                with self._lock:
+                    while self._idle:
+                        self._idle.pop().close()
+                self.file, self._checked = file, False
+            if stat is None or not stat.st_size or not self.path.is_file():
+                self._checked = False
+                return
+            if self._checked:
+                return
+            with contextlib.closing(_connect(self.path)) as db:
+                pages = db.execute("PRAGMA page_count").fetchone()[0]
+                if not pages and not self.path.stat().st_size:  # a first commit that a kill undid
+                    return
+                self._check_model(db)
+            self._checked = True
+
+    def _check_model(self, db: sqlite3.Connection) -> None:
+        meta = _meta(db, self.path)
+        if meta.get("fingerprint") != self.fingerprint:
+            raise ArchiveError(
+                f"archive {self.path} was written by another model",
+                code="archive-model",
+                expected=f"{self.model} (fingerprint {self.fingerprint[:12]})",
+                found=f"{meta.get('model')} (fingerprint {str(meta.get('fingerprint'))[:12]})",
+                cure="open it with the bundle that wrote it, or index the images into a new archive",
+            )
+
+    def _create(self) -> None:
+        """Make the tables in one transaction: a kill leaves an empty file, which counts as none.
+
+        If another process was faster, its tables stay.
+        """
+        meta = {
+            "fingerprint": self.fingerprint,
+            "model": self.model,
+            "layout": json.dumps(asdict(self.layout)),
+            "revision": "0",
+            "next_id": "0",
+        }
+        with translated_errors(self.path):
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            with contextlib.closing(_connect(self.path, "rwc")) as db:
+                db.execute("BEGIN IMMEDIATE")
+                if not db.execute("PRAGMA application_id").fetchone()[0]:
+                    for statement in _TABLES:
+                        db.execute(statement)
+                    db.executemany("INSERT INTO meta VALUES (?, ?)", meta.items())
+                db.execute("COMMIT")
+
+
+def missing(path: Path) -> ArchiveError:
+    """Return the error of an archive that does not exist."""
+    return ArchiveError(f"archive {path} does not exist", code="archive-empty", cure="check the path")
+
+
+def damaged(path: Path, found: str) -> ArchiveError:
+    """Return the error of an archive that is not what this package wrote."""
+    return ArchiveError(
+        f"archive {path} is damaged or no archive",
+        code="archive-damaged",
+        expected="a whole SQLite file that `skinret index` made",
+        found=found,
+        cure="restore it from a backup, or index the images again",
+    )
+
+
+@contextlib.contextmanager
+def translated_errors(path: Path) -> Iterator[None]:
+    """Turn what SQLite raises into an ArchiveError."""
+    try:
+        yield
+    except sqlite3.OperationalError as error:
+        # The module itself raises one without a code, for text that is not UTF-8. SQLITE_ERROR on one of our
+        # own statements says that a table or a column is missing.
+        name = getattr(error, "sqlite_errorname", None) or "SQLITE_ERROR"
+        if name.startswith(("SQLITE_BUSY", "SQLITE_LOCKED")):
+            raise ArchiveError(
+                f"archive {path} is locked by another writer",
+                code="archive-locked",
+                expected=f"it to be free within {BUSY_SECONDS:g} s",
+                cure="wait until the other process has finished",
+            ) from None
+        if name == "SQLITE_ERROR" or name.startswith(("SQLITE_CORRUPT", "SQLITE_NOTADB")):
+            raise damaged(path, str(error)) from None
+        raise ArchiveError(
+            f"archive {path} cannot be used",
+            code="archive-io",
+            expected="a readable file, and to add, a writable folder with free space",
+            found=str(error),
+            cure="check its permissions and the free disk space",
+        ) from None
+    except (sqlite3.IntegrityError, sqlite3.ProgrammingError, UnicodeEncodeError) as error:
+        raise InputError("a case cannot be stored", code="case-attribute", found=str(error)) from None
+    except (sqlite3.DatabaseError, Malformed, UnicodeDecodeError) as error:
+        raise damaged(path, str(error)) from None
+    except OSError as error:
+        raise ArchiveError(
+            f"archive {path} cannot be used",
+            code="archive-io",
+            found=str(error),
+            cure="check the path and its permissions",
+        ) from None
+
+
+def check_sqlite() -> None:
+    """Raise ArchiveError if Python's SQLite cannot hold an archive."""
+    if sqlite3.sqlite_version_info < OLDEST_SQLITE or not _has_json():
+        raise ArchiveError(
+            "the SQLite of this Python cannot hold an archive",
+            code="archive-sqlite",
+            expected=f"SQLite {'.'.join(map(str, OLDEST_SQLITE))} or newer, with JSON",
+            found=f"SQLite {sqlite3.sqlite_version}{'' if _has_json() else ' without JSON'}",
+            cure="take a Python with a newer SQLite, such as one from conda, uv or python.org",
+        )
+
+
+def check_name(path: Path) -> None:
+    """Raise ArchiveError for a name that no file can have."""
+    if "\0" in str(path):
+        raise ArchiveError(f"archive {str(path)!r} cannot be", code="archive-io", cure="check the path")
+
+
+def sqlite_uri(path: PurePath) -> str:
+    """Return the URI of an absolute path, as SQLite reads one: without an authority, also for a share."""
+    posix = path.as_posix()
+    return f"file://{'' if posix.startswith('/') else '/'}{urllib.parse.quote(os.fsencode(posix), safe='/:')}"
+
+
+@functools.cache
+def _has_json() -> bool:
+    with contextlib.closing(sqlite3.connect(":memory:")) as db:
+        try:
+            db.execute("SELECT value FROM json_each('[]')")
+        except sqlite3.OperationalError:
+            return False
+    return True
+
+
+def _connect(path: Path, mode: str = "rw") -> sqlite3.Connection:
+    check_name(path)
+    check_sqlite()
+    if _forks.torn():
+        raise ArchiveError(
+            f"archive {path} cannot be used in this process",
+            code="archive-forked",
+            expected="a fork while no other thread uses an archive",
+            found="a fork in the middle of a transaction",
+            cure='start processes with "spawn", or fork before the threads that use an archive',
+        )
+    db = sqlite3.connect(
+        f"{sqlite_uri(path.absolute())}?mode={mode}",
+        uri=True,
+        timeout=BUSY_SECONDS,
+        isolation_level=None,
+        check_same_thread=False,
+    )
+    db.execute("PRAGMA secure_delete = ON")  # a removed case's bytes are overwritten
+    db.execute("PRAGMA synchronous = EXTRA")  # a commit outlives a loss of power
+    db.execute("PRAGMA temp_store = MEMORY")  # ids that a removal sorts go to no shared folder
+    return db
+
+
+def _meta(db: sqlite3.Connection, path: Path) -> dict[str, str]:
+    """Return the table meta, after a check that the file is an archive of this schema."""
+    if db.execute("PRAGMA application_id").fetchone()[0] != _APPLICATION_ID:
+        raise ArchiveError(
+            f"{path} is not a skinret archive",
+            code="archive-foreign",
+            expected="a file that `skinret index` made",
+            found="another SQLite database",
+            cure="check the path",
+        )
+    if (schema := db.execute("PRAGMA user_version").fetchone()[0]) != SCHEMA:
+        raise ArchiveError(
+            f"archive {path} is of another schema",
+            code="archive-schema",
+            expected=f"schema {SCHEMA}",
+            found=f"schema {schema}",
+            cure="use the version of skinret-infer that wrote it, or index the images into a new archive",
+        )
+    return dict(db.execute("SELECT name, value FROM meta"))

@@ -1,0 +1,238 @@
+"""From pictures and texts to descriptors and feature maps, on the engine that the bundle opened."""
+
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from . import _forks
+from .bundle import Bundle
+from .descriptor import COMPOSED, LEVELS, MASKS, Vector
+from .engines.base import Array, Engine, TextFeatures, as_levels
+from .engines.cache import cache_folder
+from .engines.registry import RUNTIMES, open_engine
+from .engines.verdicts import refusal
+from .errors import RuntimeUnavailable
+from .evidence import Box, Maps
+from .imaging.decode import ImageSource, decode
+from .imaging.recipe import ImageRecipe, Pixels, crop_box, pixel_sha256, preprocess
+from .text import TextEncoderInput
+
+BATCH = 8  # images that are encoded at once
+_STEP = 4  # tokens: texts are padded to a multiple of it
+_CACHED_TEXTS = 128  # of the last texts: 25 MB at 64 tokens of 768 numbers
+_WORKERS = 4  # texts encoded at a time, of queries from several threads
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Picture:
+    """A decoded picture as the model gets it.
+
+    pixels : the model's input, [S, S, 3].
+    sha256 : of the decoded pixels, in full size.
+    box : the part of the picture that the model sees.
+    warnings : what a person should know of the picture.
+    """
+
+    pixels: Pixels
+    sha256: str
+    box: Box
+    warnings: tuple[str, ...]
+
+    @classmethod
+    def read(cls, source: ImageSource, recipe: ImageRecipe) -> "Picture":
+        """Decode and preprocess an image. Raises InputError."""
+        warnings: list[str] = []
+        decoded = decode(source, warnings=warnings)
+        return cls(
+            pixels=preprocess(decoded, recipe),
+            sha256=pixel_sha256(decoded),
+            box=crop_box(decoded, recipe),
+            warnings=tuple(warnings),
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Encoded:
+    """A picture and a text ("" for none) with their descriptor, float32 [D]."""
+
+    picture: Picture
+    text: str
+    descriptor: Vector
+    warnings: tuple[str, ...]
+
+
+class EncodedTexts(NamedTuple):
+    """Texts on their way into the composer."""
+
+    tokens: Array  # [B, n, d_T]
+    mask: Array  # [B, n]
+    warnings: list[list[str]]
+    milliseconds: float
+
+
+class Encoder:
+    """A bundle on an engine; queries and cases may be encoded in different precisions.
+
+    Safe to call from several threads. A forked process opens its own engine at the first use.
+    """
+
+    def __init__(
+        self, bundle: Bundle, runtime: str, precision: str, threads: int | None, cache: str | Path | None
+    ) -> None:
+        self._bundle = bundle
+        self._image = bundle.manifest.image
+        self._tokenize = TextEncoderInput(bundle.tokenizer(), bundle.manifest.text)
+        self._cache = cache
+        self._options: Mapping[str, Any] = {"threads": threads, "cache": cache}
+        self._runtime = runtime, precision
+        self._engine: Engine | None = open_engine(bundle, runtime, precision=precision, **self._options)
+        self._archive_engine: Engine | None = None
+        self._texts: OrderedDict[bytes, Array] = OrderedDict()  # token ids -> tokens [n, d_T]
+        self._renew()
+        _forks.renew(self)
+
+    def _renew(self) -> None:
+        self._pool = ThreadPoolExecutor(_WORKERS, "skinret-text")
+        self._lock = threading.RLock()
+
+    def after_fork(self) -> None:
+        """Abandon the engine of the parent, in a forked child; the first use opens another."""
+        if self._engine and RUNTIMES[self._engine.name].on_card:
+            self._runtime = self._engine.name, self._engine.precision
+        _forks.abandon(self._engine, self._archive_engine)
+        self._engine = self._archive_engine = None
+        self._renew()
+
+    @property
+    def engine(self) -> Engine:
+        """The engine of queries."""
+        with self._lock:
+            if self._engine is None:
+                runtime, precision = self._runtime
+                if runtime in RUNTIMES and RUNTIMES[runtime].on_card:
+                    raise RuntimeUnavailable(
+                        f"runtime {runtime} cannot be used in a process that was forked after it had begun",
+                        code="runtime-forked",
+                        expected="a process that opens the card itself",
+                        cure='open the Searcher in the child, or start processes with "spawn"',
+                    )
+                self._engine = open_engine(self._bundle, runtime, precision=precision, **self._options)
+            return self._engine
+
+    @property
+    def archive_engine(self) -> Engine:
+        """The engine that encodes cases: that of queries if it may write an archive, else one in fp32."""
+        with self._lock:
+            if self._archive_engine is None:
+                engine, folder = self.engine, cache_folder(self._cache)
+                if refusal(self._bundle, engine.name, engine.precision, folder, for_archive=True):
+                    engine = open_engine(self._bundle, engine.name, precision="fp32", **self._options)
+                self._archive_engine = engine
+            return self._archive_engine
+
+    def close(self) -> None:
+        """Release what the runtime holds."""
+        self._pool.shutdown()
+        for engine in {self._engine, self._archive_engine}:
+            if engine:
+                engine.close()
+
+    def start_texts(self, texts: Sequence[str]) -> "Future[EncodedTexts] | None":
+        """Begin to encode the texts that are not empty in another thread; return None if there are none."""
+        given = [text for text in texts if text]
+        return self._pool.submit(self._encode_texts, given) if given else None
+
+    def encode(
+        self, pictures: Sequence[Picture], texts: Sequence[str], started: "Future[EncodedTexts] | None"
+    ) -> tuple[list[Encoded], dict[str, float]]:
+        """Return what queries are compared by, and milliseconds, which overlap: text and encode.
+
+        texts : "" for a query by image alone.
+        started : what `start_texts` returned for the same texts.
+        """
+        began = time.perf_counter()
+        descriptors: dict[int, Vector] = {}
+        warnings: dict[int, list[str]] = {}
+        timings: dict[str, float] = {}
+        with_text = [n for n, text in enumerate(texts) if text]
+        if started:
+            features = started.result
+            found = self._embed([pictures[n] for n in with_text], lambda: features()[:2])
+            descriptors |= zip(with_text, found, strict=True)
+            warnings |= zip(with_text, features().warnings, strict=True)
+            timings["text"] = features().milliseconds
+        if alone := [n for n, text in enumerate(texts) if not text]:
+            descriptors |= zip(alone, self._embed([pictures[n] for n in alone], None), strict=True)
+        timings["encode"] = (time.perf_counter() - began) * 1e3
+        encoded = [
+            Encoded(
+                picture=picture,
+                text=text,
+                descriptor=descriptors[n],
+                warnings=(*picture.warnings, *warnings.get(n, ())),
+            )
+            for n, (picture, text) in enumerate(zip(pictures, texts, strict=True))
+        ]
+        return encoded, timings
+
+    def embed_cases(self, pixels: Sequence[Pixels]) -> Vector:
+        """Return the descriptors, float32 [N, D], that an archive keeps of model inputs [S, S, 3]."""
+        return self.archive_engine.embed(np.stack(pixels), None)
+
+    def query_maps(self, encoded: Encoded) -> Maps:
+        """Return the feature maps and masks from which a query's descriptor was pooled."""
+        return self._maps(self.engine, encoded.picture.pixels, encoded.text)
+
+    def case_maps(self, pixels: Pixels) -> Maps:
+        """Return the feature maps and masks from which a case's descriptor was pooled."""
+        return self._maps(self.archive_engine, pixels, "")
+
+    def _embed(self, pictures: Sequence[Picture], text: TextFeatures | None) -> Vector:
+        return self.engine.embed(np.stack([picture.pixels for picture in pictures]), text)
+
+    def _maps(self, engine: Engine, pixels: Pixels, text: str) -> Maps:
+        with _forks.no_fork():
+            maps = engine.run("visual_encoder", {"pixels": pixels[None]}, LEVELS)
+            if text:
+                tokens, mask, *_ = self._encode_texts([text])
+                maps = as_levels(
+                    engine.run("composer", {**maps, "tokens": tokens, "attention_mask": mask}, COMPOSED)
+                )
+            masks = engine.run("similarity_head", maps, MASKS)
+        return Maps(
+            [maps[level][0].astype(np.float64) for level in LEVELS],
+            [masks[name][0].astype(np.float64) for name in MASKS],
+        )
+
+    def _encode_texts(self, texts: Sequence[str]) -> EncodedTexts:
+        """Encode texts, except those that are in the cache."""
+        began = time.perf_counter()
+        ids, mask, warnings = self._tokenize(texts)
+        # No longer than the text: masked tokens add nothing. In steps, so that few shapes occur.
+        lengths = [min(-(-int(n) // _STEP) * _STEP, ids.shape[1]) for n in mask.sum(axis=1)]
+        keys = [row[:n].tobytes() for row, n in zip(ids, lengths, strict=True)]
+        with self._lock:
+            known = {key: self._texts[key] for key in keys if key in self._texts}
+            for key in known:
+                self._texts.move_to_end(key)
+        if new := {key: i for i, key in enumerate(keys) if key not in known}:
+            rows, n = list(new.values()), max(lengths[i] for i in new.values())
+            encoded = self.engine.encode_text(ids[rows, :n], mask[rows, :n])
+            for (key, i), row in zip(new.items(), encoded, strict=True):
+                known[key] = row[: lengths[i]].copy()
+            with self._lock:
+                self._texts |= {key: known[key] for key in new}
+                while len(self._texts) > _CACHED_TEXTS:
+                    self._texts.popitem(last=False)
+        n = max(lengths)
+        tokens = np.zeros((len(texts), n, known[keys[0]].shape[1]), np.float32)
+        for row, key in zip(tokens, keys, strict=True):
+            row[: len(known[key])] = known[key]
+        return EncodedTexts(tokens, mask[:, :n], warnings, (time.perf_counter() - began) * 1e3)

@@ -1,0 +1,173 @@
+"""The list of runtimes, and the choice among them.
+
+"auto" takes the first of RUNTIMES that can run here, and the fastest of its precisions that has passed the
+precision check (verdicts.py). fp32 needs no check.
+"""
+
+import logging
+from collections.abc import Collection
+from pathlib import Path
+
+from ..bundle import Bundle
+from ..errors import BundleError, InputError, RuntimeUnavailable, SkinretError
+from . import onnxruntime, openvino, tensorrt
+from .base import Engine, Notify, Runtime
+from .cache import cache_folder
+from .cpus import available_cpus
+from .verdicts import refusal
+
+PRECISIONS = ("fp32", "bf16", "fp16")
+# The order of "auto": cards before CPUs; of two for the same, the one that was measured as the faster.
+RUNTIMES: dict[str, Runtime] = {
+    runtime.name: runtime
+    for runtime in (
+        tensorrt.TENSORRT,
+        tensorrt.TENSORRT_RTX,
+        onnxruntime.CUDA,
+        openvino.OPENVINO,
+        onnxruntime.CPU,
+    )
+}
+_logger = logging.getLogger(__name__)
+
+
+def why_not(name: str) -> str | None:
+    """Return None if a runtime can run here, or the reason why not."""
+    return RUNTIMES[name].why_not()
+
+
+def precisions(name: str, bundle: Bundle) -> tuple[str, ...]:
+    """Return the precisions in which a runtime that can run here has a bundle's graphs, the fastest first."""
+    return RUNTIMES[name].precisions(bundle)
+
+
+def choose(
+    bundle: Bundle,
+    runtime: str = "auto",
+    precision: str = "auto",
+    cache: Path | None = None,
+    *,
+    check: bool = True,
+) -> tuple[list[tuple[str, str]], dict[str, str]]:
+    """Return what is allowed to run, best first, and why the rest is not, by "runtime" or with "/precision".
+
+    check : False leaves out the precision check; see `open_engine`.
+
+    Raises InputError for a name that is not known.
+    """
+    _check_name("runtime", runtime, RUNTIMES)
+    _check_name("precision", precision, PRECISIONS)
+    folder = cache or cache_folder()
+    allowed: list[tuple[str, str]] = []
+    refused: dict[str, str] = {}
+    for name in RUNTIMES if runtime == "auto" else (runtime,):
+        if reason := why_not(name):
+            refused[name] = reason
+            continue
+        supported = precisions(name, bundle)
+        for wanted in supported if precision == "auto" else (precision,):
+            if wanted not in supported:
+                refused[f"{name}/{wanted}"] = f"{name} has {', '.join(supported)} here"
+            elif check and (reason := refusal(bundle, name, wanted, folder)):
+                refused[f"{name}/{wanted}"] = reason
+            else:
+                allowed.append((name, wanted))
+    return allowed, refused
+
+
+def open_engine(
+    bundle: Bundle,
+    runtime: str = "auto",
+    threads: int | None = None,
+    *,
+    precision: str = "auto",
+    cache: str | Path | None = None,
+    notify: Notify = _logger.info,
+    check: bool = True,
+) -> Engine:
+    """Open a bundle's graphs on a runtime in a precision. Raises RuntimeUnavailable, with the cure.
+
+    A runtime by name is used or refused; only "auto" chooses. If its choice does not open, it logs a warning
+    and takes the next.
+
+    cache : the folder of built engines and of precision checks; see `cache_folder`.
+    notify : called when an engine is built, which can take minutes the first time.
+    check : False opens a precision that has not passed the precision check. To measure with, never to search.
+    """
+    if threads is not None and (isinstance(threads, bool) or not isinstance(threads, int) or threads < 1):
+        raise InputError(
+            "threads cannot be used",
+            code="threads-range",
+            expected="None or an int of at least 1",
+            found=repr(threads),
+        )
+    folder = cache_folder(cache)
+    allowed, refused = choose(bundle, runtime, precision, folder, check=check)
+    last: SkinretError | None = None
+    for name, wanted in allowed:
+        try:
+            return _open(bundle, RUNTIMES[name], wanted, threads or available_cpus(), folder, notify)
+        except (RuntimeUnavailable, BundleError) as error:
+            if runtime != "auto":
+                raise
+            _logger.warning("%s in %s is passed over: %s", name, wanted, error)
+            last = error
+    raise last or _unavailable(bundle, runtime, precision, refused)
+
+
+def _open(
+    bundle: Bundle, runtime: Runtime, precision: str, threads: int, cache: Path, notify: Notify
+) -> Engine:
+    try:
+        return runtime.open(bundle, precision, threads, cache, notify)
+    except (OSError, RuntimeError) as error:  # of the system, such as a full disk, or OpenVINO's
+        raise RuntimeUnavailable(
+            f"{runtime.name} does not open in {precision}",
+            code="runtime-failed",
+            found=f"{type(error).__name__}: {error}",
+            cure="use another runtime, and see what `skinret doctor` says",
+        ) from error
+
+
+def _unavailable(bundle: Bundle, runtime: str, precision: str, refused: dict[str, str]) -> RuntimeUnavailable:
+    """Return the error for a choice in which nothing is allowed to run."""
+    wanted = runtime if precision == "auto" else f"{runtime} in {precision}"
+    found = "; ".join(reason if runtime == name else f"{name}: {reason}" for name, reason in refused.items())
+    running = [name for name in RUNTIMES if not why_not(name)]
+    candidates = running if runtime == "auto" else [name for name in running if name == runtime]
+    if not candidates:
+        default = 'pip install "skinret-infer[openvino]" or "skinret-infer[cpu]"'
+        return RuntimeUnavailable(
+            f"runtime {wanted} cannot run here",
+            code="runtime-unavailable",
+            expected=f"one of: {', '.join(running) or 'none is installed'}",
+            found=found,
+            cure=default if runtime == "auto" else f'{RUNTIMES[runtime].cure()}; or use runtime="auto"',
+        )
+    supported = list(dict.fromkeys(p for name in candidates for p in precisions(name, bundle)))
+    if precision not in supported:
+        return RuntimeUnavailable(
+            f"runtime {wanted} cannot run here",
+            code="precision-unsupported",
+            expected=f"a precision among {', '.join(supported)}",
+            found=found,
+            cure='use precision="auto"',
+        )
+    command = f"skinret validate-precision BUNDLE CASES --runtime ... --precision {precision}"
+    return RuntimeUnavailable(
+        f"runtime {wanted} is not allowed to run",
+        code="precision-refused",
+        expected="ranks that were measured, and are like those of fp32",
+        found=found,
+        cure=f'measure it: `{command}`; or use precision="fp32"',
+    )
+
+
+def _check_name(what: str, name: str, names: Collection[str]) -> None:
+    if name != "auto" and name not in names:
+        raise InputError(
+            f"the {what} is not known",
+            code=f"{what}-unknown",
+            expected=f"auto or one of {', '.join(names)}",
+            found=repr(name),
+        )

@@ -1,0 +1,171 @@
+"""Add cases to an archive: read pictures ahead, compare with what is there, encode and write in batches."""
+
+import contextlib
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sized
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+
+from . import _forks
+from .archive.store import AddReport, Record, Store, check_on_duplicate, keeps_old
+from .cases import Case
+from .encoder import Encoder
+from .engines.cpus import available_cpus
+from .errors import InputError, SkinretError
+from .imaging.decode import decode
+from .imaging.recipe import ImageRecipe, Pixels, pixel_sha256, preprocess
+
+BATCH = 8  # cases that are written in one transaction
+_READERS = 4  # pictures decoded at a time
+
+Progress = Callable[[int, int | None], None]
+
+
+@dataclass(frozen=True, slots=True)
+class _Read:
+    """A case whose picture was read."""
+
+    record: Record
+    pixels: Pixels | None  # [S, S, 3], or None if the case is in the archive and stays
+    is_known: bool  # the archive has a case with its id
+    warnings: list[str]
+
+
+class Indexer:
+    """Writes cases to a store."""
+
+    def __init__(self, encoder: Encoder, store: Store, recipe: ImageRecipe) -> None:
+        self._encoder, self._store, self._recipe = encoder, store, recipe
+        self.after_fork()
+        _forks.renew(self)
+
+    def after_fork(self) -> None:
+        """Take a new lock, in a forked child."""
+        self._shared = threading.Lock()  # an open file or image of the caller's may be that of two cases
+
+    def add(
+        self,
+        cases: Iterable[Case],
+        on_duplicate: str,
+        on_error: str,
+        progress: Progress | None,
+    ) -> AddReport:
+        """Do what `Searcher.add` documents."""
+        check_on_duplicate(on_duplicate)
+        if on_error not in ("raise", "skip"):
+            raise InputError(
+                "on_error cannot be used", code="option", expected="raise or skip", found=repr(on_error)
+            )
+        total = len(cases) if isinstance(cases, Sized) else None
+        report, done = AddReport(), 0
+        readers = ThreadPoolExecutor(min(_READERS, available_cpus()), "skinret-read")
+        try:
+            for batch in self._read_ahead(_checked(cases), on_duplicate, readers):
+                self._write(batch, on_error == "skip", report)
+                done += len(batch)
+                if progress:
+                    progress(done, total)
+        except SkinretError as error:
+            if kept := len(report.added) + len(report.replaced):
+                error.add_note(f"{kept} cases before it were added and stay; the call can be made again.")
+            raise
+        finally:
+            readers.shutdown(cancel_futures=True)
+        return report
+
+    def _read_ahead(
+        self, cases: Iterable[Case], on_duplicate: str, readers: ThreadPoolExecutor
+    ) -> Iterator[list[tuple[str, "Future[_Read]"]]]:
+        """Yield batches of case ids and pictures that are being read; the next batch is read meanwhile."""
+        current: list[tuple[str, Future[_Read]]] = []
+        remaining = iter(cases)
+        while batch := list(islice(remaining, BATCH)):
+            known = self._store.get([case.case_id for case in batch])
+            ahead = [
+                (case.case_id, readers.submit(self._read, case, known.get(case.case_id), on_duplicate))
+                for case in batch
+            ]
+            if current:
+                yield current
+            current = ahead
+        if current:
+            yield current
+
+    def _read(self, case: Case, old: Record | None, on_duplicate: str) -> _Read:
+        """Read the picture of a case; its pixels are not needed if the case is in the archive and stays."""
+        warnings: list[str] = []
+        ours = isinstance(case.image, str | Path | bytes | np.ndarray)
+        with contextlib.nullcontext() if ours else self._shared:
+            try:
+                picture = decode(case.image, warnings=warnings)
+            except InputError as error:
+                error.case_id = case.case_id
+                error.add_note(f"This is the image of case {case.case_id!r}.")
+                raise
+        record = Record.of(case, pixel_sha256(picture))
+        stays = old is not None and keeps_old(case.case_id, old.differences(record), on_duplicate)
+        pixels = None if stays else preprocess(picture, self._recipe)
+        return _Read(record, pixels, old is not None, warnings)
+
+    def _write(self, batch: list[tuple[str, "Future[_Read]"]], skip: bool, report: AddReport) -> None:
+        """Encode and write the new cases of a batch in one transaction."""
+        new: list[_Read] = []
+        pixels: list[Pixels] = []
+        failed: dict[str, SkinretError] = {}
+        reads: list[_Read] = []
+        for case_id, future in batch:
+            try:
+                reads.append(future.result())
+            except InputError as error:
+                if not skip:
+                    raise
+                failed[case_id] = error
+        for read in reads:
+            if read.warnings:
+                report.warnings[read.record.case_id] = read.warnings
+            if read.pixels is None:
+                report.unchanged.append(read.record.case_id)
+            else:
+                new.append(read)
+                pixels.append(read.pixels)
+        if new:
+            with _forks.no_fork():
+                self._store.write([read.record for read in new], self._encoder.embed_cases(pixels))
+            for read in new:
+                (report.replaced if read.is_known else report.added).append(read.record.case_id)
+        report.failed |= failed
+
+
+def _checked(cases: Iterable[Case]) -> Iterator[Case]:
+    """Yield cases, after a check that each is one and has its own id; a list is checked before it begins."""
+    if not isinstance(cases, Iterable) or isinstance(cases, str | bytes):
+        raise _no_cases(cases)
+    checked = _one_by_one(cases)
+    return iter(list(checked)) if isinstance(cases, Sized) else checked
+
+
+def _one_by_one(cases: Iterable[Case]) -> Iterator[Case]:
+    known: set[str] = set()
+    for case in cases:
+        if not isinstance(case, Case):
+            raise _no_cases(case)
+        if case.case_id in known:
+            raise InputError(
+                f"case id {case.case_id!r:.80} is given twice",
+                code="case-duplicate",
+                expected="each case once",
+                cure="remove or rename one",
+                case_id=case.case_id,
+            )
+        known.add(case.case_id)
+        yield case
+
+
+def _no_cases(found: object) -> InputError:
+    return InputError(
+        "the cases cannot be used", code="option", expected="an iterable of Case", found=f"{found!r:.80}"
+    )
