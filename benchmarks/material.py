@@ -89,10 +89,12 @@ def full_size(cache: Path) -> tuple[Path, Path]:
         shutil.rmtree(cache, ignore_errors=True)  # an older one is of no use, and of a gigabyte
         torch.manual_seed(0)
         name, image = "full-size-random", ImageRecipe()
-        config = ModelConfig(vision=SWIN_T, text=BERT_BASE, map_side=28)  # the paper's own maps
+        config = ModelConfig(vision=SWIN_T, text=BERT_BASE, max_map_size=28)  # the paper's own maps
         if SHORT:
             name, image = "tiny-random", ImageRecipe(size=64)
-            config = ModelConfig(vision=TINY_SWIN, text=TINY_BERT, image_size=64, map_side=8, head_width=16)
+            config = ModelConfig(
+                vision=TINY_SWIN, text=TINY_BERT, image_size=64, max_map_size=8, head_width=16
+            )
         model = Skinret(config)
         for parameter in (
             model.parameters() if SHORT else ()

@@ -1,4 +1,4 @@
-"""Say what is installed here, what runs, what "auto" takes and why, and what ails a bundle or an archive."""
+"""Say what is installed here, what runs, what "auto" takes, and what is wrong with a bundle or archive."""
 
 import contextlib
 import functools
@@ -56,7 +56,11 @@ _SHOWN = {
 _WORDS = ("atypical pigment network", "irregular streaks", "blue-whitish veil")  # none is asked twice
 
 
-def examine(bundle: str | Path | None = None, archive: str | Path | None = None) -> dict[str, Any]:
+def examine(
+    bundle: str | Path | None = None,
+    archive: str | Path | None = None,
+    trusted_keys: str | Path | None = None,
+) -> dict[str, Any]:
     """Return a report of plain values; `healthy` says whether a query could be answered here.
 
     An archive is read as a whole, and not changed.
@@ -81,7 +85,7 @@ def examine(bundle: str | Path | None = None, archive: str | Path | None = None)
     }
     healthy = report["auto"] is not None and not report["sqlite_fault"]
     if bundle is not None:
-        report["bundle"] = _examine_bundle(Path(bundle))
+        report["bundle"] = _examine_bundle(Path(bundle), trusted_keys)
         healthy = healthy and "error" not in report["bundle"]
     if archive is not None:
         fingerprint = report.get("bundle", {}).get("fingerprint")
@@ -183,10 +187,10 @@ def _cure(name: str, reason: str | None, gpu: Mapping[str, Any]) -> str:
     return RUNTIMES[name].cure()
 
 
-def _examine_bundle(path: Path) -> dict[str, Any]:
+def _examine_bundle(path: Path, trusted_keys: str | Path | None) -> dict[str, Any]:
     report: dict[str, Any] = {"path": str(path)}
     try:
-        bundle = Bundle.load(path)
+        bundle = Bundle.load(path, trusted_keys)
         manifest = bundle.manifest
         may, refused = choose(bundle)
         report |= {
@@ -194,22 +198,23 @@ def _examine_bundle(path: Path) -> dict[str, Any]:
             "fingerprint": manifest.fingerprint[:12],
             "files": len(manifest.files),
             "hashes": "all right",
-            "signature": _signature(path),
+            "signature": _signature(path, trusted_keys),
             "descriptor": manifest.layout.length,
             "tokens": manifest.text.length,
             "precision_checks": _precision_checks(bundle),
             "may_run": [f"{name}/{precision}" for name, precision in may],
             "refused": refused,
         }
-        report |= _measure(path)
+        report |= _measure(path, trusted_keys)
     except SkinretError as error:
         report |= {"error": str(error), "code": error.code}
     return report
 
 
-def _signature(path: Path) -> dict[str, Any]:
+def _signature(path: Path, trusted_keys: str | Path | None) -> dict[str, Any]:
     """Return which key signed a bundle that was loaded, and so verified wherever a key is configured."""
-    report: dict[str, Any] = {"key": None, "verified": signing.KEY in os.environ, "fault": ""}
+    verified = trusted_keys is not None or signing.KEY in os.environ
+    report: dict[str, Any] = {"key": None, "verified": verified, "fault": ""}
     try:
         return report | {"key": signing.signer(path)}
     except BundleError as error:
@@ -250,7 +255,7 @@ def _size(files: Iterable[Path]) -> int:
     return size
 
 
-def _measure(path: Path) -> dict[str, Any]:
+def _measure(path: Path, trusted_keys: str | Path | None) -> dict[str, Any]:
     """Open a bundle as "auto" does, twice, and describe a picture with words three times."""
     opened, times = [], []
     with io.BytesIO() as jpeg:
@@ -258,7 +263,9 @@ def _measure(path: Path) -> dict[str, Any]:
         Image.fromarray(noise).resize((768, 512)).save(jpeg, "JPEG")
         for _ in range(2):
             began = time.perf_counter()
-            searcher = Searcher(path, path / "none.skinret")  # that is not there, and is not made
+            searcher = Searcher(
+                path, path / "none.skinret", trusted_keys=trusted_keys
+            )  # that is not there, and is not made
             opened.append(time.perf_counter() - began)
             with searcher:
                 if len(opened) == 2:

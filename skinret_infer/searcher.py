@@ -185,6 +185,8 @@ class Searcher:
         if old is not None:
             changed = {name: value for name, value in new.items() if value is not None}
             facts = {name: value for name, value in asdict(old).items() if name != "image_sha256"}
+            if old.group == old.diagnosis:  # it followed the diagnosis, and does so again
+                facts["group"] = ""
             case = Case(image=b"", **facts | changed)  # checks and normalises what can be stored
             record = Record.of(case, old.image_sha256)
             if self._store.update(record):

@@ -105,7 +105,7 @@ def made_once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path],
 
 def tiny_config(**options: object) -> ModelConfig:
     """Return the configuration of a model that builds and runs in milliseconds."""
-    tiny = {"vision": SWIN, "text": BERT, "image_size": 64, "map_side": 8, "head_width": 16}
+    tiny = {"vision": SWIN, "text": BERT, "image_size": 64, "max_map_size": 8, "head_width": 16}
     return ModelConfig(**{**tiny, "concepts": CONCEPTS, "gamma": 0.5, **options})
 
 
@@ -170,7 +170,7 @@ def full_bundle(tokenizer: str, tmp_path_factory: pytest.TempPathFactory) -> Pat
     folder = tmp_path_factory.mktemp("full")
     torch.manual_seed(0)
     swin = {"model_type": "swin", "out_features": ["stage2", "stage3", "stage4"]}  # Swin-T is Swin's default
-    model = Skinret(ModelConfig(vision=swin, text={"model_type": "bert"}, map_side=28))
+    model = Skinret(ModelConfig(vision=swin, text={"model_type": "bert"}, max_map_size=28))
     Checkpoint(
         config=model.config, image=ImageRecipe(), text=TextRecipe(), tokenizer=tokenizer,
         state=model.state_dict(), name="full", version="1",

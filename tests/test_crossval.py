@@ -57,7 +57,8 @@ def cross(data: Path, weights: Path, tmp_path_factory: pytest.TempPathFactory) -
         return [
             str(source), "--out", str(out), "--cache", str(cache), "--folds", "2",
             "--vision", str(weights / "swin"), "--text", str(weights / "bert"), "--image-size", "64",
-            "--width", "16", "--batch", "16", "--symmetries", "1", "--text-views", "2", "--epochs", "40",
+            "--width", "16", "--batch", "16", "--augment-dihedral", "1", "--text-views", "2",
+            "--epochs", "40",
             "--validation", "0.2", *more,
         ]  # fmt: skip
 
@@ -82,7 +83,7 @@ def measured(quick: None, cross: Callable[..., list[str]], tmp_path_factory: pyt
     """The results of the model and, in two seeds, of the linear probe. Shared: change nothing."""
     out = tmp_path_factory.mktemp("results") / "results"
     call(cross(out, "--seeds", "0"))
-    call(cross(out, "--system", "linear-probe"))
+    call(cross(out, "--method", "linear-probe"))
     return out
 
 
@@ -235,7 +236,7 @@ def test_the_readme_has_a_line_for_every_row_and_no_path_of_this_machine(
     for row in rows:
         assert (
             f"{row['summary']['training_folds']['image_words']['all']['mAP']['mean']:.1f} ± "
-            in lines[row["row"]]
+            in lines[row["experiment"]]
         )
     written = [p for p in measured.iterdir() if p.is_file()]
     assert sorted(p.name for p in written) == [
@@ -295,7 +296,7 @@ def test_a_row_that_is_done_is_written_again_without_any_training(
     out = shutil.copytree(measured, tmp_path / "results")
     (out / "linear-probe.md").unlink()
     monkeypatch.setattr(crossval, "_open", None)
-    call(cross(out, "--system", "linear-probe"))
+    call(cross(out, "--method", "linear-probe"))
     for name in ("linear-probe.md", "linear-probe.json", "README.md"):
         assert (out / name).read_bytes() == (measured / name).read_bytes()
 
@@ -304,14 +305,14 @@ def test_a_row_that_is_done_is_written_again_without_any_training(
     ("more", "named"),
     [
         (["--beta", "0.3"], "beta 0.6 there, 0.3 now"),
-        (["--system", "late-fusion", "--row", "skinret"], "system 'skinret' there, 'late-fusion' now"),
+        (["--method", "late-fusion", "--experiment", "skinret"], "method 'skinret' there, 'late-fusion' now"),
     ],
 )
 def test_a_row_of_other_options_is_refused_with_the_cure(
     more: list[str], named: str, measured: Path, cross: Callable[..., list[str]]
 ) -> None:
     refused = call(cross(measured, "--seeds", "0", *more), 1).output
-    assert named in refused and "another --row" in refused and "[crossval-row]" in refused
+    assert named in refused and "another --experiment" in refused and "[crossval-row]" in refused
 
 
 def test_a_row_of_other_words_is_refused(
@@ -339,7 +340,7 @@ def test_what_the_bundle_finds_is_what_the_model_found_in_training(
 ) -> None:
     config = TrainConfig(
         vision=str(weights / "swin"), text=str(weights / "bert"), image_size=64, width=16, batch=16,
-        symmetries=1, text_views=2, epochs=3, validation=0.2, folds=2, fold=0,
+        augment_dihedral=1, text_views=2, epochs=3, validation=0.2, folds=2, fold=0,
     )  # fmt: skip
     table = read_cases(data)
     dataset = load_dataset(table, ImageRecipe(size=64), TextRecipe(), quiet=True)
@@ -374,15 +375,15 @@ def test_a_missing_package_of_the_export_is_named_before_anything_is_trained(
 # -- baselines --
 
 
-@pytest.mark.parametrize("system", ["resnet50-cossim", "late-fusion"])
+@pytest.mark.parametrize("method", ["resnet50-cossim", "late-fusion"])
 def test_a_learned_baseline_runs_as_a_row(
-    system: str, cross: Callable[..., list[str]], few_steps: None, tmp_path: Path
+    method: str, cross: Callable[..., list[str]], few_steps: None, tmp_path: Path
 ) -> None:
     out = tmp_path / "results"
-    printed = call(cross(out, "--system", system, "--seeds", "3", "--row", "of mine", "--json")).stdout
+    printed = call(cross(out, "--method", method, "--seeds", "3", "--experiment", "of mine", "--json")).stdout
     result = read(out / "of mine.json")
-    assert json.loads(printed) == result["summary"] and result["system"] == system
-    kinds = ["image_only"] if system == "resnet50-cossim" else ["image_words", "image_only"]
+    assert json.loads(printed) == result["summary"] and result["method"] == method
+    kinds = ["image_only"] if method == "resnet50-cossim" else ["image_words", "image_only"]
     assert list(result["summary"]["held_out_fold"]) == kinds
     assert "of mine" in (out / "README.md").read_text("utf-8")
 
@@ -399,12 +400,12 @@ def test_baselines_find_what_is_in_the_pictures_and_in_the_words(data: Path, few
     seen = Features(dataset.labels, images, 4, said, said)
     chance = max(np.bincount(dataset.labels[parts.test])) / 30 * 100
     config = TrainConfig(fold=0)
-    for system in (linear_probe, late_fusion, resnet50_cossim):
-        scores = system(seen, parts, config)
+    for method in (linear_probe, late_fusion, resnet50_cossim):
+        scores = method(seen, parts, config)
         for kind, figures in judge(scores, table, parts.test, parts.archive).items():
             if isinstance(figures, dict):
-                assert figures["Acc@1"] > chance and figures["mAP"] > chance, (system, kind)
-        again = system(seen, parts, config)
+                assert figures["Acc@1"] > chance and figures["mAP"] > chance, (method, kind)
+        again = method(seen, parts, config)
         assert all(np.array_equal(scores[kind], again[kind]) for kind in scores)
 
 
@@ -459,8 +460,8 @@ def test_cases_without_words_have_no_words_alone(cases: list[Case]) -> None:
         (["--folds", "2", "--seed", "1"], "takes --seeds"),
         (["--folds", "2", "--fold", "0", "--seeds", "0,1"], "--seeds: only of a cross-validation"),
         (["--seeds", "0"], "--seeds: only of a cross-validation"),
-        (["--fold", "0", "--system", "linear-probe"], "--system: only of"),
-        (["--keep", "--row", "x"], "--row, --keep: only of"),
+        (["--fold", "0", "--method", "linear-probe"], "--method: only of"),
+        (["--keep-artifacts", "--experiment", "x"], "--experiment, --keep-artifacts: only of"),
         (["--folds", "2", "--seeds", "0;1"], "no list of numbers"),
         (["--folds", "1"], "--folds"),
     ],
@@ -473,7 +474,9 @@ def test_options_that_do_not_go_together_are_a_usage_error(
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("more", [["--seeds", "0,0"], ["--seeds=-1"], ["--row", "a/b"], ["--row", ".x"]])
+@pytest.mark.parametrize(
+    "more", [["--seeds", "0,0"], ["--seeds=-1"], ["--experiment", "a/b"], ["--experiment", ".x"]]
+)
 def test_seeds_and_names_that_cannot_be_used_are_refused(
     more: list[str], cross: Callable[..., list[str]], tmp_path: Path
 ) -> None:
@@ -483,7 +486,7 @@ def test_seeds_and_names_that_cannot_be_used_are_refused(
 
 def test_another_readme_is_never_overwritten(cross: Callable[..., list[str]], tmp_path: Path) -> None:
     (tmp_path / "README.md").write_text("# Mine\n")
-    assert "another --out" in call(cross(tmp_path, "--system", "linear-probe"), 1).output
+    assert "another --out" in call(cross(tmp_path, "--method", "linear-probe"), 1).output
     assert (tmp_path / "README.md").read_text() == "# Mine\n"
 
 

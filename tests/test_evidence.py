@@ -69,7 +69,7 @@ def test_every_way_of_pooling_splits_over_the_positions(aggregation: str) -> Non
 def test_it_adds_up_for_a_model_without_concepts_that_averages_orientations(
     tokenizer: str, cases: list[Case], data: Path, tmp_path: Path
 ) -> None:
-    options = {"orientations": 2, "concepts": {}, "gamma": 0.0}
+    options = {"tta": 2, "concepts": {}, "gamma": 0.0}
     tiny_checkpoint(tokenizer, **options).save(tmp_path / "ckpt.pt")
     export_bundle(tmp_path / "ckpt.pt", tmp_path / "bundle", check_precision=False)
     assert not (tmp_path / "bundle" / "concept_head.npy").exists()

@@ -101,7 +101,7 @@ def test_every_aggregation_exports(aggregation: str, tokenizer: str, tmp_path: P
 def test_a_model_of_the_default_recipe_exports_with_orientations_and_finds_as_pytorch_does(
     tokenizer: str, cases: list[Case], tmp_path: Path
 ) -> None:
-    options = {"neck": "fused", "width": 16, "words": "shift", "orientations": 2}
+    options = {"neck": "fused", "width": 16, "fusion": "additive", "tta": 2}
     checkpoint = tiny_checkpoint(tokenizer, **options)
     checkpoint.save(tmp_path / "ckpt.pt")
     bundle = export_bundle(

@@ -36,18 +36,20 @@ def drawn_pixels(batch: int, size: int) -> torch.Tensor:
     [
         tiny_config(),
         tiny_config(vision=SHIFTED),
-        tiny_config(vision=SHIFTED, map_side=2),
-        tiny_config(vision=SHIFTED, orientations=4),
-        tiny_config(vision=SHIFTED, orientations=8, neck="fused", width=12),
+        tiny_config(vision=SHIFTED, max_map_size=2),
+        tiny_config(vision=SHIFTED, tta=4),
+        tiny_config(vision=SHIFTED, tta=8, neck="fused", width=12),
         tiny_config(vision=SHIFTED | {"qkv_bias": False}, width=12),
         tiny_config(vision=SHIFTED | {"out_features": ["stage1", "stage2", "stage4"]}),
         tiny_config(vision=SHIFTED | {"out_features": ["stage1", "stage2", "stage3"]}),
         tiny_config(vision=SHIFTED | {"patch_size": 2, "window_size": 4}),
-        tiny_config(vision=SHIFTED | {"depths": [1, 2, 3, 2], "window_size": 3}, image_size=96, map_side=12),
+        tiny_config(
+            vision=SHIFTED | {"depths": [1, 2, 3, 2], "window_size": 3}, image_size=96, max_map_size=12
+        ),
         tiny_config(mean=(0.7, 0.5, 0.1), std=(0.1, 0.2, 0.3)),
     ],
     ids=[
-        "plain", "shifted", "pooled", "orientations", "fused", "no qkv bias", "a stage skipped",
+        "plain", "shifted", "pooled", "tta", "fused", "no qkv bias", "a stage skipped",
         "the last not given", "patch 2, window 4", "window 3", "mean and std",
     ],
 )  # fmt: skip
@@ -77,7 +79,7 @@ def test_the_form_gives_the_numbers_of_the_encoder_and_leaves_it_alone(config: M
     ids=["positions", "not tiled", "less than a window", "padded pixels", "oblong", "stem", "no Swin"],
 )
 def test_what_has_no_form_is_exported_as_it_is(vision: dict[str, Any]) -> None:
-    encoder = VisualEncoder(tiny_config(vision=SWIN | vision, map_side=16))
+    encoder = VisualEncoder(tiny_config(vision=SWIN | vision, max_map_size=16))
     assert export_form(encoder, 64) is encoder
 
 

@@ -36,7 +36,8 @@ from skinret_training.model import Skinret, last_depth, load_pretrained, symmetr
 from skinret_training.train import PAPER, TrainConfig, _figures, train
 
 QUICK = {
-    "image_size": 64, "map_side": 8, "width": 16, "epochs": 3, "batch": 16, "text_views": 3, "symmetries": 2,
+    "image_size": 64, "max_map_size": 8, "width": 16, "epochs": 3, "batch": 16, "text_views": 3,
+    "augment_dihedral": 2,
     "validation": 0.2, "folds": 4, "lr": 1e-3,
 }  # fmt: skip
 
@@ -95,7 +96,7 @@ def test_frozen_encoders_keep_their_weights_and_tuned_ones_do_not(
     weights: Path, cases: list[Case], tmp_path: Path
 ) -> None:
     for tuned in (False, True):
-        options = {"tune_vision": "all" if tuned else "no", "tune_text": tuned, "epochs": 1}
+        options = {"finetune_vision": "full" if tuned else "none", "finetune_text": tuned, "epochs": 1}
         trained = train(CaseTable(cases, []), config(weights, **options), cache=tmp_path, quiet=True)
         source, _ = load_pretrained(str(weights / "swin"), str(weights / "bert"), image_size=64)
         for part in ("visual_encoder.backbone", "text_encoder"):
@@ -115,7 +116,7 @@ def test_of_a_backbone_the_last_depth_can_be_tuned_alone(
     with torch.no_grad():
         *_, high, given = source.visual_encoder.kept(pixels)
         torch.testing.assert_close(source.visual_encoder.last_map(given), high)
-    table, options = CaseTable(cases, []), {"tune_vision": "last", "epochs": 1, "bf16": True}
+    table, options = CaseTable(cases, []), {"finetune_vision": "last-stage", "epochs": 1, "bf16": True}
     state = train(table, config(weights, vision, **options), cache=tmp_path, quiet=True).checkpoint.state
     moved = {
         name
@@ -143,7 +144,7 @@ def test_training_takes_no_more_threads_than_the_process_may_use(
 def test_training_learns_what_is_in_the_pictures_and_the_words(
     weights: Path, cases: list[Case], tmp_path: Path
 ) -> None:
-    options = {"epochs": 25, "width": 32, "text_views": 4, "tune_text": True, "lr": 3e-3}
+    options = {"epochs": 25, "width": 32, "text_views": 4, "finetune_text": True, "lr": 3e-3}
     trained = train(CaseTable(cases, []), config(weights, **options), cache=tmp_path, quiet=True)
     losses = [epoch["loss"] for epoch in trained.history]
     assert np.mean(losses[-3:]) < np.mean(losses[:3]) - 0.2
@@ -163,7 +164,7 @@ def test_kept_maps_are_used_again_and_never_for_other_data(
 
 
 def test_a_stopped_run_goes_on_to_the_same_end(weights: Path, cases: list[Case], tmp_path: Path) -> None:
-    table, wanted = CaseTable(cases, []), config(weights, epochs=4, tune_vision="last")
+    table, wanted = CaseTable(cases, []), config(weights, epochs=4, finetune_vision="last-stage")
     whole = train(table, wanted, cache=tmp_path, quiet=True)
     state = tmp_path / "run.resume"
     for last in (0, 2):
@@ -189,7 +190,7 @@ def test_a_killed_command_resumes(weights: Path, data: Path, tmp_path: Path) -> 
     command = [
         sys.executable, "-m", "skinret_training.cli", data, "--out", out, "--vision", weights / "swin",
         "--text", weights / "bert",
-        "--image-size", "64", "--width", "16", "--batch", "16", "--symmetries", "1",
+        "--image-size", "64", "--width", "16", "--batch", "16", "--augment_dihedral", "1",
         "--text-views", "2", "--schedule", "constant",
     ]  # fmt: skip
     running = subprocess.Popen(
@@ -284,7 +285,7 @@ def test_bad_data_and_options_are_named(weights: Path, cases: list[Case], tmp_pa
     with pytest.raises(InputError, match="does not exist"):
         config(weights, fold=4)
     with pytest.raises(InputError, match="pooled evenly"):
-        load_pretrained(str(weights / "swin"), str(weights / "bert"), image_size=64, map_side=3)
+        load_pretrained(str(weights / "swin"), str(weights / "bert"), image_size=64, max_map_size=3)
     with pytest.raises(InputError, match="local folder"):
         load_pretrained(str(tmp_path / "nothing"), str(weights / "bert"))
     with pytest.raises(InputError, match=r"three depths|no maps"):
@@ -331,7 +332,7 @@ def test_a_backbones_own_normalisation_is_kept(weights: Path) -> None:
 
 
 def test_a_case_without_words_is_asked_by_its_image(weights: Path, cases: list[Case]) -> None:
-    model, _ = load_pretrained(str(weights / "swin"), str(weights / "bert"), image_size=64, map_side=8)
+    model, _ = load_pretrained(str(weights / "swin"), str(weights / "bert"), image_size=64, max_map_size=8)
     model.eval()
     pixels = torch.randint(0, 255, (2, 64, 64, 3), dtype=torch.uint8)
     maps = model.visual_encoder(pixels)
@@ -362,7 +363,7 @@ def test_a_fused_neck_sees_all_three_depths_on_the_grid_of_each() -> None:
 
 
 def test_words_shift_every_position_alike_and_padding_says_nothing() -> None:
-    model = Skinret(tiny_config(words="shift"))
+    model = Skinret(tiny_config(fusion="additive"))
     maps = model.visual_encoder(torch.randint(0, 255, (3, 64, 64, 3), dtype=torch.uint8))
     tokens, mask = torch.randn(3, 6, 32), torch.tensor([[1] * 6, [1] * 4 + [0] * 2, [1] * 2 + [0] * 4])
     assert all(torch.equal(x, y) for x, y in zip(maps, model.composer(*maps, tokens, mask), strict=True))
@@ -377,17 +378,17 @@ def test_words_shift_every_position_alike_and_padding_says_nothing() -> None:
     assert all(torch.equal(x, y) for x, y in zip(composed, again, strict=True))
 
 
-@pytest.mark.parametrize(("orientations", "unseen"), [(2, 1), (4, 3), (8, 6)])
-def test_orientations_make_the_descriptor_blind_to_them(orientations: int, unseen: int) -> None:
+@pytest.mark.parametrize(("tta", "unseen"), [(2, 1), (4, 3), (8, 6)])
+def test_orientations_make_the_descriptor_blind_to_them(tta: int, unseen: int) -> None:
     torch.manual_seed(0)
     pixels = torch.randint(0, 255, (2, 64, 64, 3), dtype=torch.uint8)
-    for count, alike in ((1, False), (orientations, True)):
-        model = Skinret(tiny_config(orientations=count)).eval()
+    for count, alike in ((1, False), (tta, True)):
+        model = Skinret(tiny_config(tta=count)).eval()
         with torch.no_grad():
             d, turned = model(pixels), model(symmetry(pixels, unseen))
         assert torch.allclose(d, turned, atol=1e-4) is alike
     with pytest.raises(InputError, match="1, 2, 4 or 8"):
-        tiny_config(orientations=3)
+        tiny_config(tta=3)
 
 
 def test_labels_that_are_not_known_are_not_asked() -> None:
@@ -413,7 +414,9 @@ def test_a_model_reads_the_group_and_the_criteria_that_tell_cases_apart(
     assert trained.config.gamma == 0.4
     layout = trained.model().similarity_head.layout
     assert layout.concepts == tuple(len(values) for values in trained.config.concepts.values())
-    mute = train(table, config(weights, **options, group_weight=0.0), cache=tmp_path, quiet=True).checkpoint
+    mute = train(
+        table, config(weights, **options, group_loss_weight=0.0), cache=tmp_path, quiet=True
+    ).checkpoint
     assert mute.config.concepts == {} and mute.config.gamma == 0
 
 

@@ -26,15 +26,15 @@ CASES = 400
 # A Swin and a BERT small enough to learn from nothing on the drawn cases in about two minutes on two cores.
 SMALL: Mapping[str, Any] = {
     "image_size": 128,
-    "tune_vision": "all",
-    "tune_text": True,
+    "finetune_vision": "full",
+    "finetune_text": True,
     "epochs": 32,
     "patience": 32,
     "encoder_lr": 5e-4,
     "batch": 32,
-    "symmetries": 8,
+    "augment_dihedral": 8,
     "dropout": 0.0,
-    "map_side": 8,
+    "max_map_size": 8,
     "name": "skinret-demo",
 }
 

@@ -1,4 +1,4 @@
-"""`skinret archive`: the care of an archive. None of it needs a bundle."""
+"""`skinret archive`: look after an archive. None of it needs a bundle."""
 
 import contextlib
 import json
@@ -7,25 +7,91 @@ from pathlib import Path
 
 import click
 
+from .._values import nfc
 from ..archive import maintenance
 from ..archive.archive import Archive
+from ..archive.database import SCHEMA
 from ..archive.exchange import archive_for, export_archive, import_archive
 from ..errors import ArchiveError, printable
 from .common import PATH, json_option, progress, replace_option, report_errors, skip_option
 
 
-@click.group(short_help="Check, back up, compact, export or import an archive.")
+@click.group(short_help="Look after an archive: info, check, remove cases, back up, export.")
 def archive() -> None:
-    """Take care of an archive; no bundle is needed."""
+    """Look after an archive; no bundle is needed."""
+
+
+@archive.command(short_help="Say what an archive holds and which model wrote it.")
+@click.argument("archive", type=PATH)
+@json_option
+@report_errors
+def info(archive: Path, as_json: bool) -> None:
+    """Say how many cases ARCHIVE holds, which model wrote it, and how large it is."""
+    with contextlib.closing(Archive.open(archive)) as opened:
+        report = {
+            "archive": str(archive),
+            "cases": len(opened),
+            "model": opened.model,
+            "fingerprint": opened.fingerprint,
+            "descriptor": opened.layout.length,
+            "schema": SCHEMA,
+            "state": opened.state,
+            "bytes": archive.stat().st_size,
+        }
+    if as_json:
+        click.echo(json.dumps(report))
+    else:
+        for name, value in report.items():
+            click.echo(f"{name:<12}{printable(str(value))}")
+
+
+@archive.command("list", short_help="Print the ids of all cases.")
+@click.argument("archive", type=PATH)
+@json_option
+@report_errors
+def list_command(archive: Path, as_json: bool) -> None:
+    """Print the id of every case of ARCHIVE, one a line."""
+    with contextlib.closing(Archive.open(archive)) as opened:
+        case_ids = opened.case_ids()
+    if as_json:
+        click.echo(json.dumps(case_ids))
+        return
+    for case_id in case_ids:
+        click.echo(printable(case_id))
+
+
+@archive.command(short_help="Remove cases, as when a patient withdraws.")
+@click.argument("archive", type=PATH)
+@click.argument("case_ids", metavar="CASE_ID...", nargs=-1, required=True)
+@json_option
+@report_errors
+def remove(archive: Path, case_ids: tuple[str, ...], as_json: bool) -> None:
+    """Remove the cases with these ids from ARCHIVE and overwrite their bytes in the file.
+
+    Backups and exports keep them. Exit code 1 if an id is not in the archive; the others are removed.
+    """
+    wanted = [nfc(case_id) for case_id in case_ids]
+    with contextlib.closing(Archive.open(archive)) as opened:
+        unknown = sorted(set(wanted) - opened.get(wanted).keys())
+        removed = opened.remove(wanted)
+        cases = len(opened)
+    if as_json:
+        click.echo(json.dumps({"removed": removed, "unknown": unknown, "cases": cases}))
+    click.echo(f"{removed} cases removed; {archive} holds {cases}", err=True)
+    if unknown:
+        click.echo(f"not in the archive: {printable(', '.join(unknown))}", err=True)
+        sys.exit(1)
 
 
 @archive.command(short_help="Read everything and say what is wrong.")
 @click.argument("archive", type=PATH)
-@click.option("--repair", is_flag=True, help="Make anew what follows from the cases, if something is wrong.")
+@click.option(
+    "--repair", is_flag=True, help="Make the counts and the pruning index again, if something is wrong."
+)
 @json_option
 @report_errors
 def check(archive: Path, repair: bool, as_json: bool) -> None:
-    """Read everything in ARCHIVE and what is derived from it, and say what is wrong.
+    """Read everything in ARCHIVE and in its pruning index, and say what is wrong.
 
     Exit code 1 if something is wrong, or still is after --repair.
     """
@@ -74,11 +140,11 @@ def backup(archive: Path, target: Path) -> None:
     click.echo(f"{target} written", err=True)
 
 
-@archive.command(short_help="Give back the room of removed cases.")
+@archive.command(short_help="Give back the space of removed cases.")
 @click.argument("archive", type=PATH)
 @report_errors
 def compact(archive: Path) -> None:
-    """Give back the room of removed cases, and fit what speeds a search to those that ARCHIVE holds now."""
+    """Give back the space of removed cases, and fit what speeds a search to those that ARCHIVE holds now."""
     with contextlib.closing(Archive.open(archive)) as opened:
         before = archive.stat().st_size
         maintenance.compact(opened)

@@ -6,19 +6,25 @@ import functools
 import importlib
 import io
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 import click
 
 from .._extras import missing_extra
 from ..errors import SkinretError, printable
+from ..trust.signing import KEY
 
 P = ParamSpec("P")
 R = TypeVar("R")
 PATH = click.Path(path_type=Path)
 
+key_option = click.option(
+    "--key",
+    type=PATH,
+    help=f"PEM file of trusted public keys: one must have signed the bundle.  [default: {KEY}]",
+)
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON on stdout.")
 replace_option = click.option(
     "--replace", "duplicate", flag_value="replace", help="Replace a case that is there with other facts."
@@ -91,3 +97,25 @@ def progress(label: str) -> Iterator[Callable[[int, int | None], None]]:
             bar.update(done - bar.pos)
 
         yield move
+
+
+class GroupedCommand(click.Command):
+    """A command whose help shows its options in groups.
+
+    groups : the title of each group with the names of its parameters; the rest stands under "Options".
+    """
+
+    def __init__(self, *arguments: Any, groups: Mapping[str, Sequence[str]], **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self.groups = groups
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the options, group by group."""
+        records = {str(p.name): p.get_help_record(ctx) for p in self.get_params(ctx)}
+        grouped = {name for names in self.groups.values() for name in names}
+        rest = [name for name in records if name not in grouped]
+        for title, names in (*self.groups.items(), ("Options", rest)):
+            rows = [record for name in names if (record := records[name])]
+            if rows:
+                with formatter.section(title):
+                    formatter.write_dl(rows)

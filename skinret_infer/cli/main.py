@@ -23,13 +23,23 @@ from ..engines.verdicts import save_record
 from ..errors import InputError, RuntimeUnavailable, printable
 from ..evaluation import evaluate
 from ..evaluation.precision import format_record, make_validation_set, validate_precision
+from ..query import DEFAULT_K
 from ..report.figure import draw_results
 from ..searcher import Searcher
 from ..tables import read_cases, read_ids
 from .archive import archive as archive_group
 from .audit import audit as audit_group
 from .bundle import bundle as bundle_group
-from .common import PATH, json_option, progress, replace_option, report_errors, skip_option, unable
+from .common import (
+    PATH,
+    json_option,
+    key_option,
+    progress,
+    replace_option,
+    report_errors,
+    skip_option,
+    unable,
+)
 
 _NUMBER = re.compile(r"[+-]?\d+(\.\d+)?([eE][+-]?\d+)?", re.ASCII)
 
@@ -94,19 +104,21 @@ _precision = click.option(
     help="auto, fp32, bf16, fp16; below fp32 only what has passed the precision check.",
 )
 _beta = click.option(
-    "--beta", type=click.FloatRange(0, 1), help="Weight of the local term.  [default: the model's]"
+    "--beta",
+    type=click.FloatRange(0, 1),
+    help="Weight of local against global similarity.  [default: the model's]",
 )
 _gamma = click.option(
     "--gamma",
     type=click.FloatRange(0, 1),
-    help="Weight of what is read off both, beside their looks.  [default: the model's]",
+    help="Weight of concept against visual similarity.  [default: the model's]",
 )
 _level = click.option(
-    "--level",
+    "--level-weight",
     "levels",
     multiple=True,
     metavar="NAME=WEIGHT",
-    help=f"Weight of a level ({', '.join(LEVELS)}) among the looks.  [default: 1 each]",
+    help=f"Weight of a level ({', '.join(LEVELS)}) in the visual similarity.  [default: 1 each]",
 )
 
 
@@ -121,6 +133,7 @@ _level = click.option(
 @_runtime
 @_precision
 @_threads
+@key_option
 @json_option
 @report_errors
 def index(
@@ -133,6 +146,7 @@ def index(
     runtime: str,
     precision: str,
     threads: int | None,
+    key: Path | None,
     as_json: bool,
 ) -> None:
     """Add the cases of CASES to ARCHIVE; a run that was interrupted can simply be run again.
@@ -142,7 +156,9 @@ def index(
     """
     chosen = _chosen(cases, images, ids)
     with (
-        Searcher(bundle, archive, runtime=runtime, precision=precision, threads=threads) as searcher,
+        Searcher(
+            bundle, archive, runtime=runtime, precision=precision, threads=threads, trusted_keys=key
+        ) as searcher,
         progress("indexing") as bar,
     ):
         report = searcher.add(chosen, on_duplicate=duplicate or "error", progress=bar)
@@ -161,7 +177,7 @@ def index(
 @click.option(
     "--text", help='Findings in English, such as "atypical pigment network"; without, the image alone.'
 )
-@click.option("-k", default=5, show_default=True, type=click.IntRange(1), help="How many hits.")
+@click.option("-k", default=DEFAULT_K, show_default=True, type=click.IntRange(1), help="How many hits.")
 @click.option(
     "--where",
     multiple=True,
@@ -171,12 +187,12 @@ def index(
 )
 @click.option("--exclude", multiple=True, metavar="CASE_ID", help="A case that may not come back.")
 @click.option(
-    "--picture", type=PATH, help="Draw the query and its hits to this PNG; --images names their folder."
+    "--figure", type=PATH, help="Draw the query and its hits to this PNG; --images names their folder."
 )
 @click.option(
     "--report", type=PATH, help="Write the page of the query, its hits and their evidence to this HTML file."
 )
-@click.option("--images", type=PATH, help="Folder of the archive's images, for --picture and --report.")
+@click.option("--images", type=PATH, help="Folder of the archive's images, for --figure and --report.")
 @click.option("--audit", type=PATH, help="Record the query in this audit log.")
 @click.option("--context", multiple=True, metavar="NAME=VALUE", help="What the audit log says of the caller.")
 @_beta
@@ -185,6 +201,7 @@ def index(
 @_runtime
 @_precision
 @_threads
+@key_option
 @json_option
 @report_errors
 def query(
@@ -195,7 +212,7 @@ def query(
     k: int,
     where: tuple[str, ...],
     exclude: tuple[str, ...],
-    picture: Path | None,
+    figure: Path | None,
     report: Path | None,
     images: Path | None,
     audit: Path | None,
@@ -206,11 +223,18 @@ def query(
     runtime: str,
     precision: str,
     threads: int | None,
+    key: Path | None,
     as_json: bool,
 ) -> None:
     """Show the most similar cases of ARCHIVE for an image and a few words."""
     with Searcher(
-        bundle, archive, runtime=runtime, precision=precision, threads=threads, audit=audit
+        bundle,
+        archive,
+        runtime=runtime,
+        precision=precision,
+        threads=threads,
+        trusted_keys=key,
+        audit=audit,
     ) as searcher:
         results = searcher.query(
             image,
@@ -226,9 +250,9 @@ def query(
         if report:
             results.to_html(report, image_folder=images)
             click.echo(f"{report} written", err=True)
-    if picture:
-        draw_results([(image, results)], images or Path(), picture)
-        click.echo(f"{picture} written", err=True)
+    if figure:
+        draw_results([(image, results)], images or Path(), figure)
+        click.echo(f"{figure} written", err=True)
     click.echo(json.dumps(results.to_dict(), indent=2) if as_json else str(results))
 
 
@@ -243,6 +267,7 @@ def query(
 @_runtime
 @_precision
 @_threads
+@key_option
 @json_option
 @report_errors
 def evaluate_command(
@@ -256,6 +281,7 @@ def evaluate_command(
     runtime: str,
     precision: str,
     threads: int | None,
+    key: Path | None,
     as_json: bool,
 ) -> None:
     """Query ARCHIVE with every case of CASES, with its words and without; report mAP, Acc@K and likeness.
@@ -265,7 +291,9 @@ def evaluate_command(
     """
     chosen = _chosen(cases, images, ids)
     with (
-        Searcher(bundle, archive, runtime=runtime, precision=precision, threads=threads) as searcher,
+        Searcher(
+            bundle, archive, runtime=runtime, precision=precision, threads=threads, trusted_keys=key
+        ) as searcher,
         progress("queries") as bar,
     ):
         report = evaluate.evaluate(searcher, chosen, beta=beta, gamma=gamma, progress=bar)
@@ -280,6 +308,7 @@ def evaluate_command(
 @click.option("--runtime", required=True, help=f"One of {', '.join(RUNTIMES)}.")
 @click.option("--precision", required=True, help="bf16 or fp16.")
 @_threads
+@key_option
 @json_option
 @report_errors
 def validate_precision_command(
@@ -290,6 +319,7 @@ def validate_precision_command(
     runtime: str,
     precision: str,
     threads: int | None,
+    key: Path | None,
     as_json: bool,
 ) -> None:
     """Ask RUNTIME in PRECISION and ONNX Runtime in fp32 with the same cases, and compare what they find.
@@ -297,7 +327,7 @@ def validate_precision_command(
     At least 200 cases with words are needed. The verdict is kept in the cache folder for this bundle; a
     precision that passed is used from then on by "auto". Exit code 3 if it is refused.
     """
-    loaded, chosen = Bundle.load(bundle), _chosen(cases, images, ids)
+    loaded, chosen = Bundle.load(bundle, key), _chosen(cases, images, ids)
     asked = make_validation_set(loaded.manifest, loaded.tokenizer(), chosen, f"cases of {cases.name}")
     reference = open_engine(loaded, "onnxruntime-cpu", threads, precision="fp32")
     candidate = open_engine(loaded, runtime, threads, precision=precision, check=False)
@@ -310,19 +340,20 @@ def validate_precision_command(
         sys.exit(3)
 
 
-@main.command("doctor", short_help="Say what runs here, and what ails a bundle or an archive.")
+@main.command("doctor", short_help="Say what runs here, and what is wrong with a bundle or an archive.")
 @click.argument("bundle", type=PATH, required=False)
 @click.argument("archive", type=PATH, required=False)
+@key_option
 @json_option
 @report_errors
-def doctor_command(bundle: Path | None, archive: Path | None, as_json: bool) -> None:
+def doctor_command(bundle: Path | None, archive: Path | None, key: Path | None, as_json: bool) -> None:
     """Say what is installed, what runs, whether BUNDLE is whole and answers, and whether ARCHIVE is whole.
 
     Either may be left out: a folder is a bundle, a file an archive.
     """
-    if bundle and bundle.is_file() and (archive is None or archive.is_dir()):
-        bundle, archive = archive, bundle
-    report = doctor.examine(bundle, archive)
+    if bundle and bundle.is_file():  # the archive was named alone, or first
+        archive, bundle = bundle, archive if archive and archive.is_dir() else None
+    report = doctor.examine(bundle, archive, key)
     click.echo(json.dumps(report, indent=2) if as_json else doctor.format_report(report))
     if not report["healthy"]:
         sys.exit(4)
@@ -360,10 +391,10 @@ def _range(value: str) -> Range | None:
 def _weights(levels: tuple[str, ...]) -> dict[str, float] | None:
     weights: dict[str, float] = {}
     for item in levels:
-        name, value = _named(item, "--level", "NAME=WEIGHT")
+        name, value = _named(item, "--level-weight", "NAME=WEIGHT")
         if name in weights or not _NUMBER.fullmatch(value):
             reason = "is given twice" if name in weights else "has a weight that is no number"
-            raise click.BadParameter(f"{item!r}: {name!r} {reason}", param_hint="--level")
+            raise click.BadParameter(f"{item!r}: {name!r} {reason}", param_hint="--level-weight")
         weights[name] = float(value)
     return weights or None
 

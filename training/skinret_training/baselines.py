@@ -1,4 +1,4 @@
-"""Plain systems on frozen features, to be measured beside the model under the same protocol.
+"""Plain methods on frozen features, to be measured beside the model under the same protocol.
 
 Each gives for every kind of query that it can answer the scores of the held-out queries with all cases.
 """
@@ -57,10 +57,10 @@ def features(
 ) -> Features:
     """Compute the features of all cases, or take the maps from the cache."""
     model, tokenizer = load_pretrained(
-        config.vision, config.text, image_size=config.image_size, map_side=config.map_side, width=1
+        config.vision, config.text, image_size=config.image_size, max_map_size=config.max_map_size, width=1
     )
     model.to("cuda" if torch.cuda.is_available() else "cpu").eval()
-    frozen = FrozenMaps(model, dataset, config.symmetries, cache, quiet=quiet)
+    frozen = FrozenMaps(model, dataset, config.augment_dihedral, cache, quiet=quiet)
     text = TextRecipe(length=config.tokens)
     words = Words(model, dataset, TextEncoderInput(tokenizer, text), 1, 0, frozen=True, quiet=quiet)
     everything = np.arange(len(dataset.labels))
@@ -73,7 +73,7 @@ def features(
         tokens, mask = words.get(model, batch, np.zeros(len(batch), np.int64))
         return mean_token(tokens, mask).cpu() * torch.from_numpy(~words.blank[batch])[:, None]
 
-    views = range(config.symmetries)
+    views = range(config.augment_dihedral)
     with torch.inference_mode():
         images = torch.stack([torch.cat([pooled(batch, view) for batch in batches]) for view in views])
         tokens = torch.cat([said(batch) for batch in batches])

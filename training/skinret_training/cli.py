@@ -3,42 +3,76 @@
 import glob
 import json
 import logging
+import tomllib
 from pathlib import Path
 from typing import Any
 
 import click
 
 from skinret_infer._files import atomic_write
-from skinret_infer.cli.common import report_errors
+from skinret_infer.cli.common import GroupedCommand, report_errors
 from skinret_infer.tables import CaseTable, read_cases
 
-from .crossval import SYSTEMS, Row, cross_validate
+from .crossval import METHODS, Experiment, cross_validate
 from .crossval_report import overview
-from .model import AGGREGATIONS, NECKS, WORDS
-from .train import PAPER, SCHEDULES, TUNED, TrainConfig, train
+from .model import AGGREGATIONS, FUSIONS, NECKS
+from .train import FINETUNE, PAPER, SCHEDULES, TrainConfig, train
 
 _D = TrainConfig()
+_PATH = click.Path(path_type=Path)
+_GROUPS = {
+    "Data": ("images", "image_size", "fit", "tokens", "cache"),
+    "Model": (
+        "vision", "text", "finetune_vision", "finetune_text", "neck", "width", "max_map_size", "fusion",
+        "layers", "regions", "aggregation", "beta", "gamma", "dropout", "tta",
+    ),
+    "Optimization": (
+        "epochs", "patience", "batch", "bf16", "lr", "encoder_lr", "schedule", "weight_decay", "temperature",
+        "validation", "seed",
+    ),
+    "Loss and augmentation": (
+        "contrastive_weight", "image_only_loss_weight", "group_loss_weight", "criteria_loss_weight",
+        "smoothing", "text_views", "augment_dihedral",
+    ),
+    "Cross-validation": ("folds", "fold", "seeds", "method", "experiment", "keep_artifacts"),
+}  # fmt: skip
 
 
 def _take_recipe(context: click.Context, _: click.Parameter, recipe: str) -> None:
-    """Let a recipe's settings stand where the command line says nothing."""
-    context.default_map = PAPER if recipe == "paper" else {}
+    """Take a recipe's settings as defaults; those of --config go before them."""
+    settings = PAPER if recipe == "paper" else {}
+    context.default_map = {**settings, **(context.default_map or {})}
+
+
+def _take_config(context: click.Context, parameter: click.Parameter, path: Path | None) -> None:
+    """Take the settings of a TOML file as defaults."""
+    if path is None:
+        return
+    try:
+        settings = tomllib.loads(path.read_text("utf-8"))
+    except (OSError, ValueError) as error:
+        raise click.BadParameter(f"{path} is not a TOML file: {error}", context, parameter) from None
+    settings = {name.replace("-", "_"): value for name, value in settings.items()}
+    known = {str(option.name) for option in context.command.params} - {"config", "recipe", "data", "out"}
+    if unknown := sorted(settings.keys() - known):
+        raise click.BadParameter(
+            f"{path} has settings that are no options: {', '.join(unknown)}", context, parameter
+        )
+    context.default_map = {**(context.default_map or {}), **settings}
 
 
 @click.command(
-    "skinret-train", context_settings={"help_option_names": ["-h", "--help"], "show_default": True}
+    "skinret-train",
+    cls=GroupedCommand,
+    groups=_GROUPS,
+    context_settings={"help_option_names": ["-h", "--help"], "show_default": True},
 )
-@click.argument("data", type=click.Path(path_type=Path))
-@click.option(
-    "--images",
-    type=click.Path(path_type=Path),
-    help="Folder of the images of a CASES.csv.  [default: its own]",
-)
+@click.argument("data", type=_PATH)
 @click.option(
     "--out",
     required=True,
-    type=click.Path(path_type=Path),
-    help="The checkpoint to write, such as ckpt.pt; of a cross-validation, the folder of results.",
+    type=_PATH,
+    help="The checkpoint to write, such as ckpt.pt; for a cross-validation, the folder of results.",
 )
 @click.option(
     "--recipe",
@@ -47,8 +81,17 @@ def _take_recipe(context: click.Context, _: click.Parameter, recipe: str) -> Non
     is_eager=True,
     expose_value=False,
     callback=_take_recipe,
-    help="Where the options begin: what won on Derm7pt, or the paper's settings.",
+    help="The defaults of the options: the best on Derm7pt, or the paper's settings.",
 )
+@click.option(
+    "--config",
+    type=_PATH,
+    is_eager=True,
+    expose_value=False,
+    callback=_take_config,
+    help="A TOML file of options, such as `epochs = 20`; options of the command line go before it.",
+)
+@click.option("--images", type=_PATH, help="Folder of the images of a CASES.csv.  [default: its own]")
 @click.option(
     "--vision",
     default=_D.vision,
@@ -58,17 +101,17 @@ def _take_recipe(context: click.Context, _: click.Parameter, recipe: str) -> Non
     "--text", default=_D.text, help="Text encoder of the BERT family: a hub name or a local folder."
 )
 @click.option(
-    "--tune-vision",
-    default=_D.tune_vision,
-    type=click.Choice(TUNED),
-    help="Tune the backbone, its last depth alone, or nothing; the maps of the rest are computed once.",
+    "--finetune-vision",
+    default=_D.finetune_vision,
+    type=click.Choice(FINETUNE),
+    help="What of the backbone is trained; the maps of the rest are computed once.",
 )
 @click.option(
-    "--tune-text/--freeze-text", default=_D.tune_text, help="Tune the text encoder, or keep its tokens."
+    "--finetune-text/--freeze-text",
+    default=_D.finetune_text,
+    help="Train the text encoder, or compute its tokens once.",
 )
-@click.option(
-    "--image-size", default=_D.image_size, help="Side of the square that the encoder sees, in pixels."
-)
+@click.option("--image-size", default=_D.image_size, help="Side of the model's input, in pixels.")
 @click.option(
     "--fit",
     default=_D.fit,
@@ -77,31 +120,36 @@ def _take_recipe(context: click.Context, _: click.Parameter, recipe: str) -> Non
 )
 @click.option("--tokens", default=_D.tokens, help="Text length in tokens.")
 @click.option(
-    "--orientations",
-    default=str(_D.orientations),
+    "--tta",
+    default=str(_D.tta),
     type=click.Choice(["1", "2", "4", "8"]),
-    help="Of each picture when it is searched: better, for as many times the work.",
+    help="Orientations of a picture that are averaged in a search; the work grows with their number.",
 )
-@click.option("--neck", default=_D.neck, type=click.Choice(NECKS), help="What a level's maps are made from.")
-@click.option("--width", default=_D.width, type=click.IntRange(1), help="Width of the maps.")
-@click.option("--map-side", default=_D.map_side, help="Pool larger maps to at most this side.")
-@click.option("--words", default=_D.words, type=click.Choice(WORDS), help="How words change the maps.")
-@click.option("--layers", default=_D.layers, help="Cross-modal layers a level.")
-@click.option("--regions", default=_D.regions, help="Region masks k.")
+@click.option("--neck", default=_D.neck, type=click.Choice(NECKS), help="Input of a level's maps.")
+@click.option("--width", default=_D.width, type=click.IntRange(1), help="Channels of the maps.")
+@click.option("--max-map-size", default=_D.max_map_size, help="Larger maps are pooled to this size.")
+@click.option(
+    "--fusion", default=_D.fusion, type=click.Choice(FUSIONS), help="How the text changes the maps."
+)
+@click.option("--layers", default=_D.layers, help="Cross-attention layers a level.")
+@click.option("--regions", default=_D.regions, help="Number k of region masks.")
 @click.option(
     "--aggregation",
     default=_D.aggregation,
     type=click.Choice(AGGREGATIONS),
-    help="How the k regions become one.",
+    help="How the k region descriptors become one.",
 )
 @click.option(
-    "--beta", default=_D.beta, type=click.FloatRange(0, 1), help="Weight of the local term (Eq. 9)."
+    "--beta",
+    default=_D.beta,
+    type=click.FloatRange(0, 1),
+    help="Weight of local against global similarity (Eq. 9).",
 )
 @click.option(
     "--gamma",
     default=_D.gamma,
     type=click.FloatRange(0, 1),
-    help="Weight of the agreement of what is read off both, beside S / 3.",
+    help="Weight of concept against visual similarity.",
 )
 @click.option(
     "--dropout",
@@ -109,30 +157,45 @@ def _take_recipe(context: click.Context, _: click.Parameter, recipe: str) -> Non
     type=click.FloatRange(0, 1, max_open=True),
     help="In the composer, and of the channels of a fused neck.",
 )
-@click.option("--epochs", default=_D.epochs, type=click.IntRange(1), help="At most.")
+@click.option("--epochs", default=_D.epochs, type=click.IntRange(1), help="Largest number of epochs.")
 @click.option(
-    "--patience", default=_D.patience, type=click.IntRange(1), help="Epochs without a better validation mAP."
+    "--patience",
+    default=_D.patience,
+    type=click.IntRange(1),
+    help="Epochs without a better validation mAP after which training ends.",
 )
-@click.option("--batch", default=_D.batch, type=click.IntRange(2), help="Queries a step.")
-@click.option("--bf16/--fp32", default=_D.bf16, help="Train in bfloat16: faster where the hardware has it.")
-@click.option("--lr", default=_D.lr, help="AdamW's learning rate.")
-@click.option("--encoder-lr", default=_D.encoder_lr, help="Of encoders that are tuned.")
+@click.option("--batch", default=_D.batch, type=click.IntRange(2), help="Queries in a step.")
+@click.option("--bf16/--fp32", default=_D.bf16, help="Train in bfloat16: faster if the hardware has it.")
+@click.option("--lr", default=_D.lr, help="Learning rate of AdamW.")
+@click.option("--encoder-lr", default=_D.encoder_lr, help="Learning rate of encoders that are trained.")
 @click.option("--schedule", default=_D.schedule, type=click.Choice(SCHEDULES), help="Of the learning rate.")
-@click.option("--weight-decay", default=_D.weight_decay, help="AdamW's, of matrices.")
-@click.option("--temperature", default=_D.temperature, help="Of S/3 at the start; it is learned.")
+@click.option("--weight-decay", default=_D.weight_decay, help="Weight decay of AdamW, for matrices.")
+@click.option("--temperature", default=_D.temperature, help="Temperature of S/3 at the start; it is learned.")
 @click.option(
-    "--image-weight", default=_D.image_weight, help="Of the query by image alone, beside image and words."
+    "--image-only-loss-weight",
+    default=_D.image_only_loss_weight,
+    help="Weight of queries by image alone, beside those with text.",
 )
-@click.option("--pair-weight", default=_D.pair_weight, help="Of the contrast of pairs of cases.")
-@click.option("--group-weight", default=_D.group_weight, help="Of reading the group; 0 reads nothing.")
-@click.option("--smoothing", default=_D.smoothing, help="Of the groups that are read.")
-@click.option("--criteria-weight", default=_D.criteria_weight, help="Of reading the seven criteria.")
-@click.option("--text-views", default=_D.text_views, type=click.IntRange(1), help="Ways to say a case.")
 @click.option(
-    "--symmetries",
-    default=str(_D.symmetries),
+    "--contrastive-weight", default=_D.contrastive_weight, help="Weight of the contrastive loss on S."
+)
+@click.option(
+    "--group-loss-weight",
+    default=_D.group_loss_weight,
+    help="Weight of the loss of the diagnosis group; 0 trains a model without concepts.",
+)
+@click.option("--smoothing", default=_D.smoothing, help="Label smoothing of the group.")
+@click.option(
+    "--criteria-loss-weight",
+    default=_D.criteria_loss_weight,
+    help="Weight of the loss of the seven criteria.",
+)
+@click.option("--text-views", default=_D.text_views, type=click.IntRange(1), help="Wordings of a case.")
+@click.option(
+    "--augment-dihedral",
+    default=str(_D.augment_dihedral),
     type=click.Choice(["1", "2", "4", "8"]),
-    help="Of the square, as augmentation.",
+    help="Symmetries of the square for augmentation.",
 )
 @click.option(
     "--validation",
@@ -143,7 +206,7 @@ def _take_recipe(context: click.Context, _: click.Parameter, recipe: str) -> Non
 @click.option(
     "--folds",
     type=click.IntRange(2),
-    help="Cross-validate over so many stratified folds; with --fold, how many there are.  "
+    help="Cross-validate over this number of stratified folds; with --fold, how many there are.  "
     f"[default: with --fold {_D.folds}]",
 )
 @click.option(
@@ -151,22 +214,18 @@ def _take_recipe(context: click.Context, _: click.Parameter, recipe: str) -> Non
     type=click.IntRange(0),
     help="Hold this fold out and report on it once.  [default: train on everything]",
 )
+@click.option("--seed", type=click.IntRange(0), help=f"Random seed of one training.  [default: {_D.seed}]")
+@click.option("--seeds", metavar="N,N...", help="Seeds of a cross-validation.  [default: 0,1]")
 @click.option(
-    "--seed", type=click.IntRange(0), help=f"Of all that is random, for one training.  [default: {_D.seed}]"
+    "--method", type=click.Choice(METHODS), help="What is cross-validated.  [default: skinret, the model]"
 )
-@click.option("--seeds", metavar="N,N...", help="Of a cross-validation: all folds with each.  [default: 0,1]")
+@click.option("--experiment", help="Name of the cross-validation.  [default: that of the method]")
 @click.option(
-    "--system", type=click.Choice(SYSTEMS), help="What is cross-validated.  [default: skinret, the model]"
+    "--keep-artifacts", is_flag=True, help="Keep a cross-validation's checkpoints, bundles and archives."
 )
-@click.option("--row", help="Name of the cross-validation's row.  [default: that of the system]")
-@click.option("--keep", is_flag=True, help="Keep a cross-validation's checkpoints, bundles and archives.")
 @click.option("--name", default=_D.name, help="The model's name, for the manifest.")
 @click.option("--version", "version", default=_D.version, help="The model's version, for the manifest.")
-@click.option(
-    "--cache",
-    type=click.Path(path_type=Path),
-    help="Where frozen maps are kept.  [default: skinret-cache beside --out]",
-)
+@click.option("--cache", type=_PATH, help="Folder of frozen maps.  [default: skinret-cache beside --out]")
 @click.option("--json", "as_json", is_flag=True, help="Print the metrics as JSON.")
 @report_errors
 def main(
@@ -177,9 +236,9 @@ def main(
     fold: int | None,
     seed: int | None,
     seeds: str | None,
-    system: str | None,
-    row: str | None,
-    keep: bool,
+    method: str | None,
+    experiment: str | None,
+    keep_artifacts: bool,
     cache: Path | None,
     as_json: bool,
     **options: Any,
@@ -187,18 +246,26 @@ def main(
     """Train on DATA, a Derm7pt release_v0 folder or a CASES.csv (case_id, image, diagnosis, attributes ...).
 
     With --fold, ckpt.archive.txt and ckpt.queries.txt beside ckpt.pt list the case ids of the training folds
-    and of the held-out one, for `skinret index --ids` and `skinret evaluate --ids`. A killed run goes
-    on where it was when the same command is given again.
+    and of the held-out one, for `skinret index --ids` and `skinret evaluate --ids`. A killed run continues
+    when the same command is given again.
 
-    With --folds and no --fold, every fold of every seed is trained, exported and searched with, and OUT gets
-    ROW.json, ROW.md, and README.md with a line for each row that was ever written there.
+    With --folds and no --fold, every fold of every seed is trained, exported and evaluated. OUT gets
+    EXPERIMENT.json, EXPERIMENT.md, and README.md with a line for each experiment that was ever written
+    there.
     """
     crossing = folds is not None and fold is None
-    _check_usage(crossing, seed=seed, seeds=seeds, system=system, row=row, keep=keep or None)
+    _check_usage(
+        crossing,
+        seed=seed,
+        seeds=seeds,
+        method=method,
+        experiment=experiment,
+        keep_artifacts=keep_artifacts or None,
+    )
     logging.basicConfig(format="%(message)s")
     logging.getLogger("skinret_training").setLevel(logging.INFO)
     config = TrainConfig(
-        **{**options, **{name: int(options[name]) for name in ("symmetries", "orientations")}},
+        **{**options, **{name: int(options[name]) for name in ("augment_dihedral", "tta")}},
         folds=folds or _D.folds,
         fold=fold,
         seed=_D.seed if seed is None else seed,
@@ -206,13 +273,15 @@ def main(
     cache = cache or out.parent / "skinret-cache"
     wanted = None
     if crossing:
-        system = system or SYSTEMS[0]
-        wanted = Row(name=row or system, system=system, config=config, seeds=_numbers(seeds or "0,1"))
+        method = method or METHODS[0]
+        wanted = Experiment(
+            name=experiment or method, method=method, config=config, seeds=_numbers(seeds or "0,1")
+        )
     table = read_cases(data, images)
     for note in table.notes:
         click.echo(note, err=True)
     if wanted:
-        result = cross_validate(table, wanted, out, cache=cache, keep=keep)
+        result = cross_validate(table, wanted, out, cache=cache, keep=keep_artifacts)
         click.echo(json.dumps(result["summary"], indent=2) if as_json else overview([result]))
         click.echo(f"{out / wanted.name}.md written", err=True)
     else:
@@ -247,7 +316,7 @@ def _train_one(table: CaseTable, config: TrainConfig, out: Path, cache: Path, as
 def _check_usage(crossing: bool, *, seed: int | None, **of_crossing: Any) -> None:
     if crossing and seed is not None:
         raise click.UsageError("--seed is of one training; a cross-validation takes --seeds, such as 0,1.")
-    given = [f"--{name}" for name, value in of_crossing.items() if value is not None]
+    given = [f"--{name.replace('_', '-')}" for name, value in of_crossing.items() if value is not None]
     if given and not crossing:
         raise click.UsageError(
             f"{', '.join(given)}: only of a cross-validation, which is --folds without --fold."

@@ -22,23 +22,23 @@ from skinret_infer.tables import CaseTable
 from skinret_infer.text import TextRecipe
 
 from .baselines import BASELINES, features, judge
-from .crossval_report import ARCHIVES, check_folder, row_result, write_row
+from .crossval_report import ARCHIVES, check_folder, experiment_result, write_row
 from .data import Dataset, Split, load_dataset, split
 from .train import TrainConfig, train
 
 log = logging.getLogger(__name__)
-SYSTEMS = ("skinret", *BASELINES)
+METHODS = ("skinret", *BASELINES)
 _TRAINING, _HELD_OUT = ARCHIVES
 _Report = dict[str, Any]
-_System = Callable[[TrainConfig, Split, Path], _Report]
+_Method = Callable[[TrainConfig, Split, Path], _Report]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Row:
-    """A row of the results: one system, its options, and the seeds that it is measured with."""
+class Experiment:
+    """A row of the results: one method, its options, and the seeds that it is measured with."""
 
     name: str
-    system: str
+    method: str
     config: TrainConfig  # each run sets its own fold and seed
     seeds: tuple[int, ...]
 
@@ -52,9 +52,9 @@ class Row:
             raise InputError(
                 "the row's name cannot be used", code="option", expected="a file name", found=repr(self.name)
             )
-        if self.system not in SYSTEMS:
+        if self.method not in METHODS:
             raise InputError(
-                "the system is not known", code="option", expected=", ".join(SYSTEMS), found=repr(self.system)
+                "the method is not known", code="option", expected=", ".join(METHODS), found=repr(self.method)
             )
         if not self.seeds or len(set(self.seeds)) < len(self.seeds) or min(self.seeds) < 0:
             raise InputError(
@@ -71,20 +71,20 @@ class Row:
 
 
 def cross_validate(
-    table: CaseTable, row: Row, out: Path, *, cache: Path, keep: bool = False, quiet: bool = False
+    table: CaseTable, row: Experiment, out: Path, *, cache: Path, keep: bool = False, quiet: bool = False
 ) -> dict[str, Any]:
-    """Run the folds of every seed and write ROW.json, ROW.md and README.md, a line a row, to `out`.
+    """Run the folds of every seed; write EXPERIMENT.json, EXPERIMENT.md and a line of README.md to `out`.
 
-    A run that is done is kept in out/.work/ROW and never run again: killed and called again with the same
-    row, the work goes on in the fold and epoch where it was.
+    A finished run is kept in out/.work/EXPERIMENT and never run again: killed and called again with the same
+    experiment, the work goes on in the fold and epoch where it was.
 
     cache : the folder of the frozen maps.
-    keep : whether checkpoints, bundles and archives stay in out/.work/ROW.
+    keep : whether checkpoints, bundles and archives stay in out/.work/EXPERIMENT.
 
     Raises InputError for data and options that cannot be used, before anything is trained; SkinretError if
     what the model needs for its export is not installed.
     """
-    if row.system == "skinret":
+    if row.method == "skinret":
         _check_export()
     check_folder(out)
     config = row.config
@@ -97,7 +97,7 @@ def cross_validate(
     ]
     work = out / ".work" / row.name
     _claim(work, row, data)
-    system: _System | None = None
+    method: _Method | None = None
     done: list[_Report] = []
     for number, (run, part) in enumerate(zip(row.runs(), parts, strict=True), 1):
         folder = work / f"seed{run.seed}-fold{run.fold}"
@@ -106,24 +106,24 @@ def cross_validate(
             log.info("%s: done before", name)
         else:
             log.info("%s", name)
-            system = system or _open(row.system, table, dataset, config, cache, quiet)
-            report = {"seed": run.seed, "fold": run.fold, **system(run, part, folder)}
+            method = method or _open(row.method, table, dataset, config, cache, quiet)
+            report = {"seed": run.seed, "fold": run.fold, **method(run, part, folder)}
             _write_json(folder / "run.json", report)
         done.append(_read_json(folder / "run.json"))
         if not keep:
             for made in ("ckpt.pt", "ckpt.pt.resume"):
                 (folder / made).unlink(missing_ok=True)
             shutil.rmtree(folder / "product", ignore_errors=True)
-    result = row_result(table, row.name, row.system, config, row.seeds, data, done)
+    result = experiment_result(table, row.name, row.method, config, row.seeds, data, done)
     write_row(out, result)
     return result
 
 
 def _open(
-    system: str, table: CaseTable, dataset: Dataset, config: TrainConfig, cache: Path, quiet: bool
-) -> _System:
-    """Return the function that makes a run of a system, given its configuration, split and folder."""
-    if system not in BASELINES:
+    method: str, table: CaseTable, dataset: Dataset, config: TrainConfig, cache: Path, quiet: bool
+) -> _Method:
+    """Return the function that makes a run of a method, given its configuration, split and folder."""
+    if method not in BASELINES:
         return lambda run, part, folder: _through_the_product(table, dataset, run, folder, cache, quiet)
     began = time.perf_counter()
     seen = features(table, dataset, config, cache, quiet=quiet)
@@ -131,7 +131,7 @@ def _open(
 
     def baseline(run: TrainConfig, part: Split, folder: Path) -> _Report:
         began = time.perf_counter()
-        scores = BASELINES[system](seen, part, run)
+        scores = BASELINES[method](seen, part, run)
         fitted = _minutes(began)
         reports = {
             archive: judge(scores, table, part.test, cases, dataset.pictures)
@@ -220,10 +220,10 @@ def _digest(table: CaseTable, dataset: Dataset) -> str:
     return hashlib.sha256(f"{dataset.digest} {facts!r}".encode("utf-8", "backslashreplace")).hexdigest()
 
 
-def _claim(work: Path, row: Row, data: str) -> None:
+def _claim(work: Path, row: Experiment, data: str) -> None:
     """Note whose runs the folder holds. Raises InputError if they are of other options or data."""
     options = {k: v for k, v in asdict(row.config).items() if k not in ("fold", "seed")}
-    identity = json.loads(json.dumps({"system": row.system, "data": data, **options}))
+    identity = json.loads(json.dumps({"method": row.method, "data": data, **options}))
     path = work / "row.json"
     if not path.is_file():
         _write_json(path, identity)
@@ -233,12 +233,12 @@ def _claim(work: Path, row: Row, data: str) -> None:
         raise InputError(
             f"{work} holds runs of another row",
             code="crossval-row",
-            expected="the same system, data and options",
+            expected="the same method, data and options",
             found="; ".join(
                 "other data" if k == "data" else f"{k} {kept.get(k)!r} there, {identity.get(k)!r} now"
                 for k in names
             ),
-            cure="give another --row, or delete that folder to begin anew",
+            cure="give another --experiment, or delete that folder to begin anew",
         )
 
 

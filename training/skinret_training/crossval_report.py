@@ -1,4 +1,4 @@
-"""The results of a cross-validation: ROW.json, ROW.md with its tables, README.md with a line a row."""
+"""The results of a cross-validation: EXPERIMENT.json, EXPERIMENT.md with its tables, and README.md."""
 
 import importlib.metadata
 import json
@@ -37,16 +37,16 @@ _Run = Mapping[str, Any]
 # -- figures --
 
 
-def row_result(
+def experiment_result(
     table: CaseTable,
     name: str,
-    system: str,
+    method: str,
     config: TrainConfig,
     seeds: Sequence[int],
     data: str,
     runs: Sequence[_Run],
 ) -> dict[str, Any]:
-    """Return all that ROW.json holds: the protocol, every run, and the summary over folds and seeds."""
+    """Return the content of EXPERIMENT.json: the protocol, every run, and the summary over folds and seeds."""
     options, default = asdict(config), asdict(TrainConfig())
     for names in (options, default):
         names |= {"vision": Path(names["vision"]).name, "text": Path(names["text"]).name}
@@ -56,14 +56,14 @@ def row_result(
     searched = {(r.get("runtime"), r.get("precision")) for run in runs for r in run["archives"].values()}
     return {
         "format": FORMAT,
-        "row": name,
-        "system": system,
+        "experiment": name,
+        "method": method,
         "protocol": {
             "cases": dict(sorted(Counter(case.group for case in table.cases).items())),
             "folds": config.folds,
             "seeds": list(seeds),
             "archives": dict(ARCHIVES),
-            "validation": config.validation if system == "skinret" else None,
+            "validation": config.validation if method == "skinret" else None,
         },
         "options": options,
         "not_default": {
@@ -185,10 +185,10 @@ def check_folder(out: Path) -> None:
 
 
 def write_row(out: Path, result: Mapping[str, Any]) -> None:
-    """Write ROW.json and ROW.md, and README.md anew from all rows in the folder."""
+    """Write EXPERIMENT.json and EXPERIMENT.md, and README.md anew from all rows in the folder."""
     texts = {
-        f"{result['row']}.json": json.dumps(result, indent=1) + "\n",
-        f"{result['row']}.md": markdown(result),
+        f"{result['experiment']}.json": json.dumps(result, indent=1) + "\n",
+        f"{result['experiment']}.md": markdown(result),
     }
     for name, text in texts.items():
         _write(out / name, text)
@@ -213,7 +213,7 @@ def _write(path: Path, text: str) -> None:
 
 
 def markdown(result: Mapping[str, Any]) -> str:
-    """Return ROW.md: the protocol, then a table for each archive and kind of query."""
+    """Return EXPERIMENT.md: the protocol, then a table for each archive and kind of query."""
     protocol, minutes = result["protocol"], result["minutes"]
     cases = ", ".join(f"{g} {n}" for g, n in protocol["cases"].items())
     seeds = ", ".join(map(str, protocol["seeds"]))
@@ -228,9 +228,9 @@ def markdown(result: Mapping[str, Any]) -> str:
     spent = ", ".join(f"{name} {total / len(result['runs']):.1f}" for name, total in parts.items())
     options = ", ".join(f"{k} {v}" for k, v in result["not_default"].items())
     lines = [
-        f"# {result['row']}",
+        f"# {result['experiment']}",
         "",
-        f"- System: {result['system']}",
+        f"- Method: {result['method']}",
         f"- Cases: {sum(protocol['cases'].values())} ({cases})",
         f"- {protocol['folds']} stratified folds, seeds {seeds}: {len(result['runs'])} runs. {chosen}; the "
         "held-out fold is read once.",
@@ -310,7 +310,7 @@ def _beyond_table(beyond: Mapping[str, Any]) -> list[str]:
 
 def overview(rows: Iterable[Mapping[str, Any]]) -> str:
     """Return README.md: a line a row."""
-    header = ["row", "system", "folds x seeds"]
+    header = ["experiment", "method", "folds x seeds"]
     header += [
         f"{where}: {name}"
         for where in ("training folds", "held-out fold")
@@ -324,9 +324,9 @@ def overview(rows: Iterable[Mapping[str, Any]]) -> str:
         protocol, by_chance = row["protocol"], _at_random(row["summary"])
         folds = f"{protocol['folds']} x {len(protocol['seeds'])}"
         minutes = f"{row['minutes']['a_fold']:.1f}"
-        lines.append([row["row"], row["system"], folds, *_cells(row["summary"]), minutes])
+        lines.append([row["experiment"], row["method"], folds, *_cells(row["summary"]), minutes])
         if by_chance:
-            line = [f"random order for {row['row']}", "–", folds, *_cells(by_chance), "–"]
+            line = [f"random order for {row['experiment']}", "–", folds, *_cells(by_chance), "–"]
             at_random.setdefault((row["data_sha256"], protocol["folds"]), line)
     if len(at_random) == 1:
         next(iter(at_random.values()))[0] = "random order"
@@ -335,8 +335,9 @@ def overview(rows: Iterable[Mapping[str, Any]]) -> str:
         "- Without another word: queries of image and words.",
         "- random order: what an archive in random order gives, exactly. Judge Acc@4 against it.",
         "- Image alone, words alone, nDCG@10 and shared@5: the archive is the training folds. The last two",
-        "  are of the first kind of query that the system has.",
-        "- mean ± std over the folds of a seed. Each row has a page, ROW.md, and all figures in ROW.json.",
+        "  are of the first kind of query that the method has.",
+        "- mean ± std over the folds of a seed. Each experiment has a page, EXPERIMENT.md,",
+        "  and all its figures in EXPERIMENT.json.",
     )
     return "\n".join([_TITLE, "", *grid(header, lines), "", *notes]) + "\n"
 

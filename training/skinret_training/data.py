@@ -161,19 +161,19 @@ class FrozenMaps:
         self,
         model: Skinret,
         dataset: Dataset,
-        symmetries: int,
+        augment_dihedral: int,
         cache: Path,
         *,
         last: bool = False,
         quiet: bool = False,
     ) -> None:
-        facts = (model.config.map_side, model.config.mean, model.config.std, dataset.digest)
+        facts = (model.config.max_map_size, model.config.mean, model.config.std, dataset.digest)
         key = hashlib.sha256(repr(facts).encode())
         for name, tensor in sorted(model.visual_encoder.backbone.state_dict().items()):
             key.update(name.encode() + tensor.cpu().numpy().tobytes())
         self._views = [
             self._load(model, dataset, view, cache, key.hexdigest()[:16], last, quiet)
-            for view in range(symmetries)
+            for view in range(augment_dihedral)
         ]
 
     def get(self, indices: Indices, views: Indices) -> Maps:

@@ -27,7 +27,7 @@ EPS = 1e-6  # no norm is divided by less
 _ATTENTION = "eager"  # written out: the exporter does not take Swin's fused attention with a dynamic batch
 AGGREGATIONS = ("normalized", "mean", "max", "concat")
 NECKS = ("level", "fused")
-WORDS = ("attend", "shift", "both")
+FUSIONS = ("cross-attention", "additive", "both")
 SYMMETRIES = (1, 2, 4, 8)  # so many of the square's can be taken
 
 
@@ -44,15 +44,15 @@ class ModelConfig:
         0.406,
     )  # of RGB in [0, 1]; ImageNet's, as the backbones were trained
     std: tuple[float, float, float] = (0.229, 0.224, 0.225)
-    orientations: int = 1  # of each picture, whose maps are turned back and averaged: as many times the work
-    map_side: int = (
+    tta: int = 1  # of each picture, whose maps are turned back and averaged: as many times the work
+    max_map_size: int = (
         14  # larger maps are average-pooled to at most this side: attention costs its fourth power
     )
     width: int | None = (
         None  # d_i after a learned projection; None keeps the backbone's, which must then be tuned
     )
     neck: str = "level"  # "fused": each level is projected from all three, which then must have a width
-    words: str = "attend"  # what they do: "attend" (cross-modal transformer), "shift" the maps, "both"
+    fusion: str = "cross-attention"  # of text and maps: a cross-modal transformer, an additive shift, or both
     layers: int = 1  # of the cross-modal transformer, per level
     head_width: int = 64  # of an attention head
     dropout: float = 0.1  # in the composer, and of the channels of a fused neck
@@ -63,14 +63,14 @@ class ModelConfig:
     gamma: float = 0.0  # weight of the agreement of concepts; 0: the paper's S alone
 
     def __post_init__(self) -> None:
-        if self.orientations not in SYMMETRIES:
+        if self.tta not in SYMMETRIES:
             raise InputError(
-                "the number of orientations cannot be used",
+                "the number of tta cannot be used",
                 code="option",
                 expected="1, 2, 4 or 8",
-                found=str(self.orientations),
+                found=str(self.tta),
             )
-        check_choices(self, "the model's option", aggregation=AGGREGATIONS, neck=NECKS, words=WORDS)
+        check_choices(self, "the model's option", aggregation=AGGREGATIONS, neck=NECKS, fusion=FUSIONS)
         if self.neck == "fused" and not self.width:
             raise InputError(
                 "a fused neck needs a width", code="option", expected="a width such as 64", found="none"
@@ -126,8 +126,8 @@ class VisualEncoder(nn.Module):
     def __init__(self, config: ModelConfig, backbone: nn.Module | None = None) -> None:
         super().__init__()
         self.backbone = backbone or build_backbone(config.vision)
-        self.map_side = config.map_side
-        self.orientations = config.orientations
+        self.max_map_size = config.max_map_size
+        self.tta = config.tta
         self.register_buffer("mean", 255 * torch.tensor(config.mean), persistent=False)
         self.register_buffer("std", 255 * torch.tensor(config.std), persistent=False)
         with torch.no_grad():
@@ -143,7 +143,7 @@ class VisualEncoder(nn.Module):
                 code="option",
                 expected="sides that are multiples of the smallest",
                 found=", ".join(map(str, sides)),
-                cure="choose another --map-side or --image-size, or --neck level",
+                cure="choose another --max-map-size or --image-size, or --neck level",
             )
         self.dropout = nn.Dropout(config.dropout)
         self.projections: nn.ModuleList
@@ -160,9 +160,9 @@ class VisualEncoder(nn.Module):
 
     def forward(self, pixels: Tensor) -> Maps:
         """pixels (B, S, S, 3) uint8 RGB -> X^L, X^M, X^H, each (B, h, w, d)."""
-        if self.orientations == 1:
+        if self.tta == 1:
             return self.project(self.backbone_maps(pixels))
-        views = range(self.orientations)
+        views = range(self.tta)
         turned = torch.cat([symmetry(pixels, view) for view in views])
         averaged = []
         for x in self.project(self.backbone_maps(turned)):
@@ -227,14 +227,14 @@ class VisualEncoder(nn.Module):
         return torch.cat([_on_grid(x, side) for x in normed], -1)
 
     def _pool(self, x: Tensor) -> Tensor:  # (B, d, h, w)
-        factor = -(-x.shape[-1] // self.map_side)
+        factor = -(-x.shape[-1] // self.max_map_size)
         if x.shape[-1] % factor or x.shape[-2] % factor:
             raise InputError(
                 "the maps cannot be pooled evenly",
                 code="option",
                 expected="a map side that divides them",
-                found=f"maps of {x.shape[-2]} x {x.shape[-1]}, map side {self.map_side}",
-                cure="choose another --map-side",
+                found=f"maps of {x.shape[-2]} x {x.shape[-1]}, map side {self.max_map_size}",
+                cure="choose another --max-map-size",
             )
         return F.avg_pool2d(x, factor) if factor > 1 else x
 
@@ -311,14 +311,14 @@ class Composer(nn.Module):
 
     def __init__(self, config: ModelConfig, channels: list[int], text_channels: int) -> None:
         super().__init__()
-        attend = config.words != "shift"
+        attend = config.fusion != "additive"
         self.text = nn.ModuleList(nn.Linear(text_channels, d) for d in channels if attend)
         self.layers = nn.ModuleList(
             nn.ModuleList(CrossModalLayer(d, config) for _ in range(config.layers))
             for d in channels
             if attend
         )
-        self.shift = WordShift(text_channels, channels) if config.words != "attend" else None
+        self.shift = WordShift(text_channels, channels) if config.fusion != "cross-attention" else None
 
     def forward(self, low: Tensor, mid: Tensor, high: Tensor, tokens: Tensor, attention_mask: Tensor) -> Maps:
         """Three maps (B, h, w, d), tokens (B, n, d_T), attention_mask (B, n) int64 -> three maps."""
@@ -523,7 +523,7 @@ def last_depth(backbone: nn.Module) -> tuple[list[nn.Module], Callable[[Tensor],
             code="option",
             expected="one built as Swin, ResNet or DINOv2 are",
             found=f"model type {model.config.model_type}",
-            cure="--tune-vision all, or no",
+            cure="--finetune-vision full, or none",
         )
     blocks = list(getattr(encoder, family)[model.config.out_indices[1] :])
 

@@ -28,7 +28,7 @@ from .model import SYMMETRIES, Skinret, check_choices, last_depth, load_pretrain
 
 log = logging.getLogger(__name__)
 SCHEDULES = ("cosine", "constant")
-TUNED = ("no", "last", "all")
+FINETUNE = ("none", "last-stage", "full")
 _WARM_UP = 20  # steps
 
 
@@ -38,16 +38,16 @@ class TrainConfig:
 
     vision: str = "microsoft/swin-tiny-patch4-window7-224"
     text: str = "google-bert/bert-base-uncased"
-    tune_vision: str = "no"  # or "last", between the mid and the high map, or "all"; the rest is kept
-    tune_text: bool = False
+    finetune_vision: str = "none"  # "last-stage": between the mid and the high map; "full": all of it
+    finetune_text: bool = False
     image_size: int = 224
     fit: str = "crop"
     tokens: int = 64
-    orientations: int = 1
+    tta: int = 1
     neck: str = "fused"
     width: int | None = 64  # of the maps; None keeps the backbone's own
-    map_side: int = 8
-    words: str = "shift"
+    max_map_size: int = 8
+    fusion: str = "additive"
     layers: int = 1  # of the cross-modal transformer, where words are attended to
     regions: int = 8
     aggregation: str = "normalized"
@@ -63,13 +63,13 @@ class TrainConfig:
     schedule: str = "cosine"
     weight_decay: float = 1.0
     temperature: float = 0.5  # of S/3 at the start; it is learned
-    image_weight: float = 0.5  # of the query by the image alone, beside that of image and words
-    pair_weight: float = 3.0  # of the contrast of pairs, beside the concepts that are read
-    group_weight: float = 1.0  # of reading the group; 0: no concept is read, and the score is S / 3
+    image_only_loss_weight: float = 0.5  # of the query by the image alone, beside that of image and words
+    contrastive_weight: float = 3.0  # of the contrast of pairs, beside the concepts that are read
+    group_loss_weight: float = 1.0  # of reading the group; 0: no concept is read, and the score is S / 3
     smoothing: float = 0.3  # of the groups that are read
-    criteria_weight: float = 0.5  # of reading the criteria
+    criteria_loss_weight: float = 0.5  # of reading the criteria
     text_views: int = 8  # ways to say a case
-    symmetries: int = 4  # of the square, as augmentation
+    augment_dihedral: int = 4  # of the square, as augmentation
     validation: float = 0.0  # part of the training data, to choose the epoch; 0: the last epoch of all
     folds: int = 5
     fold: int | None = None  # the held-out one; None trains on everything
@@ -78,14 +78,14 @@ class TrainConfig:
     version: str = "0.1.0"
 
     def __post_init__(self) -> None:
-        if self.symmetries not in SYMMETRIES:
+        if self.augment_dihedral not in SYMMETRIES:
             raise InputError(
-                "symmetries cannot be used",
+                "augment_dihedral cannot be used",
                 code="option",
                 expected="1, 2, 4 or 8",
-                found=str(self.symmetries),
+                found=str(self.augment_dihedral),
             )
-        check_choices(self, "the option", schedule=SCHEDULES, tune_vision=TUNED)
+        check_choices(self, "the option", schedule=SCHEDULES, finetune_vision=FINETUNE)
         if self.fold is not None and not 0 <= self.fold < self.folds:
             raise InputError(
                 "the held-out fold does not exist",
@@ -100,7 +100,7 @@ class TrainConfig:
 PAPER: dict[str, Any] = {
     "neck": "level",
     "width": 256,
-    "words": "attend",
+    "fusion": "cross-attention",
     "aggregation": "mean",
     "epochs": 100,
     "lr": 1e-4,
@@ -108,9 +108,9 @@ PAPER: dict[str, Any] = {
     "weight_decay": 1e-5,
     "temperature": 0.1,
     "dropout": 0.1,
-    "pair_weight": 1.0,
-    "image_weight": 0.0,
-    "group_weight": 0.0,
+    "contrastive_weight": 1.0,
+    "image_only_loss_weight": 0.0,
+    "group_loss_weight": 0.0,
     "validation": 0.15,
 }
 
@@ -158,32 +158,32 @@ def train(
         config.vision,
         config.text,
         image_size=config.image_size,
-        orientations=config.orientations,
-        map_side=config.map_side,
+        tta=config.tta,
+        max_map_size=config.max_map_size,
         neck=config.neck,
-        words=config.words,
+        fusion=config.fusion,
         layers=config.layers,
         width=config.width,
         regions=config.regions,
         beta=config.beta,
-        gamma=config.gamma if config.group_weight else 0.0,
-        concepts=dataset.concepts if config.group_weight else {},
+        gamma=config.gamma if config.group_loss_weight else 0.0,
+        concepts=dataset.concepts if config.group_loss_weight else {},
         aggregation=config.aggregation,
         dropout=config.dropout,
     )
     model.to("cuda" if torch.cuda.is_available() else "cpu")
-    model.visual_encoder.backbone.requires_grad_(config.tune_vision == "all")
-    last = config.tune_vision == "last"
+    model.visual_encoder.backbone.requires_grad_(config.finetune_vision == "full")
+    last = config.finetune_vision == "last-stage"
     if last:
         for block in last_depth(model.visual_encoder.backbone)[0]:
             block.requires_grad_(True)
-    model.text_encoder.requires_grad_(config.tune_text)
+    model.text_encoder.requires_grad_(config.finetune_text)
     tokenize = TextEncoderInput(tokenizer, text)
     frozen = None
-    if config.tune_vision != "all":
-        frozen = FrozenMaps(model, dataset, config.symmetries, cache, last=last, quiet=quiet)
+    if config.finetune_vision != "full":
+        frozen = FrozenMaps(model, dataset, config.augment_dihedral, cache, last=last, quiet=quiet)
     words = Words(
-        model, dataset, tokenize, config.text_views, config.seed, frozen=not config.tune_text, quiet=quiet
+        model, dataset, tokenize, config.text_views, config.seed, frozen=not config.finetune_text, quiet=quiet
     )
     maps = image_maps(model, dataset, frozen, tuned=last)
     _begin(model, frozen, words, parts.train)
@@ -320,13 +320,13 @@ class _Loop:
         torch.manual_seed(self.config.seed * 100_003 + epoch)
         rng = np.random.default_rng([self.config.seed, epoch])
         self.model.train()
-        self.model.visual_encoder.backbone.train(self.config.tune_vision == "all")
-        self.model.text_encoder.train(self.config.tune_text)
+        self.model.visual_encoder.backbone.train(self.config.finetune_vision == "full")
+        self.model.text_encoder.train(self.config.finetune_text)
         order = rng.permutation(self.train)
         losses = []
         steps = max(1, len(order) // self.config.batch)
         for step, batch in enumerate(np.array_split(order, steps)):
-            turned = rng.integers(self.config.symmetries, size=len(batch))
+            turned = rng.integers(self.config.augment_dihedral, size=len(batch))
             views = rng.integers(self.words.views, size=len(batch))
             blank = torch.from_numpy(self.words.blank[batch]).to(self.device)
             with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.bf16):
@@ -335,8 +335,8 @@ class _Loop:
                 asked = self.model.compose(x, tokens, mask, blank)
             d_q, d_t = (self.model.similarity_head(*(m.float() for m in maps))[0] for maps in (asked, x))
             loss = self._objective(d_q, d_t, batch)
-            if self.config.image_weight:
-                loss = loss + self.config.image_weight * self._objective(d_t, d_t, batch)
+            if self.config.image_only_loss_weight:
+                loss = loss + self.config.image_only_loss_weight * self._objective(d_t, d_t, batch)
             for group in self.optimizer.param_groups:
                 group["lr"] = group["peak"] * self._pace(epoch + step / steps, steps)
             self.optimizer.zero_grad(set_to_none=True)
@@ -351,11 +351,11 @@ class _Loop:
         told = torch.from_numpy(self.dataset.told[batch]).to(self.device)
         scores = (d_q * self.visual_length) @ d_t.T  # S / 3
         loss = multi_positive_contrastive(scores * self.log_scale.exp().clamp(max=100.0), told[:, 0])
-        loss = config.pair_weight * loss
+        loss = config.contrastive_weight * loss
         if read := self.model.similarity_head.read(d_q):
-            loss = loss + config.group_weight * concept_loss(read[:1], told[:, :1], config.smoothing)
+            loss = loss + config.group_loss_weight * concept_loss(read[:1], told[:, :1], config.smoothing)
             if read[1:]:
-                loss = loss + config.criteria_weight * concept_loss(read[1:], told[:, 1:])
+                loss = loss + config.criteria_loss_weight * concept_loss(read[1:], told[:, 1:])
         return loss
 
     def _pace(self, epoch: float, steps: int) -> float:
