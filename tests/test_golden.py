@@ -20,10 +20,11 @@ from conftest import tiny_config
 from PIL import Image
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 
-from skinret_export import bundle_writer
-from skinret_export.bundle_writer import export_bundle
+from skinret_export import export
+from skinret_export.export import export_bundle
 from skinret_infer import Searcher
-from skinret_infer.image import ImageRecipe, Pixels, decode, prepare
+from skinret_infer.imaging.decode import decode
+from skinret_infer.imaging.recipe import ImageRecipe, Pixels, preprocess
 from skinret_infer.text import TextEncoderInput, TextRecipe
 from skinret_training.checkpoint import Checkpoint
 from skinret_training.model import Skinret
@@ -57,13 +58,13 @@ RESNET = {  # and words that shift: it is exported in half the time
         "layer_type": "basic",
         "out_features": ["stage1", "stage2", "stage3"],
     },
-    "words": "shift",
+    "fusion": "additive",
 }
-# Of a descriptor the first number of each part: e^L, e^M, e^H, g^L, g^M, g^H, then p^c of each trait
-SWIN_ALONE = [0.37081, -0.12250, -0.02121, 0.39288, -0.12091, -0.01068, 0.27910, 0.18214]
-SWIN_COMPOSED = [0.28839, -0.07445, -0.09817, 0.23142, -0.03285, -0.08978, 0.07836, 0.62594]
-RESNET_ALONE = [0.29940, 0.08572, 0.32377, 0.21255, 0.08152, 0.36714, 0.25630, 0.05999]
-RESNET_COMPOSED = [-0.20211, 0.09233, 0.25358, -0.25345, 0.09020, 0.28355, 0.02720, 0.26400]
+# Of a descriptor the first number of each part: e^L, e^M, e^H, g^L, g^M, g^H, then p^c of each concept
+SWIN_ALONE = [0.37081, -0.12250, -0.02121, 0.39288, -0.12091, -0.01068, 0.50836, 0.22615]
+SWIN_COMPOSED = [0.28839, -0.07445, -0.09817, 0.23142, -0.03285, -0.08978, 0.59849, 0.05751]
+RESNET_ALONE = [0.29940, 0.08572, 0.32377, 0.21255, 0.08152, 0.36714, 0.14799, 0.02870]
+RESNET_COMPOSED = [-0.20211, 0.09233, 0.25358, -0.25345, 0.09020, 0.28355, 0.12895, 0.04770]
 CLOSE = 1e-4  # runtimes differ from PyTorch by 1e-6 here
 
 
@@ -113,10 +114,10 @@ def golden(**options: Any) -> Checkpoint:
 def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("golden")
     golden(**RESNET).save(folder / "ckpt.pt")
-    probe = bundle_writer.make_probe
+    probe = export.make_probe
     with pytest.MonkeyPatch.context() as patch:  # proven on 16 images, not 64, as conftest's full_bundle is
-        patch.setattr(bundle_writer, "make_probe", lambda loaded, images: probe(loaded, images, count=16))
-        return export_bundle(folder / "ckpt.pt", folder / "bundle", gates=False).path
+        patch.setattr(export, "make_probe", lambda loaded, images: probe(loaded, images, count=16))
+        return export_bundle(folder / "ckpt.pt", folder / "bundle", check_precision=False).path
 
 
 @pytest.mark.parametrize(
@@ -131,12 +132,12 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ids=["crop", "squash"],
 )
 def test_a_png_becomes_these_pixels(recipe: ImageRecipe, expected: list[list[int]]) -> None:
-    prepared = prepare(decode(png(drawn(72, 100))), recipe)
+    prepared = preprocess(decode(png(drawn(72, 100))), recipe)
     assert [prepared[place].tolist() for place in PLACES] == expected
 
 
 def test_a_jpeg_becomes_these_pixels_give_or_take_one() -> None:
-    prepared = prepare(decode(JPEG), ImageRecipe(size=32))
+    prepared = preprocess(decode(JPEG), ImageRecipe(size=32))
     found = np.array([prepared[place] for place in PLACES], int)
     expected = [[237, 174, 133], [255, 189, 178], [49, 44, 74], [253, 188, 159]]
     assert np.abs(found - expected).max() <= 1, found.tolist()
@@ -161,7 +162,7 @@ def test_pytorch_gives_these_descriptors(
 ) -> None:
     checkpoint = golden(**options)
     model = checkpoint.model()
-    pixels = torch.from_numpy(prepare(drawn(72, 100), checkpoint.image).copy())[None]
+    pixels = torch.from_numpy(preprocess(drawn(72, 100), checkpoint.image).copy())[None]
     ids, mask, _ = TextEncoderInput(checkpoint.tokenizer, checkpoint.text)([TEXT])
     with torch.inference_mode():
         alone = model(pixels)[0].numpy()
@@ -174,7 +175,7 @@ def test_pytorch_gives_these_descriptors(
 def test_a_search_in_fp32_gives_these_descriptors(exported: Path, tmp_path: Path) -> None:
     file = png(drawn(72, 100))
     with Searcher(exported, tmp_path / "a.skinret", runtime="onnxruntime-cpu", precision="fp32") as searcher:
-        alone, composed = searcher.describe(file), searcher.describe(file, TEXT)
+        alone, composed = searcher.embed(file), searcher.embed(file, TEXT)
         starts = searcher.manifest.layout.starts
     assert alone[starts] == pytest.approx(RESNET_ALONE, abs=CLOSE)
     assert composed[starts] == pytest.approx(RESNET_COMPOSED, abs=CLOSE)

@@ -16,7 +16,14 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import average_precision_score, ndcg_score
 
-from skinret_infer.metrics import ACC_AT, Labels, average_precision, found_by, rank, retrieval_metrics
+from skinret_infer.evaluation.metrics import (
+    ACC_AT,
+    Labels,
+    average_precision,
+    found_by,
+    rank,
+    retrieval_metrics,
+)
 
 STEADY = settings(max_examples=50, deadline=None, derandomize=True, database=None)
 ROUNDED = 6e-4  # figures have three digits

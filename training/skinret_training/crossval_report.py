@@ -46,7 +46,7 @@ def experiment_result(
     data: str,
     runs: Sequence[_Run],
 ) -> dict[str, Any]:
-    """Return the content of EXPERIMENT.json: the protocol, every run, and the summary over folds and seeds."""
+    """Return the content of EXPERIMENT.json: protocol, every run, and the summary over folds and seeds."""
     options, default = asdict(config), asdict(TrainConfig())
     for names in (options, default):
         names |= {"vision": Path(names["vision"]).name, "text": Path(names["text"]).name}
