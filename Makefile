@@ -1,6 +1,8 @@
 # make demo            the whole road on cases drawn by a program: everything lands in demo/
 # make demo DATA=DIR   the same on a Derm7pt release_v0 folder (VISION= and TEXT= name weights, by hub name or folder)
 # make test            lint, types and tests
+# make docs            the documentation, built strictly: site/
+# make reference       docs/reference again, from the code
 # make sbom            CycloneDX of the locked packages: dist/runtime.cdx.json of what a hospital runs, dist/all.cdx.json
 PYTHON ?= python3
 VENV := .venv
@@ -9,7 +11,7 @@ READY := $(VENV)/.ready
 SBOM := dist
 CYCLONEDX := $(BIN)/cyclonedx-py environment --pyproject pyproject.toml --spec-version 1.6 --output-reproducible
 
-.PHONY: demo test lint sbom clean
+.PHONY: demo test lint docs reference sbom clean
 
 demo: $(READY)
 	$(BIN)/skinret demo --out demo $(if $(DATA),--data "$(DATA)") $(if $(VISION),--vision "$(VISION)") $(if $(TEXT),--text "$(TEXT)")
@@ -21,6 +23,14 @@ lint: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+docs: docs/requirements.txt
+	$(PYTHON) -m venv $(VENV)/docs
+	$(VENV)/docs/bin/python -m pip install --quiet --disable-pip-version-check -r docs/requirements.txt
+	$(VENV)/docs/bin/mkdocs build --strict --quiet
+
+reference: $(READY)
+	$(BIN)/python docs/generate_reference.py
 
 sbom: $(SBOM)/runtime.cdx.json $(SBOM)/all.cdx.json
 
@@ -42,4 +52,4 @@ $(READY): pyproject.toml constraints.txt
 	touch $(READY)
 
 clean:
-	rm -rf $(VENV) demo dist .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) demo dist site .pytest_cache .mypy_cache .ruff_cache

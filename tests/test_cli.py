@@ -40,24 +40,24 @@ def run(*arguments: object) -> Result:
     return CliRunner().invoke(main, [str(a) for a in arguments])
 
 
-def test_every_command_has_help_and_is_in_the_readme() -> None:
-    readme = (ROOT / "README.md").read_text("utf-8")
+def test_every_command_has_help_and_is_documented() -> None:
+    documented = (ROOT / "docs/reference/cli.md").read_text("utf-8")
     listed = run("-h").stdout
     for command in (*COMMANDS, *GROUPS):
         assert command in listed
         result = run(command, "-h")
         assert result.exit_code == 0 and "Usage:" in result.stdout
-        assert f"skinret {command}" in readme or f"make {command}" in readme
+        assert f"## skinret {command}\n" in documented
     for name, group in GROUPS.items():
         listed = run(name, "-h").stdout
         for command in group.commands:
             assert command in listed
             result = run(name, command, "-h")
             assert result.exit_code == 0 and "Usage:" in result.stdout
-            assert f"skinret {name} {command}" in readme or f"`{command}`" in readme
+            assert f"## skinret {name} {command}\n" in documented
     for other, name in ((train_main, "skinret-train"), (export_main, "skinret-export")):
         assert "Usage:" in CliRunner().invoke(other, ["-h"]).stdout
-        assert name in readme
+        assert f"## {name}\n" in documented
 
 
 def test_every_option_says_what_it_does() -> None:
@@ -93,7 +93,7 @@ def test_index_query_evaluate_and_doctor_work_together(
     )
     assert {hit["group"] for hit in json.loads(filtered.stdout)["hits"]} <= {"mel", "bkl"}
     picture = tmp_path / "hits.png"
-    shown = run("query", bundle, archive, "--image", image, "--picture", picture, "--images", data / "images")
+    shown = run("query", bundle, archive, "--image", image, "--figure", picture, "--images", data / "images")
     assert shown.exit_code == 0 and "rank" in shown.stdout
     page = tmp_path / "hits.html"
     shown = run("query", bundle, archive, "--image", image, "--report", page, "--images", data / "images")
@@ -245,11 +245,24 @@ def test_doctor_asks_the_driver_for_its_cards(monkeypatch: pytest.MonkeyPatch) -
         (["query", "{bundle}", "{archive}", "--image", "{image}", "--where", "n=1..2", "--where", "n=3"], 2),
         (["query", "{bundle}", "{archive}", "--image", "{image}", "--where", "n=1..", "--where", "n=..2"], 2),
         (["query", "{bundle}", "{archive}", "--image", "{image}", "--where", "sex=1..2"], 1),
-        (["query", "{bundle}", "{archive}", "--image", "{image}", "--level", "low"], 2),
-        (["query", "{bundle}", "{archive}", "--image", "{image}", "--level", "low=much"], 2),
-        (["query", "{bundle}", "{archive}", "--image", "{image}", "--level", "low=1", "--level", "low=2"], 2),
-        (["query", "{bundle}", "{archive}", "--image", "{image}", "--level", "top=1"], 1),
-        (["query", "{bundle}", "{archive}", "--image", "{image}", "--level", "low=-1"], 1),
+        (["query", "{bundle}", "{archive}", "--image", "{image}", "--level-weight", "low"], 2),
+        (["query", "{bundle}", "{archive}", "--image", "{image}", "--level-weight", "low=much"], 2),
+        (
+            [
+                "query",
+                "{bundle}",
+                "{archive}",
+                "--image",
+                "{image}",
+                "--level-weight",
+                "low=1",
+                "--level-weight",
+                "low=2",
+            ],
+            2,
+        ),
+        (["query", "{bundle}", "{archive}", "--image", "{image}", "--level-weight", "top=1"], 1),
+        (["query", "{bundle}", "{archive}", "--image", "{image}", "--level-weight", "low=-1"], 1),
         (["archive", "check"], 2),
         (["archive", "check", "none.skinret"], 1),
         (["archive", "check", "{image}", "--json"], 1),
@@ -394,7 +407,7 @@ def test_a_query_takes_ranges_and_the_weights_of_levels(
     assert found("--where", "span=3..b", "--where", "span=4..b") == {"3", "4"}
     assert found("--where", "age=3", "--where", "age=4") == {"3", "4"}
     asked = ["query", bundle, archive, "--image", cases[0].image, "--json"]
-    result = run(*asked, "--level", "low=2", "--level", "high=0.5")
+    result = run(*asked, "--level-weight", "low=2", "--level-weight", "high=0.5")
     assert json.loads(result.stdout)["levels"] == {"low": 2, "mid": 1, "high": 0.5}
     assert json.loads(run(*asked).stdout)["levels"] == {"low": 1, "mid": 1, "high": 1}
 
@@ -634,3 +647,20 @@ def test_no_group_or_log_forges_a_line_of_a_report(bundle: Path, cases: list[Cas
     log.write_text("{}\n")
     said = run("audit", "verify", log).stdout
     assert "\x1b" not in said and len(said.splitlines()) == 3 + said.count("fault: ")
+
+
+def test_an_archive_is_looked_at_and_a_patient_withdraws(archive: Path, tmp_path: Path) -> None:
+    copy = Path(shutil.copy(archive, tmp_path / "cases.skinret"))
+    told = json.loads(run("archive", "info", copy, "--json").stdout)
+    assert (told["cases"], told["model"], told["schema"]) == (40, "tiny 1", 1) and len(told["state"]) == 64
+    assert "cases       40" in run("archive", "info", copy).stdout
+    ids = run("archive", "list", copy).stdout.split()
+    assert len(ids) == 40 and ids == json.loads(run("archive", "list", copy, "--json").stdout)
+    done = run("archive", "remove", copy, ids[3], ids[7])
+    assert done.exit_code == 0 and "2 cases removed" in done.stderr and "holds 38" in done.stderr
+    again = run("archive", "remove", copy, ids[3], ids[9], "--json")
+    assert again.exit_code == 1 and ids[3] in again.stderr
+    assert json.loads(again.stdout) == {"removed": 1, "unknown": [ids[3]], "cases": 37}
+    for command in (["info"], ["list"], ["remove", "1"]):
+        refused = run("archive", command[0], tmp_path / "none.skinret", *command[1:])
+        assert refused.exit_code == 1 and "archive-empty" in refused.stderr

@@ -22,7 +22,6 @@ from skinret_infer import BundleError, Case, Searcher, SkinretError
 from skinret_infer._files import atomic_folder
 from skinret_infer.bundle import Bundle
 from skinret_infer.cli.bundle import PASSPHRASE
-from skinret_infer.cli.bundle import bundle as bundle_group
 from skinret_infer.cli.main import main
 from skinret_infer.trust import signing
 
@@ -476,10 +475,18 @@ def test_doctor_says_who_signed_a_bundle(signed: Path, keys: Path) -> None:
     assert said() == {"key": None, "verified": False, "fault": ""}
 
 
-def test_the_commands_have_help_and_are_in_the_readme() -> None:
-    readme = (ROOT / "README.md").read_text("utf-8")
-    assert "bundle" in run("-h").stdout and signing.KEY in readme
-    for name, command in bundle_group.commands.items():
-        assert f"skinret bundle {name}" in readme
-        assert "Usage:" in run("bundle", name, "-h").stdout
-        assert all(p.param_type_name == "argument" or getattr(p, "help", "") for p in command.params)
+def test_a_command_takes_the_trusted_keys_as_an_option(
+    signed: Path, keys: Path, archive: Path, data: Path, tmp_path: Path
+) -> None:
+    """Each that loads a bundle; without it, or with another's key, the default rules."""
+    signing.make_keys(tmp_path / "other.pem", tmp_path / "others.pem")
+    for line in (
+        f"query {signed} {archive} --image {next((data / 'images').iterdir())}",
+        f"doctor {signed}",
+        f"index {signed} {tmp_path / 'new.skinret'} {data}",
+        f"evaluate {signed} {archive} {data}",
+        f"validate-precision {signed} {data} --runtime openvino --precision bf16",
+    ):
+        refused = run(*line.split(), "--key", tmp_path / "others.pem")
+        assert refused.exit_code in (1, 4) and "signed" in refused.output, line
+    assert run("doctor", signed, "--key", keys / "a.pub").exit_code == 0

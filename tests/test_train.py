@@ -7,6 +7,7 @@ import sys
 import time
 from pathlib import Path
 
+import click
 import numpy as np
 import pytest
 import torch
@@ -190,7 +191,7 @@ def test_a_killed_command_resumes(weights: Path, data: Path, tmp_path: Path) -> 
     command = [
         sys.executable, "-m", "skinret_training.cli", data, "--out", out, "--vision", weights / "swin",
         "--text", weights / "bert",
-        "--image-size", "64", "--width", "16", "--batch", "16", "--augment_dihedral", "1",
+        "--image-size", "64", "--width", "16", "--batch", "16", "--augment-dihedral", "1",
         "--text-views", "2", "--schedule", "constant",
     ]  # fmt: skip
     running = subprocess.Popen(
@@ -454,3 +455,30 @@ def test_each_recipe_learns(weights: Path, cases: list[Case], tmp_path: Path) ->
         trained = train(CaseTable(cases, []), config(weights, **options), cache=tmp_path, quiet=True)
         losses = [epoch["loss"] for epoch in trained.history]
         assert np.mean(losses[-3:]) < np.mean(losses[:3]) - 0.1
+
+
+def test_a_file_of_options_stands_between_recipe_and_command_line(tmp_path: Path) -> None:
+    config_file = tmp_path / "recipe.toml"
+
+    def taken(*options: str) -> dict[str, object]:
+        context = cli.main.make_context("skinret-train", ["data", "--out", "ckpt.pt", *options])
+        return context.params
+
+    config_file.write_text('epochs = 7\nmax-map-size = 4\nfusion = "both"\nfinetune-text = true\n')
+    given = taken("--recipe", "paper", "--config", str(config_file), "--epochs", "9")
+    assert (given["epochs"], given["max_map_size"], given["fusion"], given["finetune_text"]) == (
+        9,
+        4,
+        "both",
+        True,
+    )
+    assert given["width"] == PAPER["width"] and taken("--config", str(config_file))["epochs"] == 7
+    for text, said in (
+        ("epoch = 7", "epoch"),
+        ("epochs = ", "TOML"),
+        ("epochs = 0", "x>=1"),
+        ("out = 1", "out"),
+    ):
+        config_file.write_text(text)
+        with pytest.raises(click.UsageError, match=said):
+            taken("--config", str(config_file))

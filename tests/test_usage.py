@@ -2,18 +2,15 @@
 
 import os
 import re
-import shlex
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
-import click
 import numpy as np
 import pytest
 from click.testing import CliRunner
 from PIL import Image
-from test_dicom import PICTURE, _object
 from test_export import take_graphs
 
 from skinret_export import cli as export_cli
@@ -24,7 +21,6 @@ from skinret_infer.bundle import Bundle
 from skinret_infer.cli.main import main as skinret
 from skinret_infer.trust import signing
 from skinret_training import crossval
-from skinret_training.cli import main as train
 
 ROOT = Path(__file__).parent.parent
 BIN = Path(sys.executable).parent
@@ -222,55 +218,6 @@ def test_query_takes_an_image_and_words_by_position(bundle: Path, archive: Path,
             assert [hit.case_id for hit in searcher.query(img, text)] == first
     assert len(searcher.query(path)) == len(searcher.query(path, None)) == 10
     searcher.close()
-
-
-def test_the_python_of_the_readme_runs(
-    bundle: Path, cases: list[Case], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text("utf-8"), re.DOTALL)
-    assert len(blocks) >= 3
-    monkeypatch.chdir(tmp_path)
-    shutil.copytree(bundle, "bundle")
-    signing.make_keys(Path("private.pem"), Path("trusted.pem"))
-    signing.sign(Path("bundle"), signing.private_key("private.pem", str))
-    Path("images").mkdir()
-    for name, case in (("a.jpg", cases[0]), ("lesion.jpg", cases[1])):
-        shutil.copy(str(case.image), name)
-        shutil.copy(str(case.image), Path("images") / name)
-    names: dict[str, object] = {"dicom_bytes": _object(PICTURE.tobytes())}
-    for block in blocks:
-        exec(compile(block, "README.md", "exec"), names)  # noqa: S102 - the README's own
-    assert Path("report.html").stat().st_size > 10_000 and Path("audit.jsonl").stat().st_size > 100
-
-
-def test_the_shell_lines_of_the_readme_are_commands_that_exist() -> None:
-    readme = (ROOT / "README.md").read_text("utf-8")
-    blocks = re.findall(r"^```(\w*)\n(.*?)^```$", readme, re.DOTALL | re.MULTILINE)
-    shell = [line for language, block in blocks if not language for line in block.splitlines()]
-    lines = [line for line in shell if line.startswith("skinret")]
-    assert len(lines) >= 12
-    for line in lines:
-        command, words = _command(shlex.split(line, comments=True))
-        above = click.Context(skinret, **skinret.context_settings)  # a command keeps the first -h that it has
-        command.make_context(line, words, above)  # as by a shell: nothing unknown, nothing missing
-    mentioned = re.findall(r"`(skinret(?:-train|-export)?\s[^`]*--[^`]*)`", readme)
-    assert len(mentioned) >= 3
-    for text in mentioned:
-        command, words = _command(text.split())
-        known = {name for each in command.params for name in (*each.opts, *each.secondary_opts)}
-        assert {word for word in words if word.startswith("--")} <= known, text
-
-
-def _command(words: list[str]) -> "tuple[click.Command, list[str]]":
-    """Return the command that a line calls, and its arguments."""
-    first, *rest = words
-    commands = {"skinret": skinret, "skinret-train": train, "skinret-export": export_cli.main}
-    command: click.Command = commands[first]
-    while isinstance(command, click.Group):
-        found = command.get_command(click.Context(command), rest.pop(0))
-        assert found, words
-        command = found
-    return command, rest
 
 
 # -- pytest benchmarks --
