@@ -27,7 +27,7 @@ lint: $(READY)
 docs: docs/requirements.txt
 	$(PYTHON) -m venv $(VENV)/docs
 	$(VENV)/docs/bin/python -m pip install --quiet --disable-pip-version-check -r docs/requirements.txt
-	$(VENV)/docs/bin/mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(VENV)/docs/bin/mkdocs build --strict --quiet
 
 reference: $(READY)
 	$(BIN)/python docs/generate_reference.py

@@ -24,7 +24,8 @@ from skinret_infer.engines.verdicts import refusal
 from skinret_infer.tables import read_cases
 from skinret_infer.text import TextEncoderInput
 
-sys.path.append(str(Path(__file__).parents[1] / "tests"))  # where durability.py is, of both
+_TESTS = Path(__file__).parents[1] / "tests"
+sys.path += [str(_TESTS), str(_TESTS / "hostile")]  # helpers.py; durability.py and fuzz.py, of both
 _SHORT = "The short form, of a tiny model and few rounds: it shows that all runs; its figures mean nothing."
 AnyReport = TypeVar("AnyReport", bound=Report)
 _REPORT, _SEARCH = pytest.StashKey[Report](), pytest.StashKey[SearchReport]()

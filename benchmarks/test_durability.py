@@ -1,4 +1,4 @@
-"""The long forms of tests/test_durability.py: 200 kills, a minute of readers and a writer, a disk often full.
+"""The long forms of tests/archive/test_durability.py: 200 kills, readers beside a writer, a disk often full.
 
     python -m pytest benchmarks/test_durability.py --durability -s
 

@@ -1,4 +1,4 @@
-"""The long form of tests/test_fuzz.py: many hostile inputs of every format.
+"""The long form of tests/hostile/test_fuzz.py: many hostile inputs of every format.
 
     python -m pytest benchmarks/test_fuzz.py --fuzz 20000 -s
 

@@ -59,7 +59,7 @@ JSON_OUTPUT = {  # the keys of what a command prints with --json; tests/test_doc
     ),
     "skinret archive check": ("archive", "cases", "faults", "fingerprint", "model", "repaired"),
     "skinret archive remove": ("cases", "removed", "unknown"),
-    "skinret audit verify": ("faults", "files", "first", "head", "last", "notes", "records"),
+    "skinret audit verify": ("faults", "files", "first", "head", "notes", "records"),
 }  # fmt: skip
 
 
@@ -133,7 +133,7 @@ def _errors() -> str:
     ]
     for kind in sorted(rows):
         cls = getattr(skinret_infer, kind, None)
-        summary = inspect.getdoc(cls) if cls is not None else ""
+        summary = _paragraphs(cls).split("\n\n")[0]
         text.append(f"\n## {kind}\n\n{summary}\n\n| code | what is wrong | cure |\n|---|---|---|")
         for code in sorted(rows[kind]):
             messages = "<br>".join(dict.fromkeys(m for m, _ in rows[kind][code] if m)) or "-"
@@ -229,7 +229,19 @@ def _type(kind: object) -> str:
 
 
 def _paragraphs(cls: type) -> str:
-    return inspect.getdoc(cls) or ""
+    """Return a docstring as Markdown: its sections of names as a list."""
+    lines: list[str] = []
+    listing = False
+    for line in (inspect.getdoc(cls) or "").splitlines():
+        if set(line) == {"-"} and lines:
+            listing = lines.pop() in ("Parameters", "Attributes")
+        elif listing and line.endswith(" :"):
+            lines.append(f"- `{line.removesuffix(' :')}`:")
+        elif listing and line.startswith("    "):
+            lines[-1] += f" {line.strip()}"
+        else:
+            lines.append(line)
+    return "\n".join(lines)
 
 
 def _comments(cls: type) -> dict[str, str]:

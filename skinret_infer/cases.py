@@ -13,14 +13,25 @@ from .imaging.decode import ImageSource
 class Case:
     """One confirmed case.
 
-    case_id : the key; unique in an archive.
-    image : a path, bytes, a binary file object, a PIL image or an H x W x 3 uint8 array.
-    diagnosis : in the words of the source; never shown to the model.
-    group : the coarse diagnosis by which retrieval is judged; the diagnosis itself where none is given.
-    confirmed_by : how the diagnosis was confirmed, such as "histopathology"; else "unknown".
-    attributes : anything else that is known, such as {"streaks": "irregular"}.
-    image_ref : what the archive remembers of where the image is; the path by default.
+    Parameters
+    ----------
+    case_id :
+        the key; unique in an archive.
+    image :
+        a path, bytes, a binary file object, a PIL image or an H x W x 3 uint8 array.
+    diagnosis :
+        in the words of the source; never shown to the model.
+    group :
+        the coarse diagnosis by which retrieval is judged; the diagnosis itself where none is given.
+    confirmed_by :
+        how the diagnosis was confirmed, such as "histopathology"; else "unknown".
+    attributes :
+        anything else that is known, such as {"streaks": "irregular"}.
+    image_ref :
+        what the archive remembers of where the image is; the path by default.
 
+    Notes
+    -----
     Texts are kept in Unicode's normal form C, in which one text has one spelling, but for image_ref.
     """
 

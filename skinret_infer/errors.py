@@ -9,10 +9,14 @@ class SkinretError(Exception):
 
     Parameters
     ----------
-    wrong : what was wrong, in one clause.
-    code : a stable, machine-readable name of the fault, such as ``"image-truncated"``.
-    expected, found, cure : the rest of the message, in that order; an empty one is left out.
-    case_id : the case that it is about, or None.
+    wrong :
+        what was wrong, in one clause.
+    code :
+        a stable, machine-readable name of the fault, such as ``"image-truncated"``.
+    expected, found, cure :
+        the rest of the message, in that order; an empty one is left out.
+    case_id :
+        the case that it is about, or None.
 
     All are attributes too. An error can be pickled, as by a process pool.
     """

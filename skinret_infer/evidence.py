@@ -38,10 +38,15 @@ _EPS = 1e-6  # as the model has it: no norm is divided by less
 class EvidenceMap:
     """The evidence on one picture, the query's or the case's: all maps and baselines sum to the score.
 
-    maps : what each position adds, [h, w], by the six cosines, such as "local_low", and by the concepts, such
+    Attributes
+    ----------
+    maps :
+        what each position adds, [h, w], by the six cosines, such as "local_low", and by the concepts, such
         as "group". A position depends on its surroundings too, not only on its pixels.
-    baseline : what a concept adds whatever the picture shows.
-    box : the part of the picture under the maps: left, top, right, bottom in pixels.
+    baseline :
+        what a concept adds whatever the picture shows.
+    box :
+        the part of the picture under the maps: left, top, right, bottom in pixels.
     """
 
     maps: Mapping[str, Map]
@@ -56,7 +61,10 @@ class EvidenceMap:
     def overlay(self, picture: Pixels, name: str | None = None) -> Image.Image:
         """Draw one map, or all together, over the picture that it is of: blue adds, orange takes away.
 
-        picture : H x W x 3 uint8, upright, as `decode` returns it.
+        Parameters
+        ----------
+        picture :
+            H x W x 3 uint8, upright, as `decode` returns it.
         """
         contribution = self.total if name is None else self.maps[name]
         strongest = float(np.abs(contribution).max())
@@ -84,14 +92,21 @@ class EvidenceMap:
 class Evidence:
     """What a hit's score is made of: `parts` sum to it, and so does the evidence on each picture.
 
-    parts : what each of the six cosines adds, such as {"local_low": 0.081, ...}, its weight times itself, and
+    Attributes
+    ----------
+    parts :
+        what each of the six cosines adds, such as {"local_low": 0.081, ...}, its weight times itself, and
         what the similarity of each concept adds, such as "group".
-    query, case : the parts, split over the positions of the pictures; case is None if it was left out.
-    residual : the largest difference between a product and the sum of its map, for runtimes compute in few
+    query, case :
+        the parts, split over the positions of the pictures; case is None if it was left out.
+    residual :
+        the largest difference between a product and the sum of its map, for runtimes compute in few
         digits; it is spread evenly over the positions.
-    matching_criteria : the criteria in which the case agrees with the text, with its values, such as
+    matching_criteria :
+        the criteria in which the case agrees with the text, with its values, such as
         {"streaks": "irregular"}. For "no streaks" that is a case with the value "absent".
-    conflicting_criteria : those in which it does not. What text or case leave open is in neither.
+    conflicting_criteria :
+        those in which it does not. What text or case leave open is in neither.
     """
 
     case_id: str

@@ -37,16 +37,25 @@ class HitExplainer(Protocol):
 class Hit:
     """One case of the archive, and how it compares with the query.
 
-    score : in [-1, 1], a similarity, never a probability: (1 - gamma) * visual + gamma * concept_similarity,
+    Attributes
+    ----------
+    score :
+        in [-1, 1], a similarity, never a probability: (1 - gamma) * visual + gamma * concept_similarity,
         where visual = beta * local_similarity + (1 - beta) * global_similarity.
-    local_similarity, global_similarity : the means of the three local and of the three global cosines,
+    local_similarity, global_similarity :
+        the means of the three local and of the three global cosines,
         weighted by the levels.
-    cosines : all six, such as {"local_low": 0.81, ...}.
-    concept_similarity : the probability that the predicted concepts of query and case coincide, averaged over
+    cosines :
+        all six, such as {"local_low": 0.81, ...}.
+    concept_similarity :
+        the probability that the predicted concepts of query and case coincide, averaged over
         the concepts, 0 to 1; None if the model predicts none.
-    concepts : the same for each concept, such as {"group": 0.93, "pigment_network": 0.71, ...}.
-    diagnosis, group, confirmed_by, attributes, image_ref : what the archive knows of the case.
-    image_sha256 : of the decoded pixels of its picture.
+    concepts :
+        the same for each concept, such as {"group": 0.93, "pigment_network": 0.71, ...}.
+    diagnosis, group, confirmed_by, attributes, image_ref :
+        what the archive knows of the case.
+    image_sha256 :
+        of the decoded pixels of its picture.
     """
 
     rank: int
@@ -74,10 +83,17 @@ class Hit:
     ) -> Evidence:
         """Return what the score is made of, with maps over the query and over the case that add up to it.
 
-        case_image : the case's picture; None reads `image_ref`.
-        image_folder : the folder to which `image_ref` is relative; the picture must lie below it.
-        with_case : False leaves the case's maps out, for which its picture is needed.
+        Parameters
+        ----------
+        case_image :
+            the case's picture; None reads `image_ref`.
+        image_folder :
+            the folder to which `image_ref` is relative; the picture must lie below it.
+        with_case :
+            False leaves the case's maps out, for which its picture is needed.
 
+        Notes
+        -----
         Raises InputError for a picture that is missing or not the case's, ArchiveError if the case was
         removed or replaced since, or the Searcher closed.
         """
@@ -105,15 +121,25 @@ class Hit:
 class Results:
     """The hits of one query, best first, ties by case id.
 
-    text : as it was checked; "" for a query by image alone.
-    k, beta, gamma, levels, where, exclude : the options that were used; `where` is accepted again by a query.
-    searched : how many cases passed the filter.
-    runtime, precision, model : what ran, such as "onnxruntime-cpu", "fp32".
-    timings_ms : image (decode), text and encode, which overlap, then search, and total; of a batch, divided
+    Attributes
+    ----------
+    text :
+        as it was checked; "" for a query by image alone.
+    k, beta, gamma, levels, where, exclude :
+        the options that were used; `where` is accepted again by a query.
+    searched :
+        how many cases passed the filter.
+    runtime, precision, model :
+        what ran, such as "onnxruntime-cpu", "fp32".
+    timings_ms :
+        image (decode), text and encode, which overlap, then search, and total; of a batch, divided
         by its size.
-    request_id, time : of the query, as in the audit log; UTC.
-    hashes : SHA-256 of image (decoded pixels), text, bundle, and of the archive's history.
-    warnings : what a person should know, each a text with a stable `code`.
+    request_id, time :
+        of the query, as in the audit log; UTC.
+    hashes :
+        SHA-256 of image (decoded pixels), text, bundle, and of the archive's history.
+    warnings :
+        what a person should know, each a text with a stable `code`.
     """
 
     hits: tuple[Hit, ...]
@@ -176,11 +202,17 @@ class Results:
     ) -> None:
         """Write one HTML page that needs nothing else: the query, the hits, and the evidence of each.
 
-        image : the query's picture once more, if the query was given no path; without it, the page shows the
+        Parameters
+        ----------
+        image :
+            the query's picture once more, if the query was given no path; without it, the page shows the
             square that the model saw.
-        image_folder : the folder to which the archive's image references are relative. A case whose picture
+        image_folder :
+            the folder to which the archive's image references are relative. A case whose picture
             is missing there, or is another by now, is shown without.
 
+        Notes
+        -----
         Needs the extra `report`, and the Searcher still open. Raises InputError, ArchiveError.
         """
         from .report.html import write_report

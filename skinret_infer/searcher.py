@@ -33,18 +33,30 @@ from .trust.audit import AuditLog
 class Searcher:
     """Find the most similar confirmed cases of an archive for an image and a few words.
 
-    bundle : the folder that skinret-export made; every file is checked against its hash.
-    archive : the path of the archive; the first `add` makes it. Or another Store of this model's cases.
-    runtime : "auto", or one by name, which is then used or refused, never exchanged.
-    precision : "auto" takes the fastest that has passed the precision check for this bundle; or one by name.
+    Parameters
+    ----------
+    bundle :
+        the folder that skinret-export made; every file is checked against its hash.
+    archive :
+        the path of the archive; the first `add` makes it. Or another Store of this model's cases.
+    runtime :
+        "auto", or one by name, which is then used or refused, never exchanged.
+    precision :
+        "auto" takes the fastest that has passed the precision check for this bundle; or one by name.
         Cases are added in fp32 unless the precision has passed the check for archives too.
-    threads : for the runtime; None takes as many as the process may use.
-    cache : a folder for what a runtime builds; None takes SKINRET_CACHE or the user's cache folder.
-    trusted_keys : a PEM file of Ed25519 public keys, of which one must have signed the bundle; None takes the
+    threads :
+        for the runtime; None takes as many as the process may use.
+    cache :
+        a folder for what a runtime builds; None takes SKINRET_CACHE or the user's cache folder.
+    trusted_keys :
+        a PEM file of Ed25519 public keys, of which one must have signed the bundle; None takes the
         file that SKINRET_BUNDLE_KEY names, and requires no signature if that is not set either.
-    audit : a file to which every query is recorded before its answer is returned, failed ones too: hashes of
+    audit :
+        a file to which every query is recorded before its answer is returned, failed ones too: hashes of
         picture and text, never these themselves; `context` says who queried (trust/audit.py).
 
+    Notes
+    -----
     `manifest` is the bundle's own description: the model, its metrics, its intended use.
 
     Safe to call from several threads. A process that is forked from this one may go on with it: it opens its
@@ -147,9 +159,15 @@ class Searcher:
         "error", "skip" or "replace". With on_error="skip" a case whose image cannot be used is left out, and
         is in the report's `failed`.
 
-        cases : read lazily, a batch ahead; a list is checked whole before the first is added.
-        progress : called with (done, total) after each batch; total is None for an iterable without a length.
+        Parameters
+        ----------
+        cases :
+            read lazily, a batch ahead; a list is checked whole before the first is added.
+        progress :
+            called with (done, total) after each batch; total is None for an iterable without a length.
 
+        Notes
+        -----
         Raises InputError for an unusable image, ArchiveError for a case that is there with other facts, both
         with its `case_id`; the batches before it stay added.
         """
@@ -218,18 +236,31 @@ class Searcher:
     ) -> Results:
         """Return the k most similar cases for a dermoscopy image and, if given, a few words.
 
-        image : a path, bytes, a binary file object, a PIL image or an H x W x 3 uint8 array.
-        text : findings in English, such as "atypical pigment network"; None or "" searches by image alone.
-        k : how many hits; fewer come back if the archive or the filter has fewer.
-        where : only cases whose field or attribute has this value, one of these, or a number in a range, such
+        Parameters
+        ----------
+        image :
+            a path, bytes, a binary file object, a PIL image or an H x W x 3 uint8 array.
+        text :
+            findings in English, such as "atypical pigment network"; None or "" searches by image alone.
+        k :
+            how many hits; fewer come back if the archive or the filter has fewer.
+        where :
+            only cases whose field or attribute has this value, one of these, or a number in a range, such
             as {"sex": "female", "diagnosis": ["melanoma", "nevus"], "age": Range(40, 60)}.
-        exclude : case ids that may not come back, such as the patient's own.
-        beta : the weight of local against global similarity (Eq. 9), 0 to 1; None takes the model's.
-        gamma : the weight of concept against visual similarity, 0 to 1; None takes the model's.
-        levels : the weights of the levels in the visual similarity, such as {"low": 2, "high": 0.5}; those
+        exclude :
+            case ids that may not come back, such as the patient's own.
+        beta :
+            the weight of local against global similarity (Eq. 9), 0 to 1; None takes the model's.
+        gamma :
+            the weight of concept against visual similarity, 0 to 1; None takes the model's.
+        levels :
+            the weights of the levels in the visual similarity, such as {"low": 2, "high": 0.5}; those
             not given are 1.
-        context : what the audit log shall record of the caller, such as {"user": "4711", "study": "..."}.
+        context :
+            what the audit log shall record of the caller, such as {"user": "4711", "study": "..."}.
 
+        Notes
+        -----
         Raises InputError, ArchiveError, AuditError.
         """
         return self.query_batch(
@@ -286,9 +317,14 @@ class Searcher:
     ) -> Any:
         """Answer many queries, eight at a time. The scores are those of `query`, to rounding.
 
-        on_error : "raise" fails all queries if one has an unusable image or text; "return" returns its
+        Parameters
+        ----------
+        on_error :
+            "raise" fails all queries if one has an unusable image or text; "return" returns its
             SkinretError in its place.
 
+        Notes
+        -----
         The other arguments are those of `query`.
         """
         if on_error not in ("raise", "return"):

@@ -12,6 +12,7 @@ os.environ["OMP_NUM_THREADS"] = os.environ["OPENBLAS_NUM_THREADS"] = "1"
 import pytest
 import torch
 from filelock import FileLock
+from helpers import tiny_checkpoint
 
 from skinret_export import export
 from skinret_export.demo import write_small_tokenizer
@@ -23,28 +24,6 @@ from skinret_infer.text import TextRecipe
 from skinret_training.checkpoint import Checkpoint
 from skinret_training.model import ModelConfig, Skinret
 from skinret_training.synthetic import write_dataset
-
-SWIN = {
-    "model_type": "swin",
-    "image_size": 64,
-    "embed_dim": 16,
-    "depths": [1, 1, 1, 1],
-    "num_heads": [1, 2, 4, 4],
-    "window_size": 2,
-    "out_features": ["stage2", "stage3", "stage4"],
-}
-BERT = {
-    "model_type": "bert",
-    "vocab_size": 400,
-    "hidden_size": 32,
-    "num_hidden_layers": 1,
-    "num_attention_heads": 2,
-    "intermediate_size": 64,
-    "max_position_embeddings": 64,
-}
-
-CONCEPTS = {"group": ["bkl", "mel", "nevus"], "streaks": ["absent", "irregular", "regular"]}
-
 
 LONGEST = (
     "full_size",
@@ -101,25 +80,6 @@ def made_once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path],
             make(begun)
             begun.rename(path)
     return path
-
-
-def tiny_config(**options: object) -> ModelConfig:
-    """Return the configuration of a model that builds and runs in milliseconds."""
-    tiny = {"vision": SWIN, "text": BERT, "image_size": 64, "max_map_size": 8, "head_width": 16}
-    return ModelConfig(**{**tiny, "concepts": CONCEPTS, "gamma": 0.5, **options})
-
-
-def tiny_checkpoint(tokenizer: str, *, seed: int = 0, **options: object) -> Checkpoint:
-    """Return a checkpoint of a tiny model with random weights."""
-    torch.manual_seed(seed)
-    model = Skinret(tiny_config(**options))
-    for parameter in model.parameters():  # wider than the libraries' start, so that cases differ
-        if parameter.ndim > 1:
-            torch.nn.init.normal_(parameter, std=0.15)
-    return Checkpoint(
-        config=model.config, image=ImageRecipe(size=64), text=TextRecipe(), tokenizer=tokenizer,
-        state=model.state_dict(), name="tiny", version="1",
-    )  # fmt: skip
 
 
 @pytest.fixture(scope="session", autouse=True)

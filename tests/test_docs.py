@@ -74,7 +74,7 @@ def test_the_python_of_a_page_runs(page: Path, workspace: Path) -> None:
     for block in _blocks(page, "python"):
         exec(compile(block, _name(page), "exec"), names)  # noqa: S102 - the page's own
     for value in names.values():
-        if callable(close := getattr(value, "close", None)):
+        if not isinstance(value, type) and callable(close := getattr(value, "close", None)):
             close()
 
 

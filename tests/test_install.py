@@ -7,7 +7,7 @@ import venv
 from pathlib import Path
 
 import pytest
-from test_searcher import GUARD
+from helpers import GUARD
 
 from skinret_infer import Case
 

@@ -9,15 +9,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import tiny_checkpoint
+from helpers import GUARD, WORDS, tiny_checkpoint
 from PIL import Image
 
 from skinret_export.export import export_bundle
 from skinret_infer import Case, InputError, RuntimeUnavailable, Searcher, encoder
 from skinret_infer.engines.registry import RUNTIMES
 from skinret_infer.imaging.decode import decode
-
-WORDS = "atypical pigment network, irregular streaks"
 
 
 def test_a_query_names_the_hits_and_what_ran(searcher: Searcher, cases: list[Case]) -> None:
@@ -206,26 +204,6 @@ def test_any_kind_of_image_gives_the_same_hits(searcher: Searcher, cases: list[C
         sources = [path, str(path), path.read_bytes(), file, picture, np.asarray(picture)]
         answers = [searcher.query(source, WORDS).to_dict()["hits"] for source in sources]
     assert all(answer == answers[0] for answer in answers)
-
-
-GUARD = """
-import sys, json
-touched = []
-sys.addaudithook(lambda event, args: touched.append(event) if event.startswith("socket.") else None)
-import skinret_infer
-with skinret_infer.Searcher(sys.argv[1], sys.argv[2]) as searcher:
-    hits = len(searcher.query(sys.argv[3], "irregular streaks", k=5))
-import os
-links = []
-for fd in os.listdir("/proc/self/fd") if os.path.isdir("/proc/self/fd") else []:
-    try:
-        links.append(os.readlink("/proc/self/fd/" + fd))
-    except OSError:
-        pass
-heavy = ("torch", "transformers", "skinret_training", "skinret_export", "onnx", "huggingface_hub", "scipy")
-print(json.dumps({"hits": hits, "sockets": touched, "open": [x for x in links if x.startswith("socket:")],
-                  "heavy": [m for m in heavy if m in sys.modules]}))
-"""
 
 
 def test_a_query_loads_no_torch_and_opens_no_socket(bundle: Path, archive: Path, cases: list[Case]) -> None:

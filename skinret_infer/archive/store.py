@@ -71,10 +71,16 @@ class Match:
 class AddReport:
     """What adding or importing cases did, by case id.
 
-    added, replaced : new in the archive, or in the place of a case with the same id.
-    unchanged : in the archive already.
-    failed : not added, with the error of each; only where errors are skipped.
-    warnings : what a person should know of the pictures, such as of writing burned into one.
+    Attributes
+    ----------
+    added, replaced :
+        new in the archive, or in the place of a case with the same id.
+    unchanged :
+        in the archive already.
+    failed :
+        not added, with the error of each; only where errors are skipped.
+    warnings :
+        what a person should know of the pictures, such as of writing burned into one.
     """
 
     added: list[str] = field(default_factory=list)
@@ -198,10 +204,17 @@ class Store(Protocol):
     ) -> SearchResult:
         """Return the k best cases of each query, how many cases the filter let through, and the state.
 
-        queries : the descriptors of the queries, float32 [Q, D].
-        weights : what the product of each part counts, float64 [6 + C] (descriptor.part_weights).
-        where, exclude : as `Searcher.query` has them; they are heeded before the ranking.
+        Parameters
+        ----------
+        queries :
+            the descriptors of the queries, float32 [Q, D].
+        weights :
+            what the product of each part counts, float64 [6 + C] (descriptor.part_weights).
+        where, exclude :
+            as `Searcher.query` has them; they are heeded before the ranking.
 
+        Notes
+        -----
         The score of a case is weights . descriptor.products(query, case), in float64; the best come first,
         equal ones by case id. Raises ArchiveError where there are no cases, InputError for a bad filter.
         """
