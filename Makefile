@@ -1,4 +1,4 @@
-# make demo            the whole road on cases drawn by a program: everything lands in demo/
+# make demo            train, export, index and query on cases drawn by a program: demo/report.html and more
 # make demo DATA=DIR   the same on a Derm7pt release_v0 folder (VISION= and TEXT= name weights, by hub name or folder)
 # make test            lint, types and tests
 # make docs            the documentation, built strictly: site/

@@ -26,7 +26,8 @@ def main(demo: Path, target: Path) -> None:
             capture_output=True,
         )  # fmt: skip
         page = Image.open(shot).convert("RGB")
-    row = Image.open(demo / "results.png").convert("RGB").crop((0, 0, 1270, 282))
+    row = Image.open(demo / "results.png").convert("RGB")
+    row = row.crop((0, 0, row.width, 282))
     row = row.resize((WIDTH, round(row.height * WIDTH / row.width)), Image.Resampling.LANCZOS)
     both = Image.new("RGB", (WIDTH, row.height + GAP + HEIGHT), "white")
     both.paste(row, (0, 0))

@@ -22,7 +22,7 @@ def missing_extra(wrong: str, error: Exception, extra: str, code: str = "") -> M
         code=code or ("extra-missing" if absent else "extra-broken"),
         expected=f"the extra {extra}",
         found=f"no package {absent}" if absent else f"{type(error).__name__}: {error}",
-        cure=install if absent else f"install anew the package that this names; {install} brings its version",
+        cure=install if absent else f"install the named package again; {install} brings its version",
     )
 
 

@@ -1,12 +1,12 @@
 """Fork: what a child process may not use of its parent, and how it gets its own.
 
 A forked child has one thread. Thread pools of a runtime, executors and held locks are copied without the
-threads that serve or release them, so that the child would wait for ever. A SQLite connection may not cross a
+threads that serve or release them, so the child would wait without end. A SQLite connection may not cross a
 fork either, nor be closed there, and a connection that is inside a transaction at that moment would make the
 child believe that it holds the lock of the file.
 
-So a fork waits until no thread is inside `no_fork`, and in the child each object that asked for it by `renew`
-makes its pools, locks and connections anew; what it had is leaked on purpose (`abandon`).
+So a fork waits until no thread is inside `no_fork`, and in the child each object that registered with `renew`
+makes new pools, locks and connections; the old ones are leaked on purpose (`abandon`).
 """
 
 import contextlib
@@ -24,7 +24,7 @@ class Forked(Protocol):
     """An object that holds what does not cross a fork."""
 
     def after_fork(self) -> None:
-        """Make it anew, in the child."""
+        """Make new ones, in the child."""
         ...
 
 

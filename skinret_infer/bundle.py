@@ -348,7 +348,7 @@ def _too_large(path: Path, most: int) -> BundleError:
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Make a JSON object of which each name stands once."""
+    """Make a JSON object, and refuse one with a name twice."""
     made = dict(pairs)
     if len(made) < len(pairs):
         raise ValueError("a name that stands twice")

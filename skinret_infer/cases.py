@@ -32,7 +32,7 @@ class Case:
 
     Notes
     -----
-    Texts are kept in Unicode's normal form C, in which one text has one spelling, but for image_ref.
+    Texts are normalised to Unicode's normal form C, in which one text has one spelling, except image_ref.
     """
 
     case_id: str
@@ -52,7 +52,7 @@ class Case:
             )
         if not isinstance(self.attributes, Mapping):
             raise InputError(
-                f"case {self.case_id!r}: the attributes cannot be kept",
+                f"case {self.case_id!r}: the attributes cannot be stored",
                 code="case-attribute",
                 expected='a mapping such as {"streaks": "irregular"}',
                 found=f"{self.attributes!r:.80}",
@@ -66,7 +66,7 @@ class Case:
             plain = isinstance(name, str) and isinstance(value, kind)
             if not plain or not is_storable(name) or not is_storable(value):
                 raise InputError(
-                    f"case {self.case_id!r}: {name!r} cannot be kept",
+                    f"case {self.case_id!r}: {name!r} cannot be stored",
                     code="case-attribute",
                     expected="text in Unicode, or for an attribute also a finite number or bool",
                     found=f"{value!r:.80}, a {type(value).__name__}",

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 
-# The ten columns of Derm7pt that may be said in a query, in the table's order. Diagnosis, management, the
+# The ten columns of Derm7pt that may be words of a query, in the table's order. Diagnosis, management, the
 # seven-point score and the level of difficulty never are: they give the answer away.
 DERM7PT_PHRASES: Mapping[str, str] = {
     "pigment_network": "{} pigment network",

@@ -53,7 +53,7 @@ _SHOWN = {
     "mAP_change": ("mAP moved", "+.2f"),
     "Acc@1_change": ("Acc@1 moved", "+.2f"),
 }
-_WORDS = ("atypical pigment network", "irregular streaks", "blue-whitish veil")  # none is asked twice
+_WORDS = ("atypical pigment network", "irregular streaks", "blue-whitish veil")  # not cached
 
 
 def examine(
@@ -235,7 +235,7 @@ def _examine_archive(path: Path, fingerprint: str | None) -> dict[str, Any]:
                 "index_bytes": _size(archive.index.folder.glob("*")),
                 "faults": maintenance.check(archive),
             }
-            with contextlib.suppress(ArchiveError):  # of which the faults speak
+            with contextlib.suppress(ArchiveError):  # the faults name it
                 report["cases"] = len(archive)
                 states = list(archive.index.file_states().values())
                 report |= {
@@ -366,7 +366,7 @@ def _archive_lines(archive: Mapping[str, Any]) -> list[str]:
     if "cases" in archive:
         notify("cases", str(archive["cases"]))
     if any(counts := [archive.get(f"segments_{state}", 0) for state in ("right", "stale", "missing")]):
-        notify("derived", "{} files right, {} stale, {} missing; a search makes those anew".format(*counts))
+        notify("derived", "{} files right, {} stale, {} missing; a search makes these again".format(*counts))
     for fault in archive.get("faults", ()):
         notify("fault", fault)
     if archive.get("faults"):

@@ -58,7 +58,7 @@ class ArchiveError(SkinretError):
 
 
 class RuntimeUnavailable(SkinretError):
-    """The runtime that was asked for cannot run here."""
+    """The chosen runtime cannot run here."""
 
     exit_code = 4
 

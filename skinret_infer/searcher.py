@@ -59,7 +59,7 @@ class Searcher:
     -----
     `manifest` is the bundle's own description: the model, its metrics, its intended use.
 
-    Safe to call from several threads. A process that is forked from this one may go on with it: it opens its
+    Safe to call from several threads. A process that is forked from this one may use it too: it opens its
     own runtime and connections at the first use. A pickled Searcher, for a process that is spawned, is
     opened there from the same files. Raises BundleError, ArchiveError, AuditError, RuntimeUnavailable, and
     InputError for keys that cannot be read.

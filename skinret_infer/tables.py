@@ -138,7 +138,7 @@ def _text(path: Path) -> str:
     except UnicodeDecodeError as error:
         wide = data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
         line = data.count(b"\n", 0, error.start) + 1
-        found = "UTF-16" if wide else f"a byte that is none of UTF-8 in line {line}: {data[error.start]:#04x}"
+        found = "UTF-16" if wide else f"a byte that is not UTF-8 in line {line}: {data[error.start]:#04x}"
         raise InputError(
             f"{path} cannot be read",
             code="table-unreadable",
@@ -241,7 +241,7 @@ def _read_csv(path: Path, needed: tuple[str, ...]) -> tuple[list[str], list[tupl
             for name, cell in zip(header, cells, strict=True):
                 if len(cell) > MAX_CELL or not is_storable(cell):
                     raise InputError(
-                        f"{where}: {name!r:.80} cannot be kept",
+                        f"{where}: {name!r:.80} cannot be stored",
                         code="table-value",
                         expected=f"text of at most {MAX_CELL:,} characters",
                         found=f"{len(cell):,}" if len(cell) > MAX_CELL else "a NUL",
@@ -311,7 +311,7 @@ def _resemblances(columns: list[str], known: Collection[str]) -> list[str]:
 
     by_plain = {plain(name): name for name in known}
     return [
-        f"column {column!r} is kept as an attribute of its own: write {meant!r} if that is meant"
+        f"column {column!r} becomes an attribute of its own: write {meant!r} if you mean that"
         for column in columns
         if column not in known and (meant := by_plain.get(plain(column)))
     ]

@@ -26,7 +26,7 @@ class TextRecipe:
 
 
 def phrases_of(attributes: Mapping[str, Any], phrases: Mapping[str, str]) -> list[str]:
-    """Say each attribute that has a phrase, in the phrases' order; of "present" only the thing is said."""
+    """Return the phrase of each attribute that has one, in that order; "present" is left out."""
     said = {name: str(attributes[name]) for name in phrases if attributes.get(name) not in (None, "")}
     return [phrases[name].format("" if value == "present" else value).strip() for name, value in said.items()]
 
@@ -101,7 +101,7 @@ class TextEncoderInput:
                 "tokenizer.json does not fit the manifest",
                 code="bundle-tokenizer",
                 expected=f"any text in {recipe.length} tokens",
-                found=f"{tokens}, of which some belong to every text",
+                found=f"{tokens}, including those that belong to every text",
                 cure="export the bundle again",
             )
 

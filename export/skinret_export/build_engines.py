@@ -19,7 +19,7 @@ def build_engines(
     cache: str | Path | None = None,
     notify: Notify = lambda _: None,
 ) -> list[Path]:
-    """Build the engines of the four graphs, unless good ones are there, and return where they are kept.
+    """Build the engines of the four graphs, unless the cache has good ones, and return their paths.
 
     name : tensorrt or tensorrt-rtx.
     capabilities : compute capabilities such as "8.6" to build for, by tensorrt-rtx alone, which needs no GPU

@@ -1,4 +1,4 @@
-"""The whole road in one command: data, training, export, index, queries, and one picture to look at."""
+"""The whole pipeline in one command: data, training, export, index, queries, and a page to look at."""
 
 import logging
 from collections.abc import Iterable, Mapping
@@ -40,11 +40,11 @@ SMALL: Mapping[str, Any] = {
 
 
 @click.command(
-    short_help="Take the whole road, and look at the picture.",
+    short_help="Train, export, index and query on drawn cases.",
     context_settings={"help_option_names": ["-h", "--help"], "show_default": True},
 )
 @click.option(
-    "--out", default=Path("demo"), type=click.Path(path_type=Path), help="Folder of all that is made."
+    "--out", default=Path("demo"), type=click.Path(path_type=Path), help="Folder of the results."
 )
 @click.option("--data", type=click.Path(path_type=Path), help="A Derm7pt folder.  [default: drawn cases]")
 @click.option("--vision", default=TrainConfig().vision, help="With --data: a vision backbone.")
@@ -52,10 +52,10 @@ SMALL: Mapping[str, Any] = {
 @click.option("--epochs", type=click.IntRange(1), help="Fewer for a quick look.")
 @report_errors
 def demo(out: Path, data: Path | None, vision: str, text: str, epochs: int | None) -> None:
-    """Train, export, index and query, and leave the checkpoint, the bundle, the archive and a picture in OUT.
+    """Train, export, index and query; write checkpoint, bundle, archive, figure and report page to OUT.
 
-    Without --data the cases are drawn by a program, and a small model learns from nothing: the figures say
-    that the road is whole, not how well the method does.
+    Without --data the cases are drawn by a program and a small model is trained from random weights: the
+    figures show that every step runs, not how well the method does.
     """
     logging.basicConfig(format="  %(message)s")
     logging.getLogger("skinret_training").setLevel(logging.INFO)
@@ -89,19 +89,20 @@ def demo(out: Path, data: Path | None, vision: str, text: str, epochs: int | Non
         held_out = [by_id[i] for i in trained.query_ids]
         _say("querying with the held-out fold, through the bundle")
         click.echo(table(evaluate(searcher, held_out)))
-        asked = _one_of_each_group(held_out)
+        queries = _one_of_each_group(held_out)
+        texts = [attributes_to_text(_findings(case), DERM7PT_PHRASES) for case in queries]
         rows = [
-            (
-                case.image,
-                searcher.query(case.image, attributes_to_text(_findings(case), DERM7PT_PHRASES), k=5),
-            )
-            for case in asked
+            (case.image, searcher.query(case.image, text, k=5))
+            for case, text in zip(queries, texts, strict=True)
         ]
-        click.echo(f"\nquery: case {asked[0].case_id}, {asked[0].group}: {rows[0][1].text}\n{rows[0][1]}")
-    images = data / "release_v0" / "images" if (data / "release_v0").is_dir() else data / "images"
-    draw_results(rows, images, out / "results.png", groups=[case.group for case in asked])
-    _say(f"the picture is {out / 'results.png'}; the bundle {out / 'bundle'}; the archive {archive}")
-    _say(f"ask it: skinret query {out / 'bundle'} {archive} --image PICTURE --text WORDS")
+        first = rows[0][1]
+        click.echo(f"\nquery: case {queries[0].case_id}, {queries[0].group}: {first.text}\n{first}")
+        images = data / "release_v0" / "images" if (data / "release_v0").is_dir() else data / "images"
+        first.to_html(out / "report.html", image_folder=images)
+    draw_results(rows, images, out / "results.png", groups=[case.group for case in queries])
+    _say(f"the report page of this query is {out / 'report.html'}, the figure of all {out / 'results.png'}")
+    _say(f"the bundle is {out / 'bundle'}, the archive {archive}")
+    _say(f"next: skinret query {out / 'bundle'} {archive} --image PICTURE --text WORDS")
 
 
 def _claim(out: Path) -> None:

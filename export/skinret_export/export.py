@@ -63,7 +63,7 @@ def export_bundle(
     fp16 : also write the graphs in fp16, for graphics cards; half as much again on the disk.
     check_precision : measure the lower precisions of the runtimes that are installed here.
     overwrite : replace a bundle that is there, once the new one is proven; nothing but a bundle is replaced.
-    say : told of each step.
+    notify : called with a line about each step.
 
     Raises ParityError if any graph is not what the contract says or disagrees with PyTorch; the report is
     then `OUT.parity.json`, and nothing stands at `out` that did not stand there before. Raises InputError for

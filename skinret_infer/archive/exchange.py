@@ -7,7 +7,7 @@
 Nothing is lost on the way there and back, and nothing is calculated on the way through a spreadsheet: a text
 that begins like a formula gets an apostrophe before it, as OWASP advises against CSV injection, and so does
 one that begins with an apostrophe. An import takes it away again; archive.json names it under "escape" for
-other programs. A spreadsheet must be told that commas part the cells: at other marks it may find formulas
+other programs. Set the comma as the separator in a spreadsheet: with another one it may find formulas
 within a text.
 """
 

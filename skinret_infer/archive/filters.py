@@ -13,7 +13,7 @@ import numpy.typing as npt
 from .._values import AttributeValue, is_storable, nfc
 from ..errors import InputError
 
-FIELDS = ("diagnosis", "group", "confirmed_by")  # of every case; an attribute of such a name is not asked
+FIELDS = ("diagnosis", "group", "confirmed_by")  # of every case; they hide an attribute of the same name
 _Key: TypeAlias = tuple[str, AttributeValue]  # the kind of a value, and the value
 # A text that is a number: 00123 and 1e3 are names.
 _NUMBER = re.compile(r"-?(0|[1-9]\d{0,14})(\.\d{1,15})?", re.ASCII)

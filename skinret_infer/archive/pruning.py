@@ -32,7 +32,7 @@ from .._files import atomic_write
 from ..descriptor import Layout, Vector, products
 from .filters import Column, Columns, Condition
 
-SEGMENT = 1 << 14  # row ids: 8 MB of a scan, and the most that is read anew when a case is removed
+SEGMENT = 1 << 14  # row ids: 8 MB of the index, and the most that is read again when a case is removed
 SAMPLE = 4096  # descriptors from which a projection is taken; an archive of fewer cases needs none
 _RANKS = (32, 64, 128, 256)
 _CHUNK = 256  # descriptors projected at once: in float64, within a cache

@@ -28,7 +28,7 @@ class Record:
 
     @classmethod
     def of(cls, case: Case, image_sha256: str) -> "Record":
-        """Return what is kept of a case."""
+        """Return the record of a case."""
         return cls(
             case.case_id,
             case.diagnosis,
@@ -211,7 +211,7 @@ class Store(Protocol):
         weights :
             what the product of each part counts, float64 [6 + C] (descriptor.part_weights).
         where, exclude :
-            as `Searcher.query` has them; they are heeded before the ranking.
+            as `Searcher.query` has them; they apply before the ranking.
 
         Notes
         -----

@@ -164,7 +164,7 @@ def _checked(blobs: Sequence[Any], places: Sequence[str], layout: Layout) -> Vec
     vectors = np.frombuffer(b"".join(blobs), "<f4").reshape(len(blobs), layout.length)
     vectors = vectors.astype(np.float32, copy=False)
     if not (right := well_formed(vectors, layout)).all():
-        raise Malformed(f"a descriptor that is none in {places[int(np.argmin(right))]}")
+        raise Malformed(f"an invalid descriptor in {places[int(np.argmin(right))]}")
     return vectors
 
 

@@ -37,7 +37,7 @@ def keygen(private: Path, public: Path, passphrase: bool) -> None:
 def sign(bundle: Path, key: Path) -> None:
     """Check BUNDLE against its hashes and sign it; the signature is manifest.json.sig in it.
 
-    If the key has a passphrase, that is asked for, or taken from SKINRET_KEY_PASSPHRASE.
+    The passphrase of a protected key is prompted for, or taken from SKINRET_KEY_PASSPHRASE.
     """
     Bundle.unverified(bundle)
     name = signing.sign(bundle, signing.private_key(key, _passphrase))

@@ -58,12 +58,12 @@ class _Group(click.Group):
             if isinstance(command := entry.load(), click.Command):
                 return command
             error: Exception = TypeError(f"{type(command).__name__} is no command")
-        except Exception as raised:  # whatever it is, the other commands go on
+        except Exception as raised:  # whatever it is, the other commands must work
             error = raised
         wrong = f"`skinret {name}` cannot run here"
         if entry.module.startswith("skinret_"):
             return unable(name, missing_extra(wrong, error, "export"))
-        found, cure = f"{type(error).__name__}: {error}", "install anew the package that brings it"
+        found, cure = f"{type(error).__name__}: {error}", "install the package that brings it again"
         why = RuntimeUnavailable(
             wrong, code="command-broken", expected=f"a command at {entry.value}", found=found, cure=cure
         )

@@ -57,7 +57,7 @@ class Runtime:
 
     name : as users write it, such as "openvino".
     extra : the extra of this package that installs it.
-    on_card : it runs on an NVIDIA card, which a forked process cannot go on using.
+    on_card : it runs on an NVIDIA card, which a forked process cannot use.
     why_not : returns None if it can run here, or the reason why it cannot.
     precisions : returns those in which it has a bundle's graphs here, the fastest first; called only if it
         can run here.

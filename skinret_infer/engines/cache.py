@@ -184,7 +184,7 @@ def _not_kept(path: Path, error: OSError, required: bool) -> None:
 def _warn(folder: Path, reason: str) -> None:
     """Warn of a folder once in a process, whatever the number of engines."""
     _logger.warning(
-        "%s cannot be written (%s): engines are not kept and every start builds them anew; "
+        "%s cannot be written (%s): engines are not cached and every start builds them again; "
         "set SKINRET_CACHE to a folder that can be written",
         folder,
         reason,

@@ -1,4 +1,4 @@
-"""The NVIDIA driver and its cards, asked without any package."""
+"""The NVIDIA driver and its cards, read without any package."""
 
 import ctypes
 import re
@@ -11,7 +11,7 @@ _MAJOR, _MINOR = 75, 76  # CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_*
 
 
 def nvidia_report() -> dict[str, Any]:
-    """Ask the NVIDIA driver itself, which needs no package: its version, its cards, or why there are none."""
+    """Return the version and the cards of the NVIDIA driver, or why there are none. It needs no package."""
     report: dict[str, Any] = {"driver": None, "cuda": None, "devices": [], "fault": ""}
     try:
         cuda = ctypes.CDLL(_DRIVERS.get(sys.platform, "libcuda.so"))

@@ -1,4 +1,4 @@
-"""ONNX Runtime, on the CPU, where it says what is right, and on NVIDIA cards, where the maps stay there."""
+"""ONNX Runtime: on the CPU, where it is the reference, and on NVIDIA cards, where the maps stay."""
 
 import importlib.util
 from collections.abc import Mapping, Sequence
@@ -67,7 +67,7 @@ class OnnxRuntimeCpu(HostEngine):
 class OnnxRuntimeCuda(HostEngine):
     """The four graphs on an NVIDIA card; what one gives the next stays there.
 
-    device : where the maps are kept. Only a test says "cpu", to follow the same road without a card.
+    device : where the maps are kept. A test uses "cpu" to run the same code without a card.
     """
 
     name = "onnxruntime-cuda"

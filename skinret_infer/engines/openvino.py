@@ -37,7 +37,7 @@ def precisions() -> tuple[str, ...]:
 
 
 class OpenVino(HostEngine):
-    """The four graphs compiled by OpenVINO for the CPU, and kept so: the next start takes half the time.
+    """The four graphs compiled by OpenVINO for the CPU, and cached: the next start takes half the time.
 
     In bf16 the weights are held in fp16: half the memory, and more digits than are then used.
     """

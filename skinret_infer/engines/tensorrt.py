@@ -116,7 +116,7 @@ def load_or_build(
     refused: str = "",
     required: bool = False,
 ) -> tuple[Path, bytes | memoryview]:
-    """Return where a graph's engine is kept and the engine, built first unless a good one is there.
+    """Return the path of a graph's engine and the engine; build it if the cache has no good one.
 
     refused, required : as in `cached`.
     """
@@ -183,7 +183,7 @@ def build(
     log = _log(trt)
     log.errors.clear()
     builder = _made(trt.Builder(log), log, "a builder")
-    # TensorRT 11 and RTX know no other kind of network; 10.x must be told.
+    # TensorRT 11 and RTX know no other kind of network; 10.x needs the flag.
     typed = getattr(trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED", None)
     network = _made(builder.create_network(0 if typed is None else 1 << int(typed)), log, "a network")
     parser = _made(trt.OnnxParser(network, log), log, "a parser")
@@ -243,7 +243,7 @@ class TensorRT:
         cache: str | Path | None = None,
         notify: Notify = lambda _: None,
     ) -> None:
-        """Load the engines from the cache, building those that are not there; `say` is told of it.
+        """Load the engines from the cache, building those that are not there; `say` is called with each step.
 
         Raises RuntimeUnavailable if there is no device or an engine cannot be had.
         """
@@ -370,7 +370,7 @@ class TensorRT:
         stream = stream or _Stream(self._cuda, self._log, graphs)
         try:
             yield stream
-        except BaseException:  # it may be half way: another thread is not to go on from there
+        except BaseException:  # it may be half way: another thread must not continue from there
             stream.close()
             raise
         with self._lock:
@@ -481,7 +481,7 @@ class _Stream:
         return self._allocate(name, math.prod(shape) * dtype.itemsize)
 
     def _allocate(self, name: str, size: int) -> int:
-        """Return the address of at least `size` bytes; when it grows, what was there is gone."""
+        """Return the address of at least `size` bytes; its content is lost when it grows."""
         address, had = self._memory.get(name, (0, 0))
         if not address or had < size:
             if address:
@@ -585,7 +585,7 @@ def _log(trt: Any) -> Any:
 
 
 def _monitor(trt: Any, what: str, notify: Notify) -> Any:
-    """Return a monitor that says every ten seconds how a build goes on, and stops it at Ctrl-C."""
+    """Return a monitor that reports a build every ten seconds, and stops it at Ctrl-C."""
 
     class Monitor(trt.IProgressMonitor):  # type: ignore[misc]
         def __init__(self) -> None:

@@ -37,8 +37,8 @@ def evaluate(
 
     The whole archive is ranked without the query's own case, which is its id, or its very picture under
     another id ("same_picture" counts those). A hit is right if its group is the query's. The words are the
-    case's attributes, said by the bundle's text recipe. For the figures of each kind of query, and for equal
-    scores, see `retrieval_metrics`.
+    case's attributes in the phrases of the bundle's text recipe. For the figures of each kind of query, and
+    for equal scores, see `retrieval_metrics`.
     """
     return evaluate_parts(searcher, cases, {"": None}, beta=beta, gamma=gamma, progress=progress)[""]
 
@@ -129,7 +129,7 @@ def _of_part(rankings: Sequence[Ranking], index: Indices) -> list[Ranking]:
 def table(report: dict[str, Any]) -> str:
     """Return the report as lines for a person."""
     shown = [n for n in ("mAP", *(f"Acc@{k}" for k in ACC_AT), NDCG, SHARED) if n in report[KINDS[0]]]
-    # A random order heeds no query: it is the same for every kind.
+    # A random order ignores the query: it is the same for every kind.
     measured = {kind: report[kind] for kind in KINDS} | {"random_order": report[KINDS[0]]["random_order"]}
     rows = {kind: _rows(kind, figures) for kind, figures in measured.items()}
     width = max(len(label) for labelled in rows.values() for label, _ in labelled) + 2

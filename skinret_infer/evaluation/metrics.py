@@ -127,8 +127,8 @@ def rank(scores: npt.NDArray[Any], queries: Labels, archive: Labels) -> list[Ran
     """Return for each query the whole archive, best first, without the query's own case.
 
     scores : of each query with each case of the archive, finite, [Q, A]. Equal ones are listed by case id, as
-        a search lists them; no figure heeds that order. Make them with np.einsum, not BLAS, which may round
-        the last columns in another way: two equal descriptors then differ by their place in the table.
+        a search lists them; no figure depends on that order. Make them with np.einsum, not BLAS, which may
+        round the last columns in another way: two equal descriptors then differ by their place in the table.
 
     Raises InputError for scores of another shape, or that are not finite.
     """

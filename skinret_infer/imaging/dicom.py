@@ -302,7 +302,7 @@ def _check(found: _Found, max_pixels: int) -> tuple[int, int]:
     stored, signed = found.number("stored", allocated), found.number("signed", 0)
     if (allocated, stored, signed) != (8, 8, 0):
         raise InputError(
-            f"{name} has {'signed ' * bool(signed)}pixels of {stored} bits a channel, kept in {allocated}",
+            f"{name} has {'signed ' * bool(signed)}pixels of {stored} bits a channel, stored in {allocated}",
             code="image-dicom-depth",
             expected="8 bits, unsigned",
             cure="export the picture with 8 bits a channel, as a camera gives it",
@@ -512,7 +512,7 @@ def _palette(found: _Found) -> Pixels:
 
 
 def _unswapped(data: bytes, swapped: bool) -> npt.NDArray[np.uint8]:
-    """Return bytes; those kept as big-endian words come in pairs the wrong way round. PS3.5, annex D."""
+    """Return bytes; big-endian words come with their bytes swapped. PS3.5, annex D."""
     values = np.frombuffer(data, np.uint8)
     return values[: len(values) // 2 * 2].reshape(-1, 2)[:, ::-1].reshape(-1) if swapped else values
 

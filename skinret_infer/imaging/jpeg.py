@@ -19,7 +19,7 @@ _FRAMES = {0xC0: "baseline", 0xC1: "extended", 0xC2: "progressive", 0xC3: "lossl
 _HIERARCHICAL = (0xC5, 0xC6, 0xC7, 0xDE)
 _ARITHMETIC = (0xC9, 0xCA, 0xCB, 0xCD, 0xCE, 0xCF)
 _SEVERAL = (0x020001, 0x020002, 0x020003)  # types of MPF: a panorama, for two eyes, from several angles
-_HUFFMAN_CURE = "code it anew without loss, such as with libjpeg-turbo: jpegtran -outfile OUT IN"
+_HUFFMAN_CURE = "recode it without loss, such as with libjpeg-turbo: jpegtran -outfile OUT IN"
 
 
 class Segment(NamedTuple):
@@ -35,7 +35,7 @@ def segments(stream: "DeadlineReader", place: int = 0) -> list[Segment]:
 
     It is read from its place in the file as decoders read it: from marker to marker, past what cannot be
     one. Raises InputError for a JPEG that goes over its pixels again and again (a megabyte of it takes hours)
-    or is in arithmetic coding (which hardly a program reads, and of which few bytes take minutes).
+    or is in arithmetic coding (few programs read it, and a few bytes can take minutes).
     """
     data = stream.getvalue()
     if data[place : place + 3] != b"\xff\xd8\xff":
@@ -65,7 +65,7 @@ def segments(stream: "DeadlineReader", place: int = 0) -> list[Segment]:
 
 
 def check_frame(parts: Sequence[Segment], name: str) -> Segment:
-    """Return the segment that says of which kind a JPEG is. Raises InputError for a kind that is not read."""
+    """Return the segment that names the kind of a JPEG. Raises InputError for a kind that is not read."""
     frames = [p for p in parts if p.marker in _FRAMES or p.marker in _HIERARCHICAL]
     if any(p.marker == 0xF7 for p in parts):
         raise unread(name, "a JPEG-LS file", "a format that is not read", SAVE_AS_PNG)
@@ -86,7 +86,7 @@ def check_frame(parts: Sequence[Segment], name: str) -> Segment:
 
 
 def read_jpeg(stream: "DeadlineReader", check: Check) -> Contents:
-    """Read a JPEG, of which the decoder gets what its pixels need: no EXIF, no preview, no text."""
+    """Read a JPEG; the decoder gets only what the pixels need: no EXIF, no preview, no text."""
     data, warnings = stream.getvalue(), list[SkinretWarning]()
     parts = segments(stream)
     frame = check_frame(parts, stream.name)

@@ -82,7 +82,7 @@ def _chunk(kind: bytes, body: bytes | memoryview) -> tuple[bytes, bytes | memory
 
 
 def read_png(stream: "DeadlineReader", check: Check) -> Contents:
-    """Read a PNG, of which the decoder gets the chunks that its pixels need."""
+    """Read a PNG; the decoder gets only the chunks that the pixels need."""
     broken: set[str] = set()
     warnings: list[SkinretWarning] = []
     parts = _chunks(stream, broken)

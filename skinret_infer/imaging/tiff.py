@@ -32,7 +32,7 @@ MAX_TILES = 300_000  # or strips; 64 megapixels in tiles of 16 x 16 have 250,000
 
 Samples = npt.NDArray[Any]  # [H, W, samples] of whole numbers
 
-_PLAIN = (1, 5, 8, 32773, 32946, 34925, 50000)  # compressions that give back the very bytes
+_PLAIN = (1, 5, 8, 32773, 32946, 34925, 50000)  # lossless compressions
 _DIFFERENCES = (5, 8, 32946, 34925, 50000)  # those that may keep differences
 _FAX, _JPEG, _WEBP = (2, 3, 4), 7, 50001
 _OPTIONAL = {34925: "LZMA", 50000: "Zstandard", _WEBP: "WebP"}
@@ -400,7 +400,7 @@ def _unpacked(rows: npt.NDArray[np.uint8], page: _Page) -> Samples:
 
 
 def _summed(samples: Samples, page: _Page) -> Samples:
-    """Return the samples of which the differences along each row of a tile are given. TIFF 6.0, 14."""
+    """Return samples from their differences along each row of a tile. TIFF 6.0, 14."""
     if page.number(317, 1) != 2 or page.bits not in (8, 16, 32):
         raise _unfit(page, f"differences of kind {page.number(317, 1)} of {page.bits} bits")
     samples, step = samples.copy(), page.tile[0]

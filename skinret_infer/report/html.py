@@ -126,7 +126,7 @@ def _layers(maps: Collection[str]) -> dict[str, _Layer]:
     """Return the maps that can be shown, by the name that they have in the page."""
     concepts = tuple(name for name in maps if name not in COSINES)
     layers = [_Layer("", "everything", (*COSINES, *concepts))]
-    for group, parts in (("Looks", COSINES), ("Agreement", concepts)):
+    for group, parts in (("Visual", COSINES), ("Concepts", concepts)):
         if parts and concepts:
             layers.append(_Layer(group, "together", parts))
         layers += [_Layer(group, _label(name), (name,)) for name in parts]
@@ -137,7 +137,7 @@ def _label(part: str) -> str:
     if part not in COSINES:
         return part.replace("_", " ")
     term, level = part.split("_")
-    return f"{'regions' if term == 'local' else 'whole'}, {_DETAIL[level]}"
+    return f"{term}, {_DETAIL[level]}"
 
 
 def _case(
@@ -192,7 +192,7 @@ def _known(hit: "Hit", evidence: Evidence) -> dict[str, list[dict[str, Any]]]:
 
 
 def _layer(names: Sequence[str], evidence: Evidence, part: int) -> dict[str, Any]:
-    """Return a map over the query and over the case in one scale, and what is said of it."""
+    """Return a map over the query and over the case in one scale, and its text."""
     sides = {"query": evidence.query} | ({"case": evidence.case} if evidence.case else {})
     maps = {side: add_up(s.maps[name] for name in names) for side, s in sides.items()}
     full = max(float(np.abs(m).max()) for m in maps.values())

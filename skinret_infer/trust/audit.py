@@ -59,7 +59,7 @@ class AuditLog:
 
     Any number of threads and processes may append. Nothing is held open between two appends, so that a log
     may be used on both sides of a fork. A file that would pass `max_bytes` is renamed to
-    ``<stem>.<its last sequence><suffix>``, and a new one goes on with the chain.
+    ``<stem>.<its last sequence><suffix>``, and a new one continues the chain.
 
     Raises AuditError if the log cannot be written.
     """
@@ -152,9 +152,9 @@ class Verified:
     records : how many whole records there are.
     first : the sequence of the first, 0 if there is none.
     files : how many files hold them.
-    head : the hash of the last. Noted elsewhere, it shows later that the log was not written anew.
+    head : the hash of the last. Stored elsewhere, it proves later that the log was not replaced.
     faults : what is wrong, in words: the first twenty, and how many more.
-    notes : what is odd, though no acknowledged record is missing; told likewise.
+    notes : oddities without a missing record; at most 20.
     """
 
     records: int

@@ -47,7 +47,7 @@ def _needs_cryptography(function: Callable[P, R]) -> Callable[P, R]:
 
 
 def trusted_keys(path: str | Path | None = None) -> Keys | None:
-    """Read the keys of which one must have signed a bundle; None if no signature is asked for.
+    """Read the keys of which one must have signed a bundle; None if no signature is required.
 
     path : a PEM file of one or more Ed25519 public keys; None takes the file that SKINRET_BUNDLE_KEY names.
 

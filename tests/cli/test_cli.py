@@ -539,7 +539,7 @@ def test_the_demo_takes_the_whole_road(tmp_path: Path, monkeypatch: pytest.Monke
     assert result.exit_code == 0, result.stderr
     assert "image words" in result.stdout and "rank" in result.stdout
     made = {path.name for path in (tmp_path / "demo").iterdir()}
-    assert made >= {"bundle", "cases.skinret", "ckpt.pt", "data", "results.png"}
+    assert made >= {"bundle", "cases.skinret", "ckpt.pt", "data", "report.html", "results.png"}
     assert run("doctor", tmp_path / "demo" / "bundle").exit_code == 0
 
 

@@ -303,7 +303,7 @@ def test_every_extra_of_the_sdk_is_named_with_exit_code_4_and_a_broken_package_w
     (tmp_path / package / "__init__.py").write_text("raise ImportError('libhalf.so: not there')")
     done = _python(tmp_path, "-c", program, tmp_path / "trusted.pem")
     broken, missing = (line.split("|") for line in done.stdout.splitlines())
-    assert broken[:3] == ["4", code, "ImportError: libhalf.so: not there"] and "anew" in broken[3]
+    assert broken[:3] == ["4", code, "ImportError: libhalf.so: not there"] and "again" in broken[3]
     assert missing == ["4", code, f"no package {package}", f'pip install "skinret-infer[{extra}]"']
 
 

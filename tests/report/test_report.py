@@ -334,7 +334,7 @@ def test_the_square_that_the_model_saw_stands_for_a_picture_not_at_hand(
     results.to_html(tmp_path / "square.html", image_folder=data / "images")
     results.to_html(tmp_path / "whole.html", image=pixels, image_folder=data / "images")
     square, whole = read(tmp_path / "square.html"), read(tmp_path / "whole.html")
-    assert "The square that the model saw" in square.text and not square.find(".query")[0].find(".box")
+    assert "The part of the picture that the model saw" in square.text and not square.find(".query")[0].find(".box")
     assert square.find(".query")[0].find(".photo")[0].attributes["viewbox"] == "0 0 64 64"
     assert whole.find(".query")[0].find(".photo")[0].attributes["viewbox"] == "0 0 120 80"
     assert (
@@ -396,7 +396,7 @@ def test_many_hits_stand_in_the_list_and_the_first_twenty_with_evidence(
     text = " ".join(page.text.split())
     assert len(page.find(".list")[0].find("tbody")[0].find("tr")) == len(results) == 40
     assert len(page.find(".hit")) == 20 and "The first 20 follow with pictures and evidence" in text
-    assert "40, of 100 that were asked for" in text and "No words: the image alone." in text
+    assert "40, of at most 100" in text and "No words: the image alone." in text
     assert "not there 19, and 10 more" in text and "not there 20" not in text
 
 

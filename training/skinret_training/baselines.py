@@ -26,7 +26,7 @@ from .train import TrainConfig
 Array = npt.NDArray[np.float32]
 Scores = dict[str, Array]  # kind of query -> scores [Q, N]
 
-_WORD = 3.0  # what a word that is said counts beside features of unit variance
+_WORD = 3.0  # the weight of a word beside features of unit variance
 _WIDTH = 256  # of a learned projection
 _ALONE = 0.2  # how often a query is the image alone in training
 _TEMPERATURE = 0.1  # of the cosine at the start; it is learned
@@ -36,12 +36,12 @@ _STEPS, _BATCH, _LR, _DECAY = 1000, 128, 1e-3, 3.0
 
 @dataclass(frozen=True, slots=True)
 class Features:
-    """What frozen encoders see in N cases, and what is said of them. The same for all folds and seeds."""
+    """The features of N cases from frozen encoders, and their words. The same for all folds and seeds."""
 
     labels: Indices  # [N], the index of the group
     images: Array  # [V, N, d], the mean over positions of the maps of three levels, in each symmetry
     last: int  # how many of the d are the last level's
-    said: Array  # [N, W], one where a case has that value of an attribute that can be said
+    said: Array  # [N, W], one where a case has that value of an attribute that has a phrase
     tokens: Array  # [N, d_T], the mean token vector of a case's words; zero where it has none
 
     def standardised(self, archive: Indices, columns: slice = slice(None)) -> Array:

@@ -21,7 +21,7 @@ FORMAT = "skinret-checkpoint-1"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Checkpoint:
-    """A trained model with all that export needs; no hub is asked again."""
+    """A trained model with everything that export needs; no hub is contacted again."""
 
     config: ModelConfig
     image: ImageRecipe

@@ -76,7 +76,7 @@ def cross_validate(
     """Run the folds of every seed; write EXPERIMENT.json, EXPERIMENT.md and a line of README.md to `out`.
 
     A finished run is kept in out/.work/EXPERIMENT and never run again: killed and called again with the same
-    experiment, the work goes on in the fold and epoch where it was.
+    experiment, the work continues in its fold and epoch.
 
     cache : the folder of the frozen maps.
     keep : whether checkpoints, bundles and archives stay in out/.work/EXPERIMENT.
@@ -238,7 +238,7 @@ def _claim(work: Path, row: Experiment, data: str) -> None:
                 "other data" if k == "data" else f"{k} {kept.get(k)!r} there, {identity.get(k)!r} now"
                 for k in names
             ),
-            cure="give another --experiment, or delete that folder to begin anew",
+            cure="give another --experiment, or delete that folder to begin again",
         )
 
 

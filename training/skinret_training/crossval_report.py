@@ -138,7 +138,7 @@ def _spreads(runs: Sequence[tuple[int, Mapping[str, Any]]]) -> dict[str, Any]:
 
 
 def _pooled(runs: Sequence[tuple[int, Mapping[str, Any]]]) -> dict[str, Any]:
-    """Pool a comparison with the shuffle over the folds of each seed; the seed with the smallest z is told.
+    """Pool a comparison with the shuffle over the folds of each seed; that with the smallest z is reported.
 
     The folds of a seed ask with different cases, so their errors add as squares. Other seeds ask with the
     same cases again: they are no further evidence.
@@ -185,7 +185,7 @@ def check_folder(out: Path) -> None:
 
 
 def write_row(out: Path, result: Mapping[str, Any]) -> None:
-    """Write EXPERIMENT.json and EXPERIMENT.md, and README.md anew from all rows in the folder."""
+    """Write EXPERIMENT.json and EXPERIMENT.md, and README.md from all experiments in the folder."""
     texts = {
         f"{result['experiment']}.json": json.dumps(result, indent=1) + "\n",
         f"{result['experiment']}.md": markdown(result),
@@ -361,7 +361,7 @@ def _cells(summary: Mapping[str, Any]) -> list[str]:
 
 
 def _at_random(summary: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the summary of a random order. It heeds no query, so it is the same for every kind."""
+    """Return the summary of a random order. It ignores the query, so it is the same for every kind."""
     return {
         archive: {name: kind["random_order"] for name in KINDS}
         for archive, kinds in summary.items()

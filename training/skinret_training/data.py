@@ -1,4 +1,4 @@
-"""A Derm7pt-style folder as arrays, its folds, and the frozen maps and words, computed once and kept."""
+"""A Derm7pt-style folder as arrays, its folds, and the frozen maps and words, computed once and cached."""
 
 import hashlib
 import logging
@@ -33,9 +33,9 @@ class Dataset:
 
     case_ids: list[str]
     groups: list[str]
-    concepts: dict[str, list[str]]  # what cases are told by, the group first, and the values
+    concepts: dict[str, list[str]]  # the labels of cases, the group first, and their values
     told: Indices  # [N, C], the index of each concept's value; UNKNOWN where a case has none
-    phrases: list[list[str]]  # what may be said of each case
+    phrases: list[list[str]]  # the phrases of each case
     pictures: list[str]  # SHA-256 of each picture as it was decoded
     pixels: Pixels  # [N, S, S, 3]
 
@@ -273,9 +273,9 @@ ImageMaps = Callable[[Indices, Indices], Maps]
 
 
 def image_maps(model: Skinret, dataset: Dataset, frozen: FrozenMaps | None, tuned: bool = False) -> ImageMaps:
-    """Return the function from case indices and views to projected maps, from kept maps or from pixels.
+    """Return the function from case indices and views to projected maps, from cached maps or from pixels.
 
-    tuned : the backbone's last depth is, and runs anew on what was kept before it.
+    tuned : the backbone's last depth is trained, and runs on the cached input before it.
     """
     device = next(model.parameters()).device
 

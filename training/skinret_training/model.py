@@ -87,7 +87,7 @@ class ModelConfig:
 
 
 def check_choices(config: object, called: str, **known: Sequence[str]) -> None:
-    """Raise InputError for a field of a configuration that is none of those known by its name."""
+    """Raise InputError for a field of a configuration with a value that is not a known one."""
     for name, choices in known.items():
         if (found := getattr(config, name)) not in choices:
             raise InputError(
@@ -172,13 +172,13 @@ class VisualEncoder(nn.Module):
         return cast(Maps, tuple(averaged))
 
     def backbone_maps(self, pixels: Tensor) -> Maps:
-        """The backbone's own maps, pooled: all that is frozen when the backbone is, so they can be kept."""
+        """The backbone's own maps, pooled: frozen with the backbone, so they can be cached."""
         x = (pixels.float() - self.mean) / self.std
         maps = self.backbone(x.permute(0, 3, 1, 2)).feature_maps
         return cast(Maps, tuple(self._pool(m).permute(0, 2, 3, 1) for m in maps))
 
     def kept(self, pixels: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """The backbone's own maps, and what goes into its last depth: all to be kept if that is tuned."""
+        """The backbone's own maps, and the input of its last depth: cached if that depth is trained."""
         blocks, _ = last_depth(self.backbone)
         inputs: list[Tensor] = []
         hook = blocks[0].register_forward_pre_hook(lambda _, given: inputs.append(given[0]))
@@ -346,7 +346,7 @@ class Composer(nn.Module):
 
 
 class SimilarityHead(nn.Module):
-    """Maps to one descriptor: six unit vectors (Eq. 6-8), and the concepts that are read off them.
+    """Maps to one descriptor: six unit vectors (Eq. 6-8), and the concepts that are predicted from them.
 
     The same for a query and for a case.
     """

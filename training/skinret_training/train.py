@@ -138,11 +138,11 @@ def train(
 ) -> Trained:
     """Train a model on the cases of a table.
 
-    cache : the folder of the frozen maps, kept from run to run.
+    cache : the folder of the frozen maps, shared by runs.
     dataset : the table's images and words, if they are loaded; else they are.
-    resume : where the state is written after each epoch; a run killed there goes on from it, to the same end.
+    resume : where the state is written after each epoch; a killed run continues from it, to the same end.
     measure : whether the model queries with the held-out fold, once; not where the exported bundle will.
-    stop : asked after each epoch; True ends the training there, as a kill would.
+    stop : called after each epoch; True ends the training there, as a kill would.
 
     Raises InputError for data or options that cannot be used.
     """
@@ -371,7 +371,7 @@ class _Loop:
 
     @torch.inference_mode()
     def _validate(self) -> dict[str, Any]:
-        """Query with the validation part, all its words said, against the training part."""
+        """Query with the validation part, with all its words, against the training part."""
         self.model.eval()
 
         def described(indices: Indices, worded: bool) -> torch.Tensor:
@@ -427,7 +427,7 @@ class _Loop:
                     code="resume",
                     expected="the same data and options",
                     found=f"another {', '.join(differs)}",
-                    cure="give those options to go on, or delete the file to begin anew",
+                    cure="give those options to continue, or delete the file to begin again",
                 )
             self.model.load_state_dict(state["model"], strict=False)
             self.optimizer.load_state_dict(state["optimizer"])
@@ -435,7 +435,7 @@ class _Loop:
             self.history, self.best, self.best_state = state["history"], state["best"], state["best_state"]
         except (OSError, KeyError, TypeError, ValueError, RuntimeError, EOFError) as error:
             raise InputError(
-                f"{path} cannot be read", code="resume", found=str(error), cure="delete it to begin anew"
+                f"{path} cannot be read", code="resume", found=str(error), cure="delete it to begin again"
             ) from None
         log.info("resumed after epoch %d", len(self.history) - 1)
 
