@@ -43,9 +43,7 @@ SMALL: Mapping[str, Any] = {
     short_help="Train, export, index and query on drawn cases.",
     context_settings={"help_option_names": ["-h", "--help"], "show_default": True},
 )
-@click.option(
-    "--out", default=Path("demo"), type=click.Path(path_type=Path), help="Folder of the results."
-)
+@click.option("--out", default=Path("demo"), type=click.Path(path_type=Path), help="Folder of the results.")
 @click.option("--data", type=click.Path(path_type=Path), help="A Derm7pt folder.  [default: drawn cases]")
 @click.option("--vision", default=TrainConfig().vision, help="With --data: a vision backbone.")
 @click.option("--text", default=TrainConfig().text, help="With --data: a text encoder, by name or folder.")

@@ -1,6 +1,7 @@
 """Measure retrieval through the product: every figure comes from Searcher."""
 
 from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -62,62 +63,79 @@ def evaluate_parts(
         raise InputError(
             "there is nothing to evaluate", code="table-empty", expected="cases to query with", found="none"
         )
-    rankings: dict[str, list[Ranking]] = {kind: [] for kind in KINDS}
-    pictures: list[str] = []  # of the queries, a hash of each
-    archive: list[Hit] = []  # each case once, as a hit shows it
-    numbers: dict[str, int] = {}  # case id -> index in it
-
-    def number(hit: Hit) -> int:
-        if hit.case_id not in numbers:
-            numbers[hit.case_id] = len(archive)
-            archive.append(hit)
-        return numbers[hit.case_id]
-
-    size = len(searcher)
-    for start in range(0, len(cases), BATCH):
-        chunk = cases[start : start + BATCH]
-        for kind in KINDS:
-            worded = kind == "image_words"
-            queries = [
-                (
-                    c.image,
-                    attributes_to_text(c.attributes, searcher.manifest.text.phrases) if worded else None,
-                )
-                for c in chunk
-            ]
-            for results in searcher.query_batch(queries, k=max(size, 1), beta=beta, gamma=gamma):
-                found = np.array([number(hit) for hit in results], np.int64)
-                rankings[kind].append(Ranking(found, np.array([hit.score for hit in results])))
-                if kind == KINDS[0]:
-                    pictures.append(results.hashes["image"])
-        if progress:
-            progress(start + len(chunk), len(cases))
-
-    asked = Labels.of(cases, pictures)
+    ranked = _rank_archive(searcher, cases, beta, gamma, progress)
+    queries = Labels.of(cases, ranked.pictures)
     reports = {}
     for name, ids in parts.items():
-        there = [hit for hit in archive if ids is None or hit.case_id in ids]
-        index = np.full(len(archive), -1)
-        index[[numbers[hit.case_id] for hit in there]] = np.arange(len(there))
-        labels = Labels.of(there, [hit.image_sha256 for hit in there])
-        measured = {
+        there = [n for n, hit in enumerate(ranked.archive) if ids is None or hit.case_id in ids]
+        index = np.full(len(ranked.archive), -1)
+        index[there] = np.arange(len(there))
+        hits = [ranked.archive[n] for n in there]
+        labels = Labels.of(hits, [hit.image_sha256 for hit in hits])
+        figures = {
             kind: retrieval_metrics(
-                without_own(_of_part(rankings[kind], index), asked, labels), asked, labels
+                without_own(_of_part(ranked.rankings[kind], index), queries, labels), queries, labels
             )
             for kind in KINDS
         }
         reports[name] = {
             "queries": len(cases),
-            "archive": size if ids is None else len(there),
-            "same_picture": same_picture(asked, labels),
+            "archive": len(searcher) if ids is None else len(there),
+            "same_picture": same_picture(queries, labels),
             "beta": searcher.manifest.beta if beta is None else beta,
             "gamma": searcher.manifest.gamma if gamma is None else gamma,
             "runtime": searcher.runtime,
             "precision": searcher.precision,
             "model": f"{searcher.manifest.model} {searcher.manifest.version}",
-            **measured,
+            **figures,
         }
     return reports
+
+
+@dataclass(frozen=True, slots=True)
+class _Ranked:
+    """The whole archive ranked by every query, of each kind.
+
+    pictures : of the queries, the SHA-256 of each.
+    archive : each case once, as a hit.
+    rankings : by kind, for each query; they number the cases as `archive` does.
+    """
+
+    pictures: list[str]
+    archive: list[Hit]
+    rankings: dict[str, list[Ranking]]
+
+
+def _rank_archive(
+    searcher: Searcher,
+    cases: Sequence[Case],
+    beta: float | None,
+    gamma: float | None,
+    progress: Callable[[int, int], None] | None,
+) -> _Ranked:
+    """Query with every case, with its words and by its image alone."""
+    ranked = _Ranked([], [], {kind: [] for kind in KINDS})
+    numbers: dict[str, int] = {}  # case id -> index in the archive
+    size, phrases = len(searcher), searcher.manifest.text.phrases
+    for start in range(0, len(cases), BATCH):
+        batch = cases[start : start + BATCH]
+        for kind in KINDS:
+            texts = [
+                attributes_to_text(case.attributes, phrases) if kind == KINDS[0] else "" for case in batch
+            ]
+            queries = [(case.image, text) for case, text in zip(batch, texts, strict=True)]
+            for results in searcher.query_batch(queries, k=max(size, 1), beta=beta, gamma=gamma):
+                for hit in results:
+                    if hit.case_id not in numbers:
+                        numbers[hit.case_id] = len(ranked.archive)
+                        ranked.archive.append(hit)
+                found = np.array([numbers[hit.case_id] for hit in results], np.int64)
+                ranked.rankings[kind].append(Ranking(found, np.array([hit.score for hit in results])))
+                if kind == KINDS[0]:
+                    ranked.pictures.append(results.hashes["image"])
+        if progress:
+            progress(start + len(batch), len(cases))
+    return ranked
 
 
 def _of_part(rankings: Sequence[Ranking], index: Indices) -> list[Ranking]:

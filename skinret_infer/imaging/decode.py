@@ -136,49 +136,22 @@ def _reader(stream: DeadlineReader) -> Callable[[DeadlineReader, Check], Content
 
 
 def _open(source: str | Path | bytes | IO[bytes], max_seconds: float) -> DeadlineReader:
+    """Return the bytes of a source. Raises InputError for none or too many, and for another type."""
     if isinstance(source, bytes):
         name, data = "the image bytes", source
     elif isinstance(source, str | Path):
-        path = Path(source)
-        name = str(path)
-        try:
-            with path.open("rb") as file:
-                data = file.read(MAX_BYTES + 1)
-        except FileNotFoundError:
-            raise InputError(
-                f"image file {name} does not exist", code="image-missing", cure="check the path"
-            ) from None
-        except (OSError, ValueError) as error:
-            raise InputError(
-                f"image file {name!r:.200} cannot be read",
-                code="image-missing",
-                expected="a readable file",
-                found=getattr(error, "strerror", None) or str(error),
-                cure="check the path and its permissions",
-            ) from None
+        name, data = str(Path(source)), _read_path(Path(source))
     elif hasattr(source, "read"):
-        name = "the image file object"
-        try:
-            data = _read(source)
-        except (OSError, ValueError) as error:
-            data, found = None, str(error)
-        else:
-            found = f"a {type(data).__name__}"
-        if not isinstance(data, bytes):
-            raise InputError(
-                f"{name} gives no bytes",
-                code="image-type",
-                expected="bytes",
-                found=found,
-                cure='open it with mode "rb"',
-            )
+        name, data = "the image file object", _read_file(source)
     else:
         raise InputError(
             "the image cannot be used",
-            code="image-type",
+            code="image-required" if source is None else "image-type",
             expected="a path, bytes, a binary file object, a PIL image or an H x W x 3 uint8 array",
             found=f"a {type(source).__name__}",
-            cure="pass one of those",
+            cure="give a dermoscopy image: words alone are not searched"
+            if source is None
+            else "pass one of those",
         )
     if not data:
         raise InputError(
@@ -195,7 +168,43 @@ def _open(source: str | Path | bytes | IO[bytes], max_seconds: float) -> Deadlin
     return DeadlineReader(data, name, max_seconds)
 
 
-def _read(file: IO[bytes]) -> bytes:
+def _read_path(path: Path) -> bytes:
+    try:
+        with path.open("rb") as file:
+            return file.read(MAX_BYTES + 1)
+    except FileNotFoundError:
+        raise InputError(
+            f"image file {path} does not exist", code="image-missing", cure="check the path"
+        ) from None
+    except (OSError, ValueError) as error:
+        raise InputError(
+            f"image file {str(path)!r:.200} cannot be read",
+            code="image-missing",
+            expected="a readable file",
+            found=getattr(error, "strerror", None) or str(error),
+            cure="check the path and its permissions",
+        ) from None
+
+
+def _read_file(file: IO[bytes]) -> bytes:
+    found: object = None
+    try:
+        data = _read(file)
+        found = f"a {type(data).__name__}"
+    except (OSError, ValueError) as error:
+        data, found = None, error
+    if not isinstance(data, bytes):
+        raise InputError(
+            "the image file object gives no bytes",
+            code="image-type",
+            expected="bytes",
+            found=str(found),
+            cure='open it with mode "rb"',
+        )
+    return data
+
+
+def _read(file: IO[bytes]) -> Any:
     """Read a file to its end, but not far beyond the limit; what is read from a pipe comes in pieces."""
     data = file.read(MAX_BYTES + 1)
     while isinstance(data, bytes) and data and len(data) <= MAX_BYTES:

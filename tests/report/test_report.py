@@ -334,7 +334,9 @@ def test_the_square_that_the_model_saw_stands_for_a_picture_not_at_hand(
     results.to_html(tmp_path / "square.html", image_folder=data / "images")
     results.to_html(tmp_path / "whole.html", image=pixels, image_folder=data / "images")
     square, whole = read(tmp_path / "square.html"), read(tmp_path / "whole.html")
-    assert "The part of the picture that the model saw" in square.text and not square.find(".query")[0].find(".box")
+    assert "The part of the picture that the model saw" in square.text and not square.find(".query")[0].find(
+        ".box"
+    )
     assert square.find(".query")[0].find(".photo")[0].attributes["viewbox"] == "0 0 64 64"
     assert whole.find(".query")[0].find(".photo")[0].attributes["viewbox"] == "0 0 120 80"
     assert (

@@ -22,7 +22,7 @@ from skinret_infer.tables import CaseTable
 from skinret_infer.text import TextEncoderInput, TextRecipe
 
 from .checkpoint import Checkpoint
-from .data import Dataset, FrozenMaps, ImageMaps, Indices, Words, image_maps, load_dataset, split
+from .data import Dataset, FrozenMaps, ImageMaps, Indices, Split, Words, image_maps, load_dataset, split
 from .loss import concept_loss, multi_positive_contrastive
 from .model import SYMMETRIES, Skinret, check_choices, last_depth, load_pretrained
 
@@ -154,6 +154,45 @@ def train(
         dataset, folds=config.folds, fold=config.fold, validation=config.validation, seed=config.seed
     )
     torch.manual_seed(config.seed)
+    model, tokenizer = _build(config, dataset)
+    tokenize = TextEncoderInput(tokenizer, text)
+    last = config.finetune_vision == "last-stage"
+    frozen = None
+    if config.finetune_vision != "full":
+        frozen = FrozenMaps(model, dataset, config.augment_dihedral, cache, last=last, quiet=quiet)
+    words = Words(
+        model, dataset, tokenize, config.text_views, config.seed, frozen=not config.finetune_text, quiet=quiet
+    )
+    maps = image_maps(model, dataset, frozen, tuned=last)
+    _begin(model, frozen, words, parts.train)
+    loop = _Loop(model, dataset, words, maps, config, parts.train, parts.validation)
+    began = time.perf_counter()
+    loop.run(resume, quiet, stop)
+    minutes = (time.perf_counter() - began) / 60
+    model.load_state_dict(loop.best_state, strict=False)
+    metrics: dict[str, Any] = {"epochs": len(loop.history), "minutes": round(minutes, 2)}
+    if len(parts.validation):
+        metrics["validation"] = loop.best
+    if measure and len(parts.test):
+        metrics["held_out"] = held_out_metrics(model, dataset, tokenize, parts.archive, parts.test)
+        metrics["protocol"] = _protocol(config, parts)
+    checkpoint = Checkpoint(
+        config=model.config,
+        image=image,
+        text=text,
+        tokenizer=tokenizer,
+        state=model.state_dict(),
+        name=config.name,
+        version=config.version,
+        origin=_origin(config, dataset),
+        metrics=metrics,
+    )
+    ids = np.array(dataset.case_ids)
+    return Trained(checkpoint, ids[parts.archive].tolist(), ids[parts.test].tolist(), loop.history)
+
+
+def _build(config: TrainConfig, dataset: Dataset) -> tuple[Skinret, str]:
+    """Return the model on its device, with what is trained marked, and the text of its tokenizer."""
     model, tokenizer = load_pretrained(
         config.vision,
         config.text,
@@ -173,61 +212,34 @@ def train(
     )
     model.to("cuda" if torch.cuda.is_available() else "cpu")
     model.visual_encoder.backbone.requires_grad_(config.finetune_vision == "full")
-    last = config.finetune_vision == "last-stage"
-    if last:
+    if config.finetune_vision == "last-stage":
         for block in last_depth(model.visual_encoder.backbone)[0]:
             block.requires_grad_(True)
     model.text_encoder.requires_grad_(config.finetune_text)
-    tokenize = TextEncoderInput(tokenizer, text)
-    frozen = None
-    if config.finetune_vision != "full":
-        frozen = FrozenMaps(model, dataset, config.augment_dihedral, cache, last=last, quiet=quiet)
-    words = Words(
-        model, dataset, tokenize, config.text_views, config.seed, frozen=not config.finetune_text, quiet=quiet
-    )
-    maps = image_maps(model, dataset, frozen, tuned=last)
-    _begin(model, frozen, words, parts.train)
-    loop = _Loop(model, dataset, words, maps, config, parts.train, parts.validation)
-    began = time.perf_counter()
-    loop.run(resume, quiet, stop)
-    minutes = (time.perf_counter() - began) / 60
-    model.load_state_dict(loop.best_state, strict=False)
-    metrics: dict[str, Any] = {"epochs": len(loop.history), "minutes": round(minutes, 2)}
+    return model, tokenizer
+
+
+def _protocol(config: TrainConfig, parts: Split) -> str:
+    """Say how the held-out figures were measured."""
+    chosen = "all of them trained, to the last epoch"
     if len(parts.validation):
-        metrics["validation"] = loop.best
-    if measure and len(parts.test):
-        metrics["held_out"] = held_out_metrics(model, dataset, tokenize, parts.archive, parts.test)
-        metrics["protocol"] = (
-            f"fold {config.fold} of {config.folds} stratified folds (seed {config.seed}) held out: "
-            f"{len(parts.test)} queries, archive of the other folds: {len(parts.archive)} cases; "
-            + (
-                f"epoch chosen on {len(parts.validation)} of those"
-                if len(parts.validation)
-                else "all of them trained, to the last epoch"
-            )
-        )
-    origin = {
-        "data": f"{len(table.cases)} cases: "
-        + ", ".join(f"{g} {dataset.groups.count(g)}" for g in sorted(set(dataset.groups))),
-        "data_sha256": dataset.digest,
-        "training": {
-            k: v if not isinstance(v, str) or k not in ("vision", "text") else Path(v).name
-            for k, v in asdict(config).items()
-        },
-    }
-    checkpoint = Checkpoint(
-        config=model.config,
-        image=image,
-        text=text,
-        tokenizer=tokenizer,
-        state=model.state_dict(),
-        name=config.name,
-        version=config.version,
-        origin=origin,
-        metrics=metrics,
+        chosen = f"epoch chosen on {len(parts.validation)} of those"
+    return (
+        f"fold {config.fold} of {config.folds} stratified folds (seed {config.seed}) held out: "
+        f"{len(parts.test)} queries, archive of the other folds: {len(parts.archive)} cases; {chosen}"
     )
-    ids = np.array(dataset.case_ids)
-    return Trained(checkpoint, ids[parts.archive].tolist(), ids[parts.test].tolist(), loop.history)
+
+
+def _origin(config: TrainConfig, dataset: Dataset) -> dict[str, Any]:
+    """Return what a manifest says of data and options; of paths only their names."""
+    groups = ", ".join(f"{group} {dataset.groups.count(group)}" for group in sorted(set(dataset.groups)))
+    options = asdict(config)
+    options |= {name: Path(options[name]).name for name in ("vision", "text")}
+    return {
+        "data": f"{len(dataset.case_ids)} cases: {groups}",
+        "data_sha256": dataset.digest,
+        "training": options,
+    }
 
 
 @torch.no_grad()
