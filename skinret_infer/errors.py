@@ -18,7 +18,9 @@ class SkinretError(Exception):
     case_id :
         the case that it is about, or None.
 
-    All are attributes too. An error can be pickled, as by a process pool.
+    Notes
+    -----
+    All parameters are attributes too. An error can be pickled, as by a process pool.
     """
 
     exit_code = 1
