@@ -80,11 +80,15 @@ def _api() -> str:
     first = ["Searcher", "Case", "Range", "Results", "Hit", "Evidence", "EvidenceMap", "AuditLog"]
     names = [*first, *(name for name in skinret_infer.__all__ if name not in first)]
     text = (
-        "# API\n\nEverything public is imported from `skinret_infer`. The modules below it are not part of the "
-        "API and may change. The package is typed (`py.typed`) and logs to the loggers below `skinret_infer`; "
+        "# API\n\nWhat is public is imported from `skinret_infer`; of the modules below it only "
+        "`skinret_infer.testing` is part of the API, the others may change. The package is typed (`py.typed`) and logs to the loggers below `skinret_infer`; "
         "it sets no handler.\n\n"
     )
-    return GENERATED + text + "\n".join(f"::: skinret_infer.{name}\n" for name in names)
+    return (
+        GENERATED
+        + text
+        + "\n".join(f"::: skinret_infer.{name}\n" for name in [*names, "testing.check_store"])
+    )
 
 
 def _cli() -> str:

@@ -1,6 +1,6 @@
 """skinret: the most similar confirmed cases of an archive, for a dermoscopy image and a few words.
 
-Everything that is public is imported here; the modules below are not part of the API.
+What is public is imported here. Of the modules below only `skinret_infer.testing` is part of the API.
 """
 
 from . import _telemetry as _telemetry  # first: it switches off the telemetry of whatever loads from here on

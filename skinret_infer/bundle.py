@@ -83,6 +83,12 @@ class Manifest:
     precision_checks: Mapping[str, Any] = field(default_factory=dict)
     intended_use: str = INTENDED_USE
 
+    @classmethod
+    def read(cls, bundle: str | Path) -> "Manifest":
+        """Read the manifest of a bundle, and none of its other files. Raises BundleError."""
+        path = Path(bundle) / "manifest.json"
+        return parse_manifest(_read(path), path)
+
     @property
     def fingerprint(self) -> str:
         """SHA-256 of what a case's descriptor depends on: the weights, the image recipe, the layout.
@@ -260,11 +266,6 @@ def check_contract(bundle: Bundle, graph: str, inputs: Mapping[str, Any], output
                 found=str(dict(found)),
                 cure="export the bundle again",
             )
-
-
-def read_manifest(path: Path) -> Manifest:
-    """Read and check manifest.json. Raises BundleError."""
-    return parse_manifest(_read(path), path)
 
 
 def parse_manifest(content: bytes, path: Path) -> Manifest:

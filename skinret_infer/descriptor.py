@@ -59,6 +59,29 @@ class Layout:
         """The index at which each part begins."""
         return np.concatenate([[0], np.cumsum(self.lengths)[:-1]]).astype(np.int64)
 
+    def check(self, descriptors: Vector, count: int) -> None:
+        """Raise InputError unless these are `count` descriptors of this layout, float32 [count, D]."""
+        right = descriptors.shape == (count, self.length) and descriptors.dtype == np.float32
+        if not right or not self.well_formed(descriptors).all():
+            raise InputError(
+                "the descriptors cannot be stored",
+                code="descriptor-shape",
+                found=f"{descriptors.dtype} {descriptors.shape}, or a part of another length or with NaN",
+                expected=f"{count} x {self.length} finite float32 in six unit vectors, then distributions",
+            )
+
+    def well_formed(self, descriptors: Vector) -> npt.NDArray[np.bool_]:
+        """Say for each descriptor [N, D] whether it is finite, six unit vectors and C distributions; [N]."""
+        right = np.empty(len(descriptors), bool)
+        for start in range(0, len(descriptors), 4096):
+            some = descriptors[start : start + 4096]
+            visual, concepts = some[:, : self.visual_length], some[:, self.visual_length :]
+            with np.errstate(over="ignore", invalid="ignore"):  # what overflows is not of length one
+                sums = np.add.reduceat(np.concatenate([visual**2, concepts], axis=1), self.starts, axis=1)
+                positive = (concepts >= 0).all(axis=1)
+            right[start : start + 4096] = (np.abs(sums - 1) < 1e-3).all(axis=1) & positive
+        return right
+
 
 def check_weight(name: str, value: float, low: str, high: str) -> float:
     """Return beta or gamma as a float, or raise InputError if it is not a number in [0, 1]."""
@@ -117,24 +140,6 @@ def score_weights(layout: Layout, beta: float, gamma: float) -> npt.NDArray[np.f
 def weigh(descriptor: Vector, layout: Layout, beta: float, gamma: float) -> Vector:
     """Return the vector whose dot product with a case's descriptor is the score; float32 [D]."""
     return descriptor * score_weights(layout, beta, gamma).astype(np.float32)
-
-
-def well_formed(descriptors: Vector, layout: Layout) -> npt.NDArray[np.bool_]:
-    """Say for each descriptor [N, D] whether it is finite, six unit vectors and C distributions; bool [N]."""
-    right = np.empty(len(descriptors), bool)
-    for start in range(0, len(descriptors), 4096):
-        part = descriptors[start : start + 4096]
-        with np.errstate(over="ignore", invalid="ignore"):  # what overflows is not of length one
-            sums = np.add.reduceat(
-                np.concatenate(
-                    [part[:, : layout.visual_length] ** 2, part[:, layout.visual_length :]], axis=1
-                ),
-                layout.starts,
-                axis=1,
-            )
-            positive = (part[:, layout.visual_length :] >= 0).all(axis=1)
-        right[start : start + 4096] = (np.abs(sums - 1) < 1e-3).all(axis=1) & positive
-    return right
 
 
 def products(query: Vector, cases: Vector, layout: Layout) -> npt.NDArray[np.float64]:

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from skinret_infer import BundleError, Case, Searcher, SkinretError
-from skinret_infer.bundle import CONCEPT_HEAD, FILES, GRAPHS, Bundle, Manifest, read_manifest
+from skinret_infer.bundle import CONCEPT_HEAD, FILES, GRAPHS, Bundle, Manifest
 from skinret_infer.descriptor import Layout
 from skinret_infer.imaging.recipe import ImageRecipe
 from skinret_infer.text import TextRecipe
@@ -410,9 +410,9 @@ def test_whatever_stands_in_a_manifest_it_is_read_or_refused(
     folder = tmp_path_factory.getbasetemp() / "manifest"
     folder.mkdir(exist_ok=True)
     shutil.copy(bundle / "manifest.json", folder)
-    path = _set(folder, place, value)
+    _set(folder, place, value)
     try:
-        manifest = read_manifest(path)
+        manifest = Manifest.read(folder)
     except SkinretError:
         return
     assert 0 <= manifest.beta <= 1 and 0 <= manifest.gamma <= 1
@@ -422,7 +422,7 @@ def test_whatever_stands_in_a_manifest_it_is_read_or_refused(
 def test_a_manifest_written_and_read_again_is_the_same(bundle: Path, tmp_path: Path) -> None:
     manifest = Bundle.load(bundle).manifest
     (tmp_path / "manifest.json").write_text(manifest.to_json(), "utf-8")
-    assert read_manifest(tmp_path / "manifest.json") == manifest
+    assert Manifest.read(tmp_path) == manifest
 
 
 # -- what the hash cannot tell --

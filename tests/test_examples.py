@@ -6,9 +6,11 @@ import shutil
 from pathlib import Path
 
 import pytest
+from helpers import LAYOUT
 from starlette.testclient import TestClient
 
-from skinret_infer import Case
+from skinret_infer import Case, Manifest, Searcher
+from skinret_infer.testing import check_store
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 
@@ -29,6 +31,18 @@ def test_the_service_answers_queries_and_says_what_is_wrong(
         refused = client.post("/query", files={"image": b"no image"})
         assert refused.status_code == 422 and refused.json()["detail"]["code"] == "image-unreadable"
         assert client.post("/query").status_code == 422
+
+
+def test_the_store_in_memory_keeps_the_promises_of_a_store_and_answers_a_searcher(
+    bundle: Path, cases: list[Case], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(str(EXAMPLES))
+    from memory_store import MemoryStore
+
+    check_store(lambda: MemoryStore(LAYOUT), LAYOUT, durable=False, filters=False)
+    with Searcher(bundle, MemoryStore(Manifest.read(bundle).layout)) as searcher:
+        searcher.add(cases[:5])
+        assert len(searcher.query(cases[0].image, "irregular streaks", k=3)) == 3
 
 
 def test_the_notebook_runs(

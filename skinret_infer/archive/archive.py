@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ..descriptor import Layout, Vector, well_formed
-from ..errors import ArchiveError, InputError
+from ..descriptor import Layout, Vector
+from ..errors import ArchiveError
 from . import table
 from .database import Database
 from .filters import parse_filter
@@ -98,14 +98,7 @@ class Archive:
 
     def write(self, records: Sequence[Record], descriptors: Vector) -> None:
         """Write cases in one transaction, all or none; a case id that is there already is replaced."""
-        shape = (len(records), self.layout.length)
-        if descriptors.shape != shape or not well_formed(descriptors, self.layout).all():
-            raise InputError(
-                "the descriptors cannot be stored",
-                code="descriptor-shape",
-                found=f"shape {descriptors.shape}, or a part of another length or with NaN",
-                expected=f"{shape[0]} x {shape[1]} finite numbers in six unit vectors, then distributions",
-            )
+        self.layout.check(descriptors, len(records))
         vectors = np.ascontiguousarray(descriptors, "<f4")
         started = self.index.start(records, vectors)
         with self.database.writing(create=True) as db:

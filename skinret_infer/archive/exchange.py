@@ -25,7 +25,7 @@ from .._files import atomic_folder, file_sha256, read_array
 from .._json import build
 from .._values import is_storable
 from ..cases import Case
-from ..descriptor import Layout, Vector, well_formed
+from ..descriptor import Layout, Vector
 from ..errors import ArchiveError, InputError, SkinretError
 from .archive import Archive
 from .store import AddReport, Record, check_on_duplicate, keeps_old
@@ -220,7 +220,7 @@ def _read(folder: Path, info: ExportInfo) -> Iterator[tuple[list[Record], Vector
                 _record(table, line, [cell.removeprefix(ESCAPE) for cell in row], seen) for line, row in lines
             ]
             descriptors = np.array(stored[done : done + len(records)])
-            if not (right := well_formed(descriptors, layout)).all():
+            if not (right := layout.well_formed(descriptors)).all():
                 expected = "finite numbers in six unit vectors, then distributions"
                 raise _damaged(array, expected, f"others in row {done + int(np.argmin(right))}")
             if len(descriptors) == len(records):

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from .._values import is_storable
-from ..descriptor import Layout, Vector, well_formed
+from ..descriptor import Layout, Vector
 from .database import Malformed
 from .pruning import SEGMENT, Ids
 from .store import Record
@@ -163,7 +163,7 @@ def _checked(blobs: Sequence[Any], places: Sequence[str], layout: Layout) -> Vec
             raise Malformed(f"a descriptor of another length in {place}")
     vectors = np.frombuffer(b"".join(blobs), "<f4").reshape(len(blobs), layout.length)
     vectors = vectors.astype(np.float32, copy=False)
-    if not (right := well_formed(vectors, layout)).all():
+    if not (right := layout.well_formed(vectors)).all():
         raise Malformed(f"an invalid descriptor in {places[int(np.argmin(right))]}")
     return vectors
 

@@ -7,7 +7,7 @@ from helpers import CONCEPTS, tiny_config
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from skinret_infer.descriptor import Layout, part_weights, products, score_weights, weigh, well_formed
+from skinret_infer.descriptor import Layout, part_weights, products, score_weights, weigh
 from skinret_training.loss import concept_loss, multi_positive_contrastive
 from skinret_training.model import AGGREGATIONS, SimilarityHead, unit
 
@@ -106,11 +106,11 @@ def test_a_descriptor_is_six_unit_vectors_and_a_distribution_of_each_trait() -> 
     assert [len(b) for b in parts] == [*CHANNELS * 2, 3, 3]
     np.testing.assert_allclose([np.linalg.norm(b) for b in parts[:6]], 1, atol=1e-6)
     np.testing.assert_allclose([p.sum() for p in parts[6:]], 1, atol=1e-6)
-    assert well_formed(d, part.layout).all()
+    assert part.layout.well_formed(d).all()
     for at, value in ((0, d[0, 0] + 0.1), (-1, -d[0, -1]), (-1, d[0, -1] + 0.1), (-3, np.nan), (5, np.inf)):
         damaged = np.repeat(d, 3, axis=0)
         damaged[1, at] = value
-        assert well_formed(damaged, part.layout).tolist() == [True, False, True], (at, value)
+        assert part.layout.well_formed(damaged).tolist() == [True, False, True], (at, value)
 
 
 def test_cases_that_are_read_alike_agree() -> None:
