@@ -55,6 +55,14 @@ def read_cases(source: str | Path, images: str | Path | None = None) -> CaseTabl
     except OSError as error:
         raise InputError(f"{source} cannot be read", code="table-unreadable", found=str(error)) from None
     if is_folder:
+        if images:
+            raise InputError(
+                f"{source} is a Derm7pt folder, which holds its images",
+                code="option",
+                expected="no other folder of images",
+                found=str(images),
+                cure="leave --images out",
+            )
         return _read_derm7pt(source)
     columns, rows = _read_csv(source, ("case_id", "image", "diagnosis"))
     folder = Path(images) if images else source.parent

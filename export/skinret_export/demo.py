@@ -1,6 +1,8 @@
 """The whole pipeline in one command: data, training, export, index, queries, and a page to look at."""
 
+import csv
 import logging
+import shutil
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -11,6 +13,7 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processor
 from transformers import BertConfig, BertModel, PreTrainedTokenizerFast, SwinBackbone, SwinConfig
 
 from skinret_infer import Case, InputError, Searcher
+from skinret_infer._files import atomic_write
 from skinret_infer.checklist import DERM7PT_PHRASES
 from skinret_infer.cli.common import report_errors
 from skinret_infer.evaluation.evaluate import evaluate, table
@@ -59,6 +62,7 @@ def demo(out: Path, data: Path | None, vision: str, text: str, epochs: int | Non
     logging.getLogger("skinret_training").setLevel(logging.INFO)
     _claim(out)
     given: dict[str, Any] = {"fold": 0}
+    drawn = data is None
     if data is None:
         data = out / "data"
         if not data.exists():
@@ -100,7 +104,11 @@ def demo(out: Path, data: Path | None, vision: str, text: str, epochs: int | Non
     draw_results(rows, images, out / "results.png", groups=[case.group for case in queries])
     _say(f"the report page of this query is {out / 'report.html'}, the figure of all {out / 'results.png'}")
     _say(f"the bundle is {out / 'bundle'}, the archive {archive}")
-    _say(f"next: skinret query {out / 'bundle'} {archive} --image PICTURE --text WORDS")
+    if drawn:
+        _write_inputs(out, images, [by_id[i] for i in trained.archive_ids], queries[0])
+        _say(f"next: cd {out}, and type what docs/guide/quickstart.md says")
+    else:
+        _say(f"next: skinret query {out / 'bundle'} {archive} --image PICTURE --text WORDS")
 
 
 def _claim(out: Path) -> None:
@@ -115,6 +123,19 @@ def _claim(out: Path) -> None:
         )
     out.mkdir(parents=True, exist_ok=True)
     mark.touch()
+
+
+def _write_inputs(out: Path, images: Path, cases: list[Case], query: Case) -> None:
+    """Write what the quickstart works with: CASES.csv with the cases of the archive, images/, lesion.jpg."""
+    shutil.copytree(images, out / "images", dirs_exist_ok=True)
+    shutil.copy(str(query.image), out / "lesion.jpg")
+    attributes = list(dict.fromkeys(name for case in cases for name in case.attributes))
+    with atomic_write(out / "CASES.csv") as path, path.open("w", encoding="utf-8", newline="") as file:
+        table = csv.writer(file)
+        table.writerow(["case_id", "image", "diagnosis", "group", "confirmed_by", *attributes])
+        for case in cases:
+            facts = [case.case_id, case.image_ref, case.diagnosis, case.group, case.confirmed_by]
+            table.writerow([*facts, *(case.attributes.get(name, "") for name in attributes)])
 
 
 def write_small_weights(folder: Path, cases: CaseTable) -> None:

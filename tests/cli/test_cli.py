@@ -4,6 +4,8 @@ import contextlib
 import importlib.util
 import json
 import os
+import re
+import shlex
 import shutil
 import sqlite3
 import subprocess
@@ -32,6 +34,8 @@ from skinret_training.cli import main as train_main
 
 ROOT = Path(__file__).parents[2]
 BIN = Path(sys.executable).parent
+README = (ROOT / "README.md").read_text("utf-8")
+README_LINES = re.findall("^skinret (?:index|query|doctor) .*$", README, re.MULTILINE)
 COMMANDS = ["demo", "doctor", "evaluate", "index", "query", "validate-precision"]
 GROUPS = {"archive": archive_group, "audit": audit_group, "bundle": bundle_group}
 
@@ -540,7 +544,12 @@ def test_the_demo_takes_the_whole_road(tmp_path: Path, monkeypatch: pytest.Monke
     assert "image words" in result.stdout and "rank" in result.stdout
     made = {path.name for path in (tmp_path / "demo").iterdir()}
     assert made >= {"bundle", "cases.skinret", "ckpt.pt", "data", "report.html", "results.png"}
-    assert run("doctor", tmp_path / "demo" / "bundle").exit_code == 0
+    monkeypatch.chdir(tmp_path / "demo")
+    for line in README_LINES:
+        arguments = shlex.split(line)[1:]
+        assert (result := run(*arguments)).exit_code == 0, (line, result.stderr)
+    again = run("index", "bundle", "cases.skinret", "CASES.csv", "--images", "images")
+    assert "0 cases added, 0 replaced, 48 there already" in again.stderr, again.stderr
 
 
 # -- streams --
