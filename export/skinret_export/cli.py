@@ -9,11 +9,11 @@ import click
 
 from skinret_infer.cli.common import report_errors
 from skinret_infer.engines import tensorrt
+from skinret_infer.engines.build import build_engines
 from skinret_infer.errors import SkinretError, printable
 from skinret_infer.tables import read_cases
 from skinret_infer.trust.signing import KEY
 
-from .build_engines import build_engines
 from .export import export_bundle
 
 _PATH = click.Path(path_type=Path)
@@ -47,21 +47,9 @@ _PATH = click.Path(path_type=Path)
     "--overwrite", is_flag=True, help="Put the new bundle in the place of an old one, once it is proven."
 )
 @click.option(
-    "--engine",
-    default="auto",
-    type=click.Choice(["auto", "none", *tensorrt.MODULES]),
-    help="Build engines for this runtime, of a bundle too; auto: of a new bundle, for the card that is here.",
-)
-@click.option("--precision", default="fp32", type=click.Choice(["fp32", "fp16"]), help="Of the engines.")
-@click.option(
-    "--capability",
-    multiple=True,
-    metavar="X.Y",
-    help="Compute capability to build for, by tensorrt-rtx, without a card; may be repeated.  "
-    "[default: that of the card here]",
-)
-@click.option(
-    "--cache", type=_PATH, help="Folder of the engines.  [default: SKINRET_CACHE or the user's cache folder]"
+    "--engines/--no-engines",
+    default=True,
+    help="Build TensorRT engines, if TensorRT and a card are here.",
 )
 @report_errors
 def main(
@@ -72,10 +60,7 @@ def main(
     fp16: bool,
     check_precision: bool,
     overwrite: bool,
-    engine: str,
-    precision: str,
-    capability: tuple[str, ...],
-    cache: Path | None,
+    engines: bool,
 ) -> None:
     """Export CHECKPOINT to four ONNX graphs and prove them against PyTorch: shapes, NaN, values, ranks.
 
@@ -83,18 +68,10 @@ def main(
     built too. Exit code 3 if the graphs disagree with PyTorch; a report then says which and how far off, and
     no bundle is written.
     """
-    named = engine in tensorrt.MODULES
-    if capability and not named:
-        raise click.UsageError("--capability is of the engines that --engine tensorrt-rtx builds.")
     if (checkpoint / "manifest.json").is_file():
-        if not named:
-            raise click.UsageError(f"{checkpoint} is a bundle already; --engine builds engines of it.")
-        if out or images or cases or fp16 or overwrite:
-            raise click.UsageError(f"{checkpoint} is a bundle already, and is not exported again.")
-        _build(checkpoint, engine, precision, capability, cache)
-        return
-    if precision == "fp16" and not fp16:
-        raise click.UsageError("--precision fp16 is of the graphs that --fp16 writes.")
+        raise click.UsageError(
+            f"{checkpoint} is a bundle already; to build its engines: skinret engines build {_quoted(checkpoint)}"
+        )
     out = out or _beside(checkpoint)
     table = read_cases(cases, None) if cases else None
     written = export_bundle(
@@ -113,10 +90,8 @@ def main(
         f"largest difference of S {parity['max_score_error']:.1e}; top-{parity['top']} lists equal: "
         f"{parity['lists_equal_up_to_ties']} ({parity['lists_identical']} to the letter)"
     )
-    if named:
-        _build(out, engine, precision, capability, cache)
-    elif engine == "auto":
-        _build_for_card(out, precision, cache)
+    if engines:
+        _build_engines(out, ["fp32", "fp16"] if fp16 else ["fp32"])
     _say(f"the bundle is {out}; next, where it shall run:")
     if KEY in os.environ:
         _say(f"  skinret bundle sign {_quoted(out)} --key PRIVATE.pem")
@@ -131,20 +106,15 @@ def _beside(checkpoint: Path) -> Path:
     return checkpoint.parent / (checkpoint.stem if known else f"{checkpoint.name}.bundle")
 
 
-def _build(
-    bundle: Path, engine: str, precision: str, capabilities: Sequence[str], cache: Path | None
-) -> None:
-    for path in build_engines(bundle, engine, precision, capabilities=capabilities, cache=cache, notify=_say):
-        click.echo(path)
-
-
-def _build_for_card(bundle: Path, precision: str, cache: Path | None) -> None:
-    """Build TensorRT engines where it runs here; if they fail, the first query tries again."""
+def _build_engines(bundle: Path, precisions: Sequence[str]) -> None:
+    """Build TensorRT engines if it runs here; if they fail, the first query tries again."""
     name = next((name for name in tensorrt.MODULES if not tensorrt.why_not(name)), None)
     if name is None:
         return
     try:
-        _build(bundle, name, precision, (), cache)
+        for precision in precisions:
+            for path in build_engines(bundle, name, precision, notify=_say):
+                click.echo(path)
     except SkinretError as error:
         _say(f"warning: no engines for {name}: {printable(str(error))} [{error.code}]")
 

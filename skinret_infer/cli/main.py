@@ -40,6 +40,7 @@ from .common import (
     skip_option,
     unable,
 )
+from .engines import engines as engines_group
 
 _NUMBER = re.compile(r"[+-]?\d+(\.\d+)?([eE][+-]?\d+)?", re.ASCII)
 
@@ -87,6 +88,7 @@ def main() -> None:
 main.add_command(archive_group)
 main.add_command(audit_group)
 main.add_command(bundle_group)
+main.add_command(engines_group)
 
 _runtime = click.option(
     "--runtime",

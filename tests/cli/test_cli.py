@@ -27,6 +27,7 @@ from skinret_infer.archive.filters import Range
 from skinret_infer.cli.archive import archive as archive_group
 from skinret_infer.cli.audit import audit as audit_group
 from skinret_infer.cli.bundle import bundle as bundle_group
+from skinret_infer.cli.engines import engines as engines_group
 from skinret_infer.cli.main import _range, main
 from skinret_infer.engines import nvidia
 from skinret_infer.engines.registry import RUNTIMES
@@ -37,7 +38,7 @@ BIN = Path(sys.executable).parent
 README = (ROOT / "README.md").read_text("utf-8")
 README_LINES = re.findall("^skinret (?:index|query|doctor) .*$", README, re.MULTILINE)
 COMMANDS = ["demo", "doctor", "evaluate", "index", "query", "validate-precision"]
-GROUPS = {"archive": archive_group, "audit": audit_group, "bundle": bundle_group}
+GROUPS = {"archive": archive_group, "audit": audit_group, "bundle": bundle_group, "engines": engines_group}
 
 
 def run(*arguments: object) -> Result:

@@ -46,8 +46,9 @@ gc.disable()  # a third of the time
 os.environ["USER"] = "a name"  # or torch asks the system for one, by a socket to nscd if that runs
 from skinret_training.cli import main as train
 from skinret_export.cli import main as export
+from skinret_infer.cli.engines import engines
 for name, *words in json.loads(sys.argv[1]):
-    {"train": train, "export": export}[name](words, standalone_mode=False)
+    {"train": train, "export": export, "engines": engines}[name](words, standalone_mode=False)
 """
 TRACED = "socket,socketpair,io_uring_setup,open,openat,openat2,creat,mkdir,mkdirat"
 OPENED = re.compile(r"^(?:open|creat)\w*\(.*\bO_(?:WRONLY|RDWR|CREAT|TMPFILE)\b.*\) = \d+<(.+)>$", re.M)
@@ -193,7 +194,7 @@ def test_training_from_local_folders_and_export_are_offline(
             "--image-size", "64", "--width", "16", "--batch", "16", "--epochs", "1", "--fold", "0",
         ],
         ["export", "ckpt.pt", "--out", "bundle", "--no-check-precision"],
-        *([["export", "bundle", "--engine", "tensorrt-rtx", "--capability", "8.6"]] * rtx),
+        *([["engines", "build", "bundle", "--runtime", "tensorrt-rtx", "--capability", "8.6"]] * rtx),
     )  # fmt: skip
     assert (traced.work / "bundle" / "manifest.json").exists()
     assert traced.sockets() == [] and traced.strayed() == []

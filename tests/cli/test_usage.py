@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import click
 import numpy as np
 import pytest
 from click.testing import CliRunner
@@ -15,6 +16,7 @@ from PIL import Image
 
 from skinret_export import cli as export_cli
 from skinret_export import export
+from skinret_export.cli import main as export_main
 from skinret_export.export import export_bundle
 from skinret_infer import Case, InputError, Searcher
 from skinret_infer.bundle import Bundle
@@ -136,22 +138,20 @@ def test_where_nothing_can_be_written_it_says_so_before_the_work(checkpoint: Pat
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("command", "arguments", "said"),
     [
-        ("BUNDLE", "is a bundle already"),
-        ("BUNDLE --engine tensorrt-rtx --out x", "not exported again"),
-        ("BUNDLE --engine tensorrt-rtx --fp16", "not exported again"),
-        ("CKPT --capability 8.6", "--engine tensorrt-rtx"),
-        ("CKPT --engine none --capability 8.6", "--engine tensorrt-rtx"),
-        ("CKPT --precision fp16", "--fp16"),
+        (export_main, "BUNDLE", "skinret engines build"),
+        (export_main, "BUNDLE --out x", "is a bundle already"),
+        (skinret, "engines build BUNDLE", "--runtime"),
+        (skinret, "engines build BUNDLE --runtime openvino", "is not one of"),
     ],
 )
-def test_options_without_effect_are_a_fault_of_usage(
-    arguments: str, said: str, checkpoint: Path, bundle: Path, tmp_path: Path
+def test_what_a_command_cannot_take_is_a_fault_of_usage(
+    command: click.Command, arguments: str, said: str, bundle: Path, tmp_path: Path
 ) -> None:
-    copy = shutil.copy(checkpoint, tmp_path)
-    code, found = _export(*({"BUNDLE": bundle, "CKPT": copy}.get(word, word) for word in arguments.split()))
-    assert code == 2 and said in found and len(list(tmp_path.iterdir())) == 1
+    given = [str(bundle) if word == "BUNDLE" else word for word in arguments.split()]
+    done = CliRunner().invoke(command, given)
+    assert done.exit_code == 2 and said in done.stderr and not list(tmp_path.iterdir())
 
 
 def test_a_cross_validation_builds_no_engines_that_it_does_not_use(
@@ -161,13 +161,14 @@ def test_a_cross_validation_builds_no_engines_that_it_does_not_use(
     done = subprocess.CompletedProcess([], 0, "", "")
     monkeypatch.setattr(crossval.subprocess, "run", lambda command, **_: seen.append(command) or done)
     crossval._export(tmp_path / "ckpt.pt", tmp_path / "bundle")
-    assert export_cli.main.make_context("skinret-export", seen[0][3:]).params["engine"] == "none"
+    assert export_cli.main.make_context("skinret-export", seen[0][3:]).params["engines"] is False
 
 
 def test_without_a_card_nothing_is_tried(
-    bundle: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
+    bundle: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    export_cli._build_for_card(bundle, "fp32", tmp_path)
+    monkeypatch.setenv("SKINRET_CACHE", str(tmp_path))
+    export_cli._build_engines(bundle, ["fp32"])
     assert capsys.readouterr() == ("", "") and not list(tmp_path.iterdir())
 
 
@@ -185,7 +186,8 @@ def test_engines_that_cannot_be_built_are_a_warning(
         signing.make_keys(tmp_path / "private.pem", tmp_path / "trusted.pem")
         monkeypatch.setenv(signing.KEY, str(tmp_path / "trusted.pem"))
     monkeypatch.setattr(export_cli.tensorrt, "load", lambda _: None)
-    export_cli._build_for_card(bundle, precision, tmp_path)
+    monkeypatch.setenv("SKINRET_CACHE", str(tmp_path))
+    export_cli._build_engines(bundle, [precision])
     said = capsys.readouterr().err
     assert "warning: no engines for tensorrt: " in said
     assert ("not signed" if precision == "fp32" else "no fp16 graphs") in said
@@ -199,7 +201,8 @@ def test_engines_are_built_where_a_card_is(
     monkeypatch.setattr(export_cli.tensorrt, "why_not", lambda name: "" if name == "tensorrt-rtx" else "no")
     card = export_cli.tensorrt.Target(capability="8.6")
     monkeypatch.setattr(export_cli.tensorrt, "target_here", lambda _: card)
-    export_cli._build_for_card(bundle, "fp32", tmp_path)
+    monkeypatch.setenv("SKINRET_CACHE", str(tmp_path))
+    export_cli._build_engines(bundle, ["fp32"])
     built = [Path(line) for line in capsys.readouterr().out.splitlines()]
     assert len(built) == 4 and all(path.is_file() and path.is_relative_to(tmp_path) for path in built)
 

@@ -19,7 +19,6 @@ import onnxruntime as ort
 import pytest
 from onnx import TensorProto
 
-from skinret_export.build_engines import build_engines
 from skinret_export.fp16 import write_fp16
 from skinret_export.portable import OPERATORS, check_portable
 from skinret_infer._files import file_sha256
@@ -27,6 +26,7 @@ from skinret_infer.bundle import GRAPHS, Bundle, graph_file
 from skinret_infer.descriptor import COMPOSED, LEVELS
 from skinret_infer.engines import tensorrt
 from skinret_infer.engines.base import as_levels
+from skinret_infer.engines.build import build_engines
 from skinret_infer.engines.cache import cache_folder, cached, drop, engine_path
 from skinret_infer.engines.registry import open_engine
 from skinret_infer.engines.tensorrt import Target, TensorRT

@@ -17,7 +17,6 @@ from click.testing import CliRunner, Result
 from cryptography.hazmat.primitives import serialization as pem
 from cryptography.hazmat.primitives.asymmetric import ed448, rsa, x25519
 
-from skinret_export.cli import main as export_main
 from skinret_infer import BundleError, Case, Searcher, SkinretError
 from skinret_infer._files import atomic_folder
 from skinret_infer.bundle import Bundle
@@ -113,7 +112,7 @@ def test_the_environment_names_the_key_for_all_who_load(
         ["evaluate", "{bundle}", "{archive}", "{data}"],
         ["validate-precision", "{bundle}", "{data}", "--runtime", "openvino", "--precision", "bf16"],
         ["doctor", "{bundle}"],
-        ["export", "{bundle}", "--engine", "tensorrt"],
+        ["engines", "build", "{bundle}", "--runtime", "tensorrt"],
     ],
     ids=lambda arguments: arguments[0],
 )
@@ -131,7 +130,7 @@ def test_every_command_that_loads_a_bundle_asks_for_the_signature(
     monkeypatch.chdir(tmp_path)
     names = {"bundle": bundle, "archive": archive, "data": data, "image": cases[0].image}
     given = [argument.format(**names) for argument in arguments]
-    result = CliRunner().invoke(export_main, given[1:]) if given[0] == "export" else run(*given)
+    result = run(*given)
     assert result.exit_code == (4 if given[0] == "doctor" else 1)
     assert "[bundle-unsigned]" in result.output
     assert not list(tmp_path.iterdir())

@@ -191,7 +191,7 @@ def _check_export() -> None:
 
 
 def _export(checkpoint: Path, bundle: Path) -> None:
-    options = [str(checkpoint), "--out", str(bundle), "--no-check-precision", "--engine", "none"]
+    options = [str(checkpoint), "--out", str(bundle), "--no-check-precision", "--no-engines"]
     command = [sys.executable, "-m", "skinret_export.cli", *options]
     done = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL)
     if done.returncode:

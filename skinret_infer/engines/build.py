@@ -3,44 +3,46 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from skinret_infer.bundle import GRAPHS, Bundle
-from skinret_infer.engines import tensorrt
-from skinret_infer.engines.base import Notify
-from skinret_infer.engines.cache import cache_folder
-from skinret_infer.errors import InputError
+from ..bundle import GRAPHS, Bundle
+from ..errors import InputError
+from . import tensorrt
+from .base import Notify
+from .cache import cache_folder
 
 
 def build_engines(
     bundle_path: str | Path,
-    name: str,
+    runtime: str,
     precision: str = "fp32",
     *,
     capabilities: Sequence[str] | None = None,
     cache: str | Path | None = None,
+    trusted_keys: str | Path | None = None,
     notify: Notify = lambda _: None,
 ) -> list[Path]:
     """Build the engines of the four graphs, unless the cache has good ones, and return their paths.
 
-    name : tensorrt or tensorrt-rtx.
+    runtime : tensorrt or tensorrt-rtx.
     capabilities : compute capabilities such as "8.6" to build for, by tensorrt-rtx alone, which needs no GPU
         then; None builds for the card that is here.
     cache : the folder of the engines; None is the one that queries look in.
+    trusted_keys : as Searcher has it.
 
     Raises RuntimeUnavailable if one cannot be built, or cannot be written.
     """
-    bundle = Bundle.load(bundle_path)
-    if name not in tensorrt.MODULES or (capabilities and name != "tensorrt-rtx"):
+    bundle = Bundle.load(bundle_path, trusted_keys)
+    if runtime not in tensorrt.MODULES or (capabilities and runtime != "tensorrt-rtx"):
         raise InputError(
             "engines cannot be built so",
             code="engine-target",
             expected="tensorrt, for the card that is here, or tensorrt-rtx, for any compute capability",
-            found=name + (f" for {', '.join(capabilities)}" if capabilities else ""),
+            found=runtime + (f" for {', '.join(capabilities)}" if capabilities else ""),
         )
-    targets = [tensorrt.Target(capability=c) for c in capabilities or ()] or [tensorrt.target_here(name)]
-    trt, folder = tensorrt.load(name), cache_folder(cache)
+    targets = [tensorrt.Target(capability=c) for c in capabilities or ()] or [tensorrt.target_here(runtime)]
+    trt, folder = tensorrt.load(runtime), cache_folder(cache)
     return [
         tensorrt.load_or_build(
-            name, trt, bundle, graph, precision, target, cache=folder, notify=notify, required=True
+            runtime, trt, bundle, graph, precision, target, cache=folder, notify=notify, required=True
         )[0]
         for target in targets
         for graph in GRAPHS
