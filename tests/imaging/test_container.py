@@ -543,14 +543,14 @@ def test_a_jpeg_whose_marks_contradict_each_other_or_are_missing_is_a_warning() 
         ("a camera raw file", b"IIRO\x08\0\0\0"),
         ("a NumPy array", b"\x93NUMPY\1\0"),
         ("a PNM file", b"P6 72 48 255\n"),
-        ("zeros alone", bytes(20)),
+        ("only zeros", bytes(20)),
         ("a DICOM object without its first", b"\x08\0\x16\0UI\x1e\0" + b"1.2.840.10008"),
         ("a DICOM object without its first", b"\x02\0\0\0UL\4\0\x9a\0\0\0"),
     ],
 )
 def test_a_file_that_is_not_read_is_called_what_it_is_with_a_cure(kind: str, begin: bytes) -> None:
     message = image_refusal(begin + bytes(500), "image-unreadable")
-    assert kind in message and (kind == "zeros alone" or "is not an image" not in message)
+    assert kind in message and (kind == "only zeros" or "is not an image" not in message)
 
 
 def test_comments_without_end_take_no_time() -> None:
