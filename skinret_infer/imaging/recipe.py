@@ -18,7 +18,7 @@ class ImageRecipe:
     """How pixels become the input of the visual encoder. The manifest holds it; training uses it too."""
 
     size: int = 224  # the side of the square that the encoder sees, in pixels
-    fit: str = "crop"  # "crop": the central square; "squash": the whole picture, with another aspect ratio
+    fit: str = "crop"  # "crop": the central square; "squash": the whole picture, scaled to a square
     resample: str = "bicubic"  # Pillow's antialiased filter of that name
     orientation: str = "exif"  # the EXIF orientation is applied
     decode: str = "rgb8"  # 8-bit sRGB; alpha over white; 16 bits, CMYK, palettes and ICC profiles converted
