@@ -476,9 +476,8 @@ def _colour_map(page: _Page) -> npt.NDArray[np.uint8]:
     if len(table) < 3 * entries:
         raise ValueError("no palette, or an incomplete one")
     colours = table[: 3 * entries].reshape(3, entries).T
-    if colours.max() > 255:  # some writers keep 8 bits in a word
-        colours = colours >> 8
-    return colours.astype(np.uint8)
+    shift = 8 if colours.max() > 255 else 0  # some writers keep 8 bits in a word
+    return (colours >> shift).astype(np.uint8)
 
 
 def _ycbcr(stream: DeadlineReader, page: _Page) -> npt.NDArray[np.uint8]:
