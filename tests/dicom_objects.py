@@ -18,15 +18,13 @@ HEIGHT, WIDTH = 48, 72
 
 
 def _smooth(height: int = HEIGHT, width: int = WIDTH) -> np.ndarray:
-    """An RGB picture in which no pixel, row or column equals its mirror."""
+    """Make an RGB picture in which no pixel, row or column equals its mirror."""
     y, x = np.mgrid[:height, :width].astype(float)
     channels = 40 + 2.6 * x, 210 - 3.7 * y, 128 + 60 * np.sin(x / 9) * np.cos(y / 11)
     return np.stack(channels, axis=-1).astype(np.uint8)
 
 
 PICTURE = _smooth()
-
-
 YBR = convert_color_space(PICTURE, "RGB", "YBR_FULL")
 
 
@@ -39,7 +37,7 @@ def dicom_object(
     change: Callable[[Dataset], object] = lambda ds: None,
     **elements: Any,
 ) -> bytes:
-    """The bytes of a DICOM file; compressed pixels are a frame, or more with a zero byte of padding."""
+    """Return the bytes of a DICOM file; compressed pixels are one frame."""
     ds = Dataset()
     ds.file_meta = FileMetaDataset()
     ds.file_meta.TransferSyntaxUID = syntax
@@ -57,7 +55,7 @@ def dicom_object(
         ds["PixelData"].VR = "OW" if syntax == uid.ImplicitVRLittleEndian else "OB"
         ds["PixelData"].is_undefined_length = not native
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # pydicom's, of values that no object may have
+        warnings.simplefilter("ignore")  # pydicom warns of invalid values, which are wanted here
         for name, value in elements.items():
             setattr(ds, name, value)
         change(ds)
@@ -84,7 +82,9 @@ _PALETTE = np.random.default_rng(0).integers(0, 256, (200, 3), np.uint8)
 
 
 def palette_object(first: int = 0, wide: str = "", order: str = "<") -> Callable[[Dataset], None]:
-    """Put _PALETTE into an object: bytes, or words with a colour's 8 bits high, low, or in both bytes."""
+    """Return a change that adds _PALETTE to an object: as bytes, or as words with the 8 bits of a colour in
+    the high byte, the low byte or both.
+    """
 
     def change(ds: Dataset) -> None:
         for n, colour in enumerate(("Red", "Green", "Blue")):
@@ -102,7 +102,7 @@ def palette_object(first: int = 0, wide: str = "", order: str = "<") -> Callable
 
 
 def run_lengths(pixels: np.ndarray) -> bytes:
-    """Encode a frame by pydicom's own encoder."""
+    """Encode a frame by the encoder of pydicom."""
     ds = pydicom.dcmread(
         io.BytesIO(dicom_object(pixels.tobytes(), "RGB" if pixels.shape[2] == 3 else "MONOCHROME2"))
     )
@@ -111,8 +111,6 @@ def run_lengths(pixels: np.ndarray) -> bytes:
 
 
 NAME, DAY, NUMBER = "Zzyzxova", "19310722", "9918273645"
-
-
 _TEXTS = {
     "AE": NAME, "AS": "093Y", "CS": NAME.upper(), "DA": DAY, "DS": NUMBER, "DT": DAY + "101010", "IS": NUMBER,
     "LO": NAME, "LT": NAME, "PN": f"{NAME}^Anna", "SH": NAME, "ST": NAME, "TM": "101010", "UC": NAME,
@@ -121,10 +119,10 @@ _TEXTS = {
 
 
 def plant_names(ds: Dataset) -> None:
-    """Put a name, a day and a number into every element of text that an object may have, and around them."""
-    read = {int(e.tag) for e in ds} | {0x00280008, 0x00280301, 0x00280302}
+    """Put a name, a day and a number into all text elements, sequences, private blocks and the header."""
+    used = {int(e.tag) for e in ds} | {0x00280008, 0x00280301, 0x00280302}
     for tag, (vr, _, _, _, keyword) in pydicom.datadict.DicomDictionary.items():
-        if vr in _TEXTS and keyword and tag >> 16 not in (0, 2, 4) and tag < 0x7FE00000 and tag not in read:
+        if vr in _TEXTS and keyword and tag >> 16 not in (0, 2, 4) and tag < 0x7FE00000 and tag not in used:
             ds.add_new(tag, vr, _TEXTS[vr])
     item = Dataset()
     item.PatientName, item.PatientBirthDate = f"{NAME}^Inner", DAY

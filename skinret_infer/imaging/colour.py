@@ -1,4 +1,4 @@
-"""Convert what a decoder gives to 8-bit sRGB: ICC profiles, CMYK, palettes, 16 bits, alpha over white."""
+"""Convert the picture of a decoder to 8-bit sRGB: ICC profiles, CMYK, palettes, 16 bits, alpha over white."""
 
 import io
 
@@ -29,9 +29,10 @@ def to_rgb(image: Image.Image, icc: bytes | None, name: str, warnings: list[str]
                 found=f"{grey.min()} to {grey.max()}",
                 cure="save it with 8 bits a channel",
             )
-        clear, image = image.info.get("transparency"), Image.fromarray((grey // 257).astype(np.uint8))
-        if isinstance(clear, int):
-            image.putalpha(Image.fromarray(np.where(grey == clear, 0, 255).astype(np.uint8)))
+        transparency = image.info.get("transparency")  # the grey level that is transparent
+        image = Image.fromarray((grey // 257).astype(np.uint8))
+        if isinstance(transparency, int):
+            image.putalpha(Image.fromarray(np.where(grey == transparency, 0, 255).astype(np.uint8)))
     if image.has_transparency_data:
         if image.mode == "La":
             image = image.convert("LA")
@@ -42,19 +43,19 @@ def to_rgb(image: Image.Image, icc: bytes | None, name: str, warnings: list[str]
 
 
 def _to_srgb(image: Image.Image, icc: bytes | None, warnings: list[str]) -> Image.Image:
-    """Return an L, CMYK, RGB or RGBA image as RGB or RGBA, its colours by its ICC profile if it has one."""
+    """Convert an L, CMYK, RGB or RGBA image to RGB or RGBA, by its ICC profile if it has one."""
     if icc:
         try:
-            return _by_profile(image, icc)
+            return _apply_profile(image, icc)
         except MemoryError:
             raise
-        except Exception:  # whatever is wrong with a profile, viewers show the picture without it
-            said = "the ICC profile of the picture cannot be used: its colours are taken as sRGB"
-            warnings.append(SkinretWarning(said, "image-profile"))
+        except Exception:  # any fault of a profile: viewers then show the picture without it
+            text = "the ICC profile of the picture cannot be used: its colours are taken as sRGB"
+            warnings.append(SkinretWarning(text, "image-profile"))
     return image if image.mode in ("RGB", "RGBA") else image.convert("RGB")
 
 
-def _by_profile(image: Image.Image, icc: bytes) -> Image.Image:
+def _apply_profile(image: Image.Image, icc: bytes) -> Image.Image:
     if len(icc) > MAX_PROFILE:
         raise ValueError("the profile has too many bytes")
     profile = ImageCms.ImageCmsProfile(io.BytesIO(icc))
@@ -62,15 +63,15 @@ def _by_profile(image: Image.Image, icc: bytes) -> Image.Image:
     if space == "RGB" and image.mode == "L":
         image = image.convert("RGB")
     if {"GRAY": "L", "RGB": "RGB", "CMYK": "CMYK"}.get(space) != image.mode.removesuffix("A"):
-        raise ValueError("the profile is of another kind of colours")
+        raise ValueError("the profile is for other colours than those of the picture")
     out = "RGBA" if image.mode == "RGBA" else "RGB"
     transform = ImageCms.buildTransform(profile, ImageCms.createProfile("sRGB"), image.mode, out)
     if space == "RGB":
-        # sRGB comes in many profiles: one that moves no colour by more than rounding is left alone
+        # sRGB has many profiles: one that moves no colour by more than rounding is not applied
         levels = np.linspace(0, 255, 16).astype(np.uint8)
         grid = np.stack(np.meshgrid(levels, levels, levels), axis=-1).reshape(64, 64, 3)
         chart = Image.fromarray(grid).convert(image.mode)
-        moved = np.asarray(transform.apply(chart)).astype(int) - np.asarray(chart)
-        if np.abs(moved).max() <= 1:
+        shift = np.asarray(transform.apply(chart)).astype(int) - np.asarray(chart)
+        if np.abs(shift).max() <= 1:
             return image
     return transform.apply(image)

@@ -1,4 +1,4 @@
-"""Read an image as a hospital has it, and prepare it as the model was trained on it."""
+"""Read the image formats of hospitals, and decode them to the pixels that the recipe starts from."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -27,14 +27,13 @@ from .simple import read_bmp, read_webp
 
 ImageSource: TypeAlias = str | Path | bytes | IO[bytes] | Image.Image | Pixels
 
-
 _READERS: dict[bytes, Callable[["DeadlineReader", Check], Contents]] = {
     b"\xff\xd8\xff": read_jpeg,
     b"\x89PNG\r\n\x1a\n": read_png,
     **dict.fromkeys((b"II*\0", b"MM\0*", b"II\0*", b"MM*\0", b"II+\0", b"MM\0+"), tiff.read),
     b"BM": read_bmp,
 }
-_UPRIGHT = {  # how a picture is turned, by EXIF's orientation
+_UPRIGHT = {  # EXIF orientation -> the operation that makes the picture upright
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
     4: Image.Transpose.FLIP_TOP_BOTTOM,
@@ -56,42 +55,44 @@ def decode(
 
     `source` is a path, the bytes of a file, a binary file object, a PIL image or an H x W x 3 uint8 array. A
     file is a JPEG, PNG, TIFF, BMP or WebP or, with the extra `dicom`, a DICOM object. Alpha is laid over
-    white, 16 bits are scaled to 8, CMYK and palettes are converted, ICC profile (or colours that the file
-    names in another way) and EXIF orientation are applied. Of several pictures in a file the first is taken.
-    A PIL image whose file is not read yet is decoded from its file. No setting of Pillow that another package
-    of the process makes changes what is read, or lets half a picture pass.
+    white, 16 bits are scaled to 8, CMYK and palettes are converted. The ICC profile (or other data of the
+    file on its colours) and the EXIF orientation are applied. If a file holds several pictures, the first is
+    taken. A PIL image whose file is not read yet is decoded from its file. Pillow's global settings, which
+    other packages of the process may change, do not change the pixels: half a picture is always an error.
 
     Parameters
     ----------
-    max_pixels : width times height of a picture that is taken.
-    max_seconds : that a file may take.
-    warnings : gets what a person should know of the picture, each with a `code`:
-        "image-several", of more pictures in the file;
-        "image-profile", of an ICC profile that cannot be used;
-        "image-colour", of colours that are unclear, contradicted or not converted;
-        "image-depth", of 32 bits a channel that are taken as 16;
-        "image-orientation", of an orientation that cannot be read;
-        "image-metadata", of damage beside the pixels;
-        "image-burned-in" and "image-recognizable", of what a DICOM object says may show the patient.
+    max_pixels : the most pixels (width times height) that a picture may have.
+    max_seconds : the most seconds that decoding a file may take.
+    warnings : a list to which warnings about the picture are added, each with a `code`:
+        "image-several": the file holds more pictures;
+        "image-profile": the ICC profile cannot be used;
+        "image-colour": the colours are unclear, contradicted or not converted;
+        "image-depth": 32 bits a channel are taken as 16;
+        "image-orientation": the orientation cannot be read;
+        "image-metadata": something beside the pixels is damaged;
+        "image-burned-in" and "image-recognizable": the DICOM object says that the picture may show who the
+        patient is.
 
     Raises
     ------
-    InputError : for anything that is not a whole image of a usable size, and for a file that is not decoded
-        within `max_seconds`. Its code is "image-unreadable" where the file is of a kind that is not read (the
-        message says of which), and "image-truncated" where it is damaged.
+    InputError : for anything but a complete image of a usable size, and for a file that is not decoded
+        within `max_seconds`. Its code is "image-unreadable" if the format is not read (the message names the
+        format), and "image-truncated" if the file is damaged.
     """
-    said = [] if warnings is None else warnings
+    if warnings is None:
+        warnings = []
     if isinstance(source, np.ndarray):
         return _check_array(source, max_pixels)
     try:
         if isinstance(source, Image.Image):
-            return _given(source, max_pixels, max_seconds, said)
-        return _decode(_open(source, max_seconds), max_pixels, said)
+            return _decode_pil_image(source, max_pixels, max_seconds, warnings)
+        return _decode(_open(source, max_seconds), max_pixels, warnings)
     except MemoryError:
         raise InputError(
             "there is too little memory to decode the image",
             code="image-memory",
-            expected="room for its pixels, several times over",
+            expected="several times the memory of its pixels",
             cure="scale the image down, or give the process more memory",
         ) from None
 
@@ -124,19 +125,19 @@ def _decode(stream: DeadlineReader, max_pixels: int, warnings: list[str]) -> Pix
 
 
 def _reader(stream: DeadlineReader) -> Callable[[DeadlineReader, Check], Contents]:
-    """Return what reads a file, by how it begins: neither its name nor the plugins of Pillow matter."""
+    """Return the reader of a file by its first bytes, not by its name or the plugins of Pillow."""
     stream.check()
-    begin = stream.getvalue()[:16]
-    if begin[:4] == b"RIFF" and begin[8:12] == b"WEBP":
+    start = stream.getvalue()[:16]
+    if start[:4] == b"RIFF" and start[8:12] == b"WEBP":
         return read_webp
     for magic, reader in _READERS.items():
-        if begin.startswith(magic):
+        if start.startswith(magic):
             return reader
     raise identify(stream.getvalue(), stream.name)
 
 
 def _open(source: str | Path | bytes | IO[bytes], max_seconds: float) -> DeadlineReader:
-    """Return the bytes of a source. Raises InputError for none or too many, and for another type."""
+    """Read the bytes of a source. Raises InputError if they are none or too many, or for another type."""
     if isinstance(source, bytes):
         name, data = "the image bytes", source
     elif isinstance(source, str | Path):
@@ -189,7 +190,7 @@ def _read_path(path: Path) -> bytes:
 def _read_file(file: IO[bytes]) -> bytes:
     found: object = None
     try:
-        data = _read(file)
+        data = _read_to_limit(file)
         found = f"a {type(data).__name__}"
     except (OSError, ValueError) as error:
         data, found = None, error
@@ -204,8 +205,8 @@ def _read_file(file: IO[bytes]) -> bytes:
     return data
 
 
-def _read(file: IO[bytes]) -> Any:
-    """Read a file to its end, but not far beyond the limit; what is read from a pipe comes in pieces."""
+def _read_to_limit(file: IO[bytes]) -> Any:
+    """Read a file to its end or just beyond MAX_BYTES. A pipe gives its bytes in pieces."""
     data = file.read(MAX_BYTES + 1)
     while isinstance(data, bytes) and data and len(data) <= MAX_BYTES:
         more = file.read(MAX_BYTES + 1 - len(data))
@@ -222,7 +223,7 @@ def _is_dicom(stream: DeadlineReader) -> bool:
 def _dicom_reader() -> Callable[[DeadlineReader, int, list[str]], Image.Image]:
     try:
         from . import dicom
-    except (ImportError, AttributeError) as error:  # the latter with pydicom 2
+    except (ImportError, AttributeError) as error:  # AttributeError with pydicom 2
         wrong = "a DICOM object cannot be read here"
         raise missing_extra(wrong, error, "dicom", "image-dicom-extra") from None
     return dicom.read
@@ -230,7 +231,9 @@ def _dicom_reader() -> Callable[[DeadlineReader, int, list[str]], Image.Image]:
 
 def _pixels(contents: Contents, name: str, warnings: list[str]) -> Pixels:
     if contents.pictures > 1:
-        count = f"{contents.pictures} or more" if contents.pictures == tiff.MAX_PAGES else contents.pictures
+        count = str(contents.pictures)
+        if contents.pictures == tiff.MAX_PAGES:
+            count += " or more"
         text = f"the file holds {count} pictures: the first is taken"
         warnings.append(SkinretWarning(text, "image-several"))
     warnings += dict.fromkeys(contents.warnings)
@@ -244,15 +247,15 @@ def _pixels(contents: Contents, name: str, warnings: list[str]) -> Pixels:
             found=str(error),
             cure="save it as 8-bit RGB",
         ) from None
-    turn = _UPRIGHT.get(contents.orientation)
-    return np.asarray(image if turn is None else image.transpose(turn))
+    operation = _UPRIGHT.get(contents.orientation)
+    return np.asarray(image if operation is None else image.transpose(operation))
 
 
-def _given(image: Image.Image, max_pixels: int, max_seconds: float, warnings: list[str]) -> Pixels:
-    """Return the pixels of a PIL image: of its file where that is not read yet, else what it holds."""
+def _decode_pil_image(image: Image.Image, max_pixels: int, max_seconds: float, warnings: list[str]) -> Pixels:
+    """Return the pixels of a PIL image: from its file if that is not read yet, else from its memory."""
     name = "the PIL image"
     check_size(*image.size, name, max_pixels)
-    if (data := _unread(image)) is not None:
+    if (data := _unread_file(image)) is not None:
         return _decode(DeadlineReader(data, name, max_seconds), max_pixels, warnings)
     try:
         codec.load(image)
@@ -260,36 +263,36 @@ def _given(image: Image.Image, max_pixels: int, max_seconds: float, warnings: li
         raise
     except Exception as error:
         raise corrupt_image(name, str(error) or type(error).__name__) from None
-    if found := tiff.misread(image):
+    if fault := tiff.misread(image):
         raise InputError(
             f"{name} was read from a TIFF that Pillow misreads",
             code="image-mode",
             expected="8 bits a channel",
-            found=found,
+            found=fault,
             cure="give the file itself, by its path or its bytes",
         )
     contents, info = Contents(image=image), image.info
-    icc = info.get("icc_profile") if image.mode != "LAB" else None  # which has its own white
+    icc = info.get("icc_profile") if image.mode != "LAB" else None  # LAB has its own white
     if not icc and isinstance(image, PngImageFile) and "srgb" not in info:
         icc = plain_profile(info.get("chromaticity", ()), info.get("gamma", 0), contents.warnings)
     exif, xmp = info.get("exif", b""), info.get("xmp", b"")
     try:
-        turned = image.getexif().get(0x0112, 1)  # which the caller may have changed
-    except Exception:  # Pillow gives up where a tag that does not matter is broken
-        turned = None
-    if turned not in range(1, 9):
+        turn = image.getexif().get(0x0112, 1)  # not `exif`: the caller may have changed it
+    except Exception:  # Pillow raises for any broken tag, be it one that does not matter here
+        turn = None
+    if turn not in range(1, 9):
         exif, xmp = (value if isinstance(value, bytes) else b"" for value in (exif, xmp))
-        turned = orientation(exif.removeprefix(b"Exif\0\0") or b"unclear", xmp, contents.warnings)
-    contents.icc, contents.orientation = icc, turned
+        turn = orientation(exif.removeprefix(b"Exif\0\0") or b"unclear", xmp, contents.warnings)
+    contents.icc, contents.orientation = icc, turn
     return _pixels(contents, name, warnings)
 
 
-def _unread(image: Image.Image) -> bytes | None:
-    """Return the file of a PIL image, where its pixels are still to be read from it, as they stand there."""
+def _unread_file(image: Image.Image) -> bytes | None:
+    """Return the bytes of the file of a PIL image if its pixels are not read yet, else None."""
     if not isinstance(image, JpegImageFile | PngImageFile | TiffImageFile | BmpImageFile):
         return None
     if not image.tile or image.fp is None or image.tell() or image.decoderconfig:
-        return None  # it is read, or closed, or of another page or size than its file's first
+        return None  # it is read or closed, or has another page or size than the file's first
     try:
         place = image.fp.tell()
         image.fp.seek(0)

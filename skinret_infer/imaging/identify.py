@@ -1,4 +1,4 @@
-"""Name the kind of a file that is not read, so that the error says what it is and what to do."""
+"""Name the format of a file that is not read, so that the error says what it is and what to do."""
 
 import re
 
@@ -11,7 +11,7 @@ CURE = f"give a {', '.join(FORMATS)} file that an image viewer opens, or a DICOM
 
 
 def unread(name: str, kind: str, why: str, cure: str) -> InputError:
-    """Return the error of a file that is of a known kind, but not read."""
+    """Return the error of a file of a known format that is not read."""
     return InputError(
         f"{name} is {kind}",
         code="image-unreadable",
@@ -32,7 +32,7 @@ _BRANDS = {
 }
 
 
-_KINDS: tuple[tuple[bytes, str, str], ...] = (  # how it begins, what it is, a cure
+_KINDS: tuple[tuple[bytes, str, str], ...] = (  # its first bytes as a pattern, its format, a cure
     (rb"GIF8[79]a", "a GIF file", SAVE_AS_PNG),
     (rb"\xff\x0a|\x00\x00\x00\x0cJXL ", "a JPEG XL file", SAVE_AS_PNG),
     (rb"\xff\x4f\xff\x51|\x00\x00\x00\x0cjP  ", "a JPEG 2000 file", SAVE_AS_PNG),
@@ -49,8 +49,8 @@ _KINDS: tuple[tuple[bytes, str, str], ...] = (  # how it begins, what it is, a c
      "develop it in the camera's program, and save it there as JPEG or PNG"),
     (rb"\x1f\x8b", "a file packed by gzip", "unpack it, such as with gunzip"),
     (rb"BZh[1-9]|\xfd7zXZ\x00|\x28\xb5\x2f\xfd|7z\xbc\xaf", "a packed file", "unpack it"),
-    (rb"PK\x03\x04|PK\x05\x06", "a ZIP archive or a document", "unpack it, and give the picture within"),
-    (rb"Rar!", "a RAR archive", "unpack it, and give the picture within"),
+    (rb"PK\x03\x04|PK\x05\x06", "a ZIP archive or a document", "unpack it, and give the picture in it"),
+    (rb"Rar!", "a RAR archive", "unpack it, and give the picture in it"),
     (rb"version https://git-lfs", "a pointer of Git LFS, not the file itself", "run git lfs pull"),
     (rb"\x93NUMPY", "a NumPy array", "load it, and pass the H x W x 3 array of uint8"),
     (rb"SQLite format 3", "an SQLite database", CURE),
@@ -66,12 +66,12 @@ _TEXTS: tuple[tuple[bytes, str, str], ...] = (
     (rb"(<!--((?!-->).)*-->\s*)*<(!DOCTYPE html|html|head|body)", "a web page, perhaps of an error",
      "download the picture again"),
     (rb"<\?xml|<[A-Za-z]+>", "an XML document, perhaps of an error", "download the picture again"),
-    (rb"[\[{]", "a text, perhaps JSON", CURE),
+    (rb"[\[{]", "a text file, perhaps JSON", CURE),
 )  # fmt: skip
 
 
 def identify(data: bytes, name: str) -> InputError:
-    """Return the error of a file that is of none of the formats that are read: it says what the file is."""
+    """Return the error of a file in none of the formats that are read: it says what the file is."""
     if data[4:8] == b"ftyp":
         kind = _BRANDS.get(data[8:12], "a video, or another ISO media file")
         cure = (
@@ -80,14 +80,14 @@ def identify(data: bytes, name: str) -> InputError:
             else "export the picture that shows the lesion as JPEG or PNG"
         )
         return unread(name, kind, f"the brand {data[8:12]!r}, which is not read", cure)
-    for begin, kind, cure in _KINDS:
-        if re.match(begin, data, re.DOTALL):
+    for pattern, kind, cure in _KINDS:
+        if re.match(pattern, data, re.DOTALL):
             return unread(name, kind, "a format that is not read", cure)
     text = data[:4096].lstrip(b"\xef\xbb\xbf \t\r\n")
-    for begin, kind, cure in _TEXTS:
-        if re.match(begin, text, re.DOTALL | re.IGNORECASE):
-            return unread(name, kind, f"{text[:8]!r} at its beginning", cure)
+    for pattern, kind, cure in _TEXTS:
+        if re.match(pattern, text, re.DOTALL | re.IGNORECASE):
+            return unread(name, kind, f"{text[:8]!r} at its start", cure)
     if not data.strip(b"\0"):
-        kind, cure = "not an image: it holds zeros alone", "copy the file again from its source"
+        kind, cure = "not an image: it holds only zeros", "copy the file again from its source"
         return unread(name, kind, f"{len(data)} bytes of 0", cure)
-    return unread(name, "not an image", f"a file that begins with {data[:8]!r}", CURE)
+    return unread(name, "not an image", f"a file that starts with {data[:8]!r}", CURE)

@@ -1,4 +1,4 @@
-"""Read a JPEG: its segments are checked and read here, and only its pixels go to the decoder."""
+"""Read a JPEG: this module checks and reads the segments; the decoder gets only the pixels."""
 
 import re
 from collections.abc import Sequence
@@ -13,17 +13,17 @@ from .identify import SAVE_AS_PNG, unread
 from .limits import DeadlineReader
 from .metadata import directory, exif_profile, header, orientation, unclear_colours
 
-MAX_SCANS = 100  # passes of a JPEG over all its pixels; a progressive one has about ten
-_MARKER = re.compile(rb"\xff([^\x00\x01\xd0-\xd8\xff])")  # of a segment, or of the end
+MAX_SCANS = 100  # passes of a JPEG over all its pixels; a progressive JPEG has about ten
+_MARKER = re.compile(rb"\xff([^\x00\x01\xd0-\xd8\xff])")  # of a segment, or of the end of the image
 _FRAMES = {0xC0: "baseline", 0xC1: "extended", 0xC2: "progressive", 0xC3: "lossless"}
 _HIERARCHICAL = (0xC5, 0xC6, 0xC7, 0xDE)
 _ARITHMETIC = (0xC9, 0xCA, 0xCB, 0xCD, 0xCE, 0xCF)
-_SEVERAL = (0x020001, 0x020002, 0x020003)  # types of MPF: a panorama, for two eyes, from several angles
+_FULL_PICTURES = (0x020001, 0x020002, 0x020003)  # types of MPF: panorama, stereo, multiple angles
 _HUFFMAN_CURE = "recode it without loss, such as with libjpeg-turbo: jpegtran -outfile OUT IN"
 
 
 class Segment(NamedTuple):
-    """A segment of a JPEG: where its marker stands, and its content."""
+    """A segment of a JPEG: its marker, the offset of the marker in the file, and its content."""
 
     marker: int
     place: int
@@ -31,17 +31,17 @@ class Segment(NamedTuple):
 
 
 def segments(stream: "DeadlineReader", place: int = 0) -> list[Segment]:
-    """Return the segments of a JPEG as far as its first scan; an empty list for what is no JPEG.
+    """Return the segments of the JPEG at an offset up to its first scan; an empty list if it is no JPEG.
 
-    It is read from its place in the file as decoders read it: from marker to marker, past what cannot be
-    one. Raises InputError for a JPEG that goes over its pixels again and again (a megabyte of it takes hours)
-    or is in arithmetic coding (few programs read it, and a few bytes can take minutes).
+    The JPEG is read as decoders read it: from marker to marker, past bytes that cannot be a marker. Raises
+    InputError for a JPEG of too many scans (a megabyte of them can take hours) or in arithmetic coding (few
+    programs read it, and a few bytes can take minutes).
     """
     data = stream.getvalue()
     if data[place : place + 3] != b"\xff\xd8\xff":
         return []
     stream.check()
-    found: list[Segment] = []
+    result: list[Segment] = []
     place, count, scans = place + 2, 0, 0
     while marker := _MARKER.search(data, place):
         kind, place, count = marker[1][0], marker.end(), count + 1
@@ -58,19 +58,21 @@ def segments(stream: "DeadlineReader", place: int = 0) -> list[Segment]:
             )
         length = int.from_bytes(data[place : place + 2], "big")
         if not scans:
-            found.append(Segment(kind, marker.start(), data[place + 2 : place + length]))
+            result.append(Segment(kind, marker.start(), data[place + 2 : place + length]))
         scans += kind == 0xDA
         place += length
-    return found
+    return result
 
 
-def check_frame(parts: Sequence[Segment], name: str) -> Segment:
-    """Return the segment that names the kind of a JPEG. Raises InputError for a kind that is not read."""
-    frames = [p for p in parts if p.marker in _FRAMES or p.marker in _HIERARCHICAL]
-    if any(p.marker == 0xF7 for p in parts):
+def check_frame(jpeg_segments: Sequence[Segment], name: str) -> Segment:
+    """Return the frame header of a JPEG. Raises InputError for a kind of JPEG that is not read."""
+    frames = [
+        segment for segment in jpeg_segments if segment.marker in _FRAMES or segment.marker in _HIERARCHICAL
+    ]
+    if any(segment.marker == 0xF7 for segment in jpeg_segments):
         raise unread(name, "a JPEG-LS file", "a format that is not read", SAVE_AS_PNG)
-    if not frames or len(frames[0].body) < 6 or parts[-1].marker != 0xDA:
-        raise ValueError("no frame, or no scan of it")
+    if not frames or len(frames[0].body) < 6 or jpeg_segments[-1].marker != 0xDA:
+        raise ValueError("no frame header, or no scan")
     frame = frames[0]
     bits, channels = frame.body[0], frame.body[5]
     if frame.marker in _HIERARCHICAL:
@@ -86,56 +88,56 @@ def check_frame(parts: Sequence[Segment], name: str) -> Segment:
 
 
 def read_jpeg(stream: "DeadlineReader", check: Check) -> Contents:
-    """Read a JPEG; the decoder gets only what the pixels need: no EXIF, no preview, no text."""
+    """Read a JPEG. The decoder gets only what the pixels need: no EXIF, no preview, no text."""
     data, warnings = stream.getvalue(), list[SkinretWarning]()
-    parts = segments(stream)
-    frame = check_frame(parts, stream.name)
-    exifs, xmp, pictures, profiles = list[bytes](), b"", 1, dict[int, bytes]()
-    kept = [b"\xff\xd8"]
+    jpeg_segments = segments(stream)
+    frame = check_frame(jpeg_segments, stream.name)
+    exif_segments, xmp, pictures, profiles = list[bytes](), b"", 1, dict[int, bytes]()
+    pieces = [b"\xff\xd8"]  # of the file that the decoder gets
     jfif = adobe = False
-    of_profile = 0
-    for marker, place, body in parts[:-1]:
+    profile_count = 0
+    for marker, place, body in jpeg_segments[:-1]:
         if marker == 0xE1 and body.startswith(b"Exif\0\0"):
-            exifs.append(body[6:])
+            exif_segments.append(body[6:])
         elif marker == 0xE1 and body.startswith(b"http://ns.adobe.com/xap/1.0/\0"):
             xmp = xmp or body
         elif marker == 0xE2 and body.startswith(b"ICC_PROFILE\0") and len(body) > 13:
-            profiles[body[12]], of_profile = body[14:], body[13]
+            profiles[body[12]], profile_count = body[14:], body[13]
         elif marker == 0xE2 and body.startswith(b"MPF\0"):
-            pictures = _several(body[4:])
+            pictures = _count_pictures(body[4:])
         elif not (0xE0 <= marker <= 0xEF or marker == 0xFE):
-            kept.append(data[place : place + 4 + len(body)])
+            pieces.append(data[place : place + 4 + len(body)])
         elif (marker, body[:5]) in ((0xE0, b"JFIF\0"), (0xEE, b"Adobe")) and len(body) >= 12:
             jfif, adobe = jfif or marker == 0xE0, adobe or marker == 0xEE
-            kept.append(data[place : place + 4 + len(body)])
-    scan = parts[-1].place
-    image = codec.Jpeg(stream.within(b"".join((*kept, memoryview(data)[scan:]))))
+            pieces.append(data[place : place + 4 + len(body)])
+    scan = jpeg_segments[-1].place
+    image = codec.Jpeg(stream.within(b"".join((*pieces, memoryview(data)[scan:]))))
     check(*image.size)
     transform = image.info.get("adobe_transform")
     if (image.mode == "CMYK" and not adobe) or (image.mode == "RGB" and jfif and transform == 0):
-        warnings.append(unclear_colours("the marks of the JPEG do not say which colours it holds"))
+        warnings.append(unclear_colours("the JPEG does not state its colours, or contradicts itself"))
     try:
         codec.load(image)
     except OSError:
         if _FRAMES[frame.marker] != "lossless":
             raise
-        why = "lossless coding, which the JPEG library here does not read, or damage"
+        why = "lossless coding, which the JPEG library here does not read, or damaged data"
         raise unread(stream.name, "a lossless JPEG", why, SAVE_AS_PNG) from None
     icc = b"".join(profiles[n] for n in sorted(profiles)) or None
-    if icc and len(profiles) != of_profile:
+    if icc and len(profiles) != profile_count:
         icc = b"incomplete"
-    exif = b"".join(exifs)
+    exif = b"".join(exif_segments)
     icc = icc or exif_profile(exif, warnings)
-    turned = orientation(exif, xmp, warnings)
-    return Contents(image=image, icc=icc, orientation=turned, pictures=pictures, warnings=warnings)
+    turn = orientation(exif, xmp, warnings)
+    return Contents(image=image, icc=icc, orientation=turn, pictures=pictures, warnings=warnings)
 
 
-def _several(mpf: bytes) -> int:
-    """Return how many pictures MPF counts beside previews and smaller copies. CIPA DC-007, 5.2.3."""
+def _count_pictures(mpf: bytes) -> int:
+    """Return the number of pictures by MPF, without previews and smaller copies. CIPA DC-007, 5.2.3."""
     try:
         order, place, _ = header(mpf)
         entries = bytes(directory(mpf, place, order)[0][0xB002].value)
     except (ValueError, KeyError):
         return 1
     attributes = np.frombuffer(entries, order + "u4", len(entries) // 16 * 4)[4::4]
-    return 1 + int(np.isin(attributes & 0xFFFFFF, _SEVERAL).sum())
+    return 1 + int(np.isin(attributes & 0xFFFFFF, _FULL_PICTURES).sum())

@@ -6,22 +6,16 @@ import time
 from ..errors import InputError
 
 MAX_PIXELS = 64_000_000  # above any camera's dermoscopy picture, below what a decompression bomb needs
-
-
-MAX_BYTES = 400_000_000  # of a file: so many pixels of 16 bits a channel, without compression
-
-
-MAX_SECONDS = 30.0  # to decode a file; an honest one of 64 megapixels takes a few
-
-
-MIN_SIDE = 32  # fewer pixels than that show no dermoscopic structure
+MAX_BYTES = 400_000_000  # of a file: MAX_PIXELS with 16 bits a channel, without compression
+MAX_SECONDS = 30.0  # to decode a file; a harmless one of 64 megapixels takes a few
+MIN_SIDE = 32  # a side with fewer pixels shows no dermoscopic structure
 
 
 class DeadlineReader(io.BytesIO):
-    """The bytes of a file, which can be read for some seconds. `name` says in messages which.
+    """The bytes of a file, which can be read until a deadline. `name` names the file in messages.
 
-    Decoders take a file in pieces, and so end when it no longer gives them. Those of WebP, compressed TIFF
-    and JPEG 2000 take it whole: them the limits of pixels, bytes and scans hold to seconds.
+    Most decoders read a file in pieces, so an error of `read` ends them. Those of WebP, compressed TIFF and
+    JPEG 2000 read it in one piece: only the limits of pixels, bytes and scans bound their time, to seconds.
     """
 
     def __init__(self, data: bytes, name: str, seconds: float) -> None:
@@ -30,10 +24,10 @@ class DeadlineReader(io.BytesIO):
         self._deadline = time.monotonic() + seconds
 
     def within(self, data: bytes) -> "DeadlineReader":
-        """Return bytes that lie within this file, with what is left of its time."""
-        part = DeadlineReader(data, self.name, self._seconds)
-        part._deadline = self._deadline
-        return part
+        """Return a reader of bytes from this file, with the same name and deadline."""
+        reader = DeadlineReader(data, self.name, self._seconds)
+        reader._deadline = self._deadline
+        return reader
 
     def read(self, size: int | None = -1, /) -> bytes:
         """Return bytes, or raise InputError after the deadline."""
@@ -62,19 +56,19 @@ def too_large(name: str, max_pixels: int, found: str) -> InputError:
 
 
 def corrupt_image(name: str, found: str) -> InputError:
-    """Return the error of an image that does not hold what its header says."""
+    """Return the error of an image whose content does not match its header."""
     # Pillow's readers raise OSError, SyntaxError, ValueError, struct.error, EOFError and more.
     return InputError(
         f"{name} is damaged or cut short",
         code="image-truncated",
-        expected="a whole image",
+        expected="a complete image",
         found=found,
         cure="copy the file again from its source",
     )
 
 
 def check_size(width: int, height: int, name: str, max_pixels: int) -> None:
-    """Raise InputError for a picture of too many pixels, or of too few."""
+    """Raise InputError for a picture with too many or too few pixels."""
     if width * height > max_pixels:
         raise too_large(name, max_pixels, f"{width} x {height} = {width * height / 1e6:.1f} megapixels")
     if min(width, height) < MIN_SIDE:

@@ -1,4 +1,4 @@
-"""Read what stands beside the pixels: TIFF directories, the orientation and the colours of EXIF and XMP.
+"""Read the metadata beside the pixels: TIFF directories, the orientation and the colours of EXIF and XMP.
 
 Sources: EXIF 3.0, DCF 2.0, TIFF 6.0, CIPA DC-007, ICC.1:2001-04, ITU-T H.273.
 """
@@ -13,8 +13,8 @@ import numpy.typing as npt
 
 from ..errors import SkinretWarning
 
-MAX_PROFILE = 4_000_000  # bytes of an ICC profile; a printer's takes two million
-MAX_TAGS = 4096  # of a directory that are looked at; cameras write a hundred
+MAX_PROFILE = 4_000_000  # bytes of an ICC profile; a printer's profile has two million
+MAX_TAGS = 4096  # of a directory that are read; cameras write a hundred
 _TYPES = dict(zip((*range(1, 14), 16, 17, 18), (1, 1, 2, 4, 8, 1, 1, 2, 4, 8, 4, 8, 4, 8, 8, 8), strict=True))
 _NUMBERS = {1: "u1", 3: "u2", 4: "u4", 13: "u4", 16: "u8", 18: "u8"}
 _D65 = (0.3127, 0.3290)
@@ -29,12 +29,12 @@ PRIMARIES = {  # of H.273: x and y of red, green and blue, and of white
 }
 SRGB_PRIMARIES = (0.64, 0.33, 0.30, 0.60, 0.15, 0.06, *_D65)
 _ADOBE = (0.64, 0.33, 0.21, 0.71, 0.15, 0.06, *_D65)
-SRGB_LIKE_TRANSFERS = (1, 6, 13, 14, 15)  # transfers of H.273; television's is shown with the curve of sRGB
+SRGB_LIKE_TRANSFERS = (1, 6, 13, 14, 15)  # of H.273; viewers show television's with the curve of sRGB
 GAMMAS = {4: 2.2, 5: 2.8, 8: 1.0}
 
 
 class Tag(NamedTuple):
-    """A value of a directory: its type by TIFF 6.0, how many, and its bytes."""
+    """A tag of a directory: its type by TIFF 6.0, the number of its values, and their bytes."""
 
     type: int
     items: int
@@ -42,37 +42,37 @@ class Tag(NamedTuple):
     order: str
 
     def numbers(self, most: int = 65536) -> npt.NDArray[np.uint64]:
-        """Return its whole numbers, of very many the first. Raises ValueError where it has none."""
+        """Return its integers, at most the first `most`. Raises ValueError if it has none."""
         if self.type not in _NUMBERS or not self.items:
-            raise ValueError("a tag without a whole number")
+            raise ValueError("a tag without an integer")
         return np.frombuffer(self.value, self.order + _NUMBERS[self.type])[:most].astype(np.uint64)
 
     def number(self) -> int:
-        """Return the first of its whole numbers."""
+        """Return its first integer."""
         return int(self.numbers()[0])
 
     def rationals(self) -> list[float]:
-        """Return its numbers that are fractions. Raises ValueError where it has none."""
+        """Return its fractions. Raises ValueError for a tag of another type."""
         if self.type != 5:
             raise ValueError("a tag without a fraction")
         pairs = np.frombuffer(self.value[:512], self.order + "u4").reshape(-1, 2).astype(float)
-        return [float(above / below) if below else 0.0 for above, below in pairs]
+        return [float(numerator / divisor) if divisor else 0.0 for numerator, divisor in pairs]
 
 
 Tags = dict[int, Tag]
 
 
 def directory(data: bytes, place: int, order: str, *, big: bool = False) -> tuple[Tags, int]:
-    """Return the tags of a directory, and the place of the next one, or 0.
+    """Return the tags of the directory at an offset, and the offset of the next one, or 0.
 
-    A tag that cannot be read has no items; of two of a number the first counts. Raises ValueError where there
-    is no directory, or not the whole of it.
+    A tag that cannot be read has no items. If a number occurs twice, the first tag counts. Raises ValueError
+    if the directory is missing or cut short.
     """
     view = memoryview(data)
     count_as, wide, size = ("Q", "Q", 20) if big else ("H", "L", 12)
     head, word = struct.calcsize(order + count_as), struct.calcsize(order + wide)
     if not 8 <= place <= len(data) - head:
-        raise ValueError("a directory that lies outside of the file")
+        raise ValueError("a directory outside of the file")
     (count,) = struct.unpack_from(order + count_as, data, place)
     tags: Tags = {}
     for at in range(place + head, place + head + size * min(count, MAX_TAGS), size):
@@ -83,14 +83,15 @@ def directory(data: bytes, place: int, order: str, *, big: bool = False) -> tupl
         if length > word:
             (start,) = struct.unpack_from(order + wide, data, start)
         value = view[start : start + length]
-        there = 0 < length == len(value)
-        tags.setdefault(number, Tag(kind, items if there else 0, value if there else view[:0], order))
+        if not 0 < length == len(value):
+            items, value = 0, view[:0]
+        tags.setdefault(number, Tag(kind, items, value, order))
     end = place + head + size * count
     return tags, struct.unpack_from(order + wide, data, end)[0] if end + word <= len(data) else 0
 
 
 def header(data: bytes) -> tuple[str, int, bool]:
-    """Return the byte order of a TIFF or of EXIF, the place of its first directory, and whether it is big.
+    """Return the byte order of a TIFF or EXIF, the offset of its first directory, and whether it is BigTIFF.
 
     Raises ValueError for anything else.
     """
@@ -111,43 +112,44 @@ _XMP_ORIENTATION = re.compile(rb"tiff:Orientation(?:=[\"']|>)\s*([0-9]+)")
 
 
 def orientation(exif: bytes, xmp: bytes, warnings: list[SkinretWarning]) -> int:
-    """Return the orientation by EXIF, else by XMP; 1, with a warning, where what they say is unclear."""
-    found: list[int] = []
+    """Return the orientation by EXIF, else by XMP; 1, with a warning, if it is unclear."""
+    values: list[int] = []
     unclear = False
     if exif:
         try:
             order, place, big = header(exif)
             tags, _ = directory(exif, place, order, big=big)
             unclear = not tags
-            found += [tags[0x0112].number()] if 0x0112 in tags else []
+            values += [tags[0x0112].number()] if 0x0112 in tags else []
         except ValueError:
             unclear = True
-    if not found and (written := _XMP_ORIENTATION.search(xmp)):
-        found.append(int(written[1][:4]))
-    return _upright(found, unclear, warnings)
+    if not values and (match := _XMP_ORIENTATION.search(xmp)):
+        values.append(int(match[1][:4]))
+    return _check_orientation(values, unclear, warnings)
 
 
 def of_tag(tags: Tags, xmp: bytes, warnings: list[SkinretWarning]) -> int:
-    """Return the orientation by the tags of a TIFF, else by XMP, as `orientation` does."""
+    """Return the orientation by the tags of a TIFF, else by XMP, like `orientation`."""
     try:
-        found = [tags[0x0112].number()] if 0x0112 in tags else []
+        values = [tags[0x0112].number()] if 0x0112 in tags else []
     except ValueError:
-        return _upright([], True, warnings)
-    if not found and (written := _XMP_ORIENTATION.search(xmp)):
-        found.append(int(written[1][:4]))
-    return _upright(found, False, warnings)
+        return _check_orientation([], True, warnings)
+    if not values and (match := _XMP_ORIENTATION.search(xmp)):
+        values.append(int(match[1][:4]))
+    return _check_orientation(values, False, warnings)
 
 
-def _upright(found: list[int], unclear: bool, warnings: list[SkinretWarning]) -> int:
-    if found and 1 <= found[0] <= 8:
-        return found[0]
-    if found or unclear:
+def _check_orientation(values: list[int], unclear: bool, warnings: list[SkinretWarning]) -> int:
+    """Return the first value if it is an orientation; else 1, with a warning unless there is none."""
+    if values and 1 <= values[0] <= 8:
+        return values[0]
+    if values or unclear:
         warnings.append(UNREADABLE_ORIENTATION)
     return 1
 
 
 def exif_profile(exif: bytes, warnings: list[SkinretWarning]) -> bytes | None:
-    """Return the ICC profile of the colours that EXIF names: of Adobe RGB, or none for sRGB."""
+    """Return the ICC profile of the colours that EXIF names: Adobe RGB's, or None for sRGB."""
     try:
         order, place, big = header(exif)
         return tag_profile(exif, directory(exif, place, order, big=big)[0], warnings)
@@ -156,43 +158,44 @@ def exif_profile(exif: bytes, warnings: list[SkinretWarning]) -> bytes | None:
 
 
 def tag_profile(data: bytes, tags: Tags, warnings: list[SkinretWarning]) -> bytes | None:
-    """Return the ICC profile of the colours that the EXIF within some tags names. DCF 2.0, section 3.4."""
-    inner = _inner(data, tags, 0x8769)
-    index = _inner(data, inner, 0xA005).get(1)
+    """Return the ICC profile of the colours that the EXIF in TIFF tags names. DCF 2.0, section 3.4."""
+    exif = _read_inner(data, tags, 0x8769)
+    index = _read_inner(data, exif, 0xA005).get(1)
     try:
-        space = inner[0xA001].number() if 0xA001 in inner else 1
+        space = exif[0xA001].number() if 0xA001 in exif else 1
     except ValueError:
         space = 0
     if space == 2 or (space != 1 and index and bytes(index.value[:3]) == b"R03"):
         return matrix_profile(_ADOBE, 563 / 256)
     if space != 1:
-        warnings.append(unclear_colours("the picture names colours other than sRGB, but not which"))
+        warnings.append(unclear_colours("the EXIF says that the colours are not sRGB, but not which"))
     return None
 
 
-def _inner(data: bytes, tags: Tags, pointer: int) -> Tags:
+def _read_inner(data: bytes, tags: Tags, pointer: int) -> Tags:
+    """Return the tags of the directory that a tag points to, or none."""
     try:
         return directory(data, tags[pointer].number(), tags[pointer].order)[0]
     except (KeyError, ValueError):
         return {}
 
 
-def unclear_colours(said: str) -> SkinretWarning:
-    return SkinretWarning(f"{said}: they are taken as sRGB", "image-colour")
+def unclear_colours(fault: str) -> SkinretWarning:
+    return SkinretWarning(f"{fault}: they are taken as sRGB", "image-colour")
 
 
 def matrix_profile(primaries: Sequence[float], gamma: float | None) -> bytes:
-    """Return an ICC profile by x and y of red, green, blue and white, and by a gamma, or sRGB's curve."""
+    """Return an ICC profile for x and y of red, green, blue and white, and a gamma; None is sRGB's curve."""
     columns = np.array([(x, y, 1 - x - y) for x, y in zip(primaries[::2], primaries[1::2], strict=True)]).T
     if columns[1].min() <= 0:
-        raise ValueError("colours that are none")
+        raise ValueError("primaries that are no colours")
     white = columns[:, 3] / columns[1, 3]
     rgb = columns[:, :3] * np.linalg.solve(columns[:, :3], white)
     cone = np.array([[0.8951, 0.2664, -0.1614], [-0.7502, 1.7135, 0.0367], [0.0389, -0.0685, 1.0296]])
     d50 = np.array([0.9642, 1.0, 0.8249])
     rgb = np.linalg.inv(cone) @ np.diag((cone @ d50) / (cone @ white)) @ cone @ rgb  # Bradford
     if not np.abs(rgb).max() < 4:
-        raise ValueError("colours that are too near to each other")
+        raise ValueError("primaries that are too close to each other")
     levels = np.linspace(0, 1, 4096)
     linear = np.where(levels <= 0.04045, levels / 12.92, ((levels + 0.055) / 1.055) ** 2.4)
     curve = (linear if gamma is None else levels**gamma) * 65535
@@ -201,16 +204,17 @@ def matrix_profile(primaries: Sequence[float], gamma: float | None) -> bytes:
     def xyz(values: npt.NDArray[np.float64]) -> bytes:
         return b"XYZ \0\0\0\0" + (values * 65536).round().astype(">i4").tobytes()
 
-    parts = {
+    profile_tags = {
         b"desc": b"desc\0\0\0\0" + struct.pack(">L", 1) + bytes(79),
         b"cprt": b"text\0\0\0\0\0\0\0\0",
         b"wtpt": xyz(d50),
         **{c + b"XYZ": xyz(rgb[:, n]) for n, c in enumerate((b"r", b"g", b"b"))},
         **{c + b"TRC": table for c in (b"r", b"g", b"b")},
     }
-    index, body, start = struct.pack(">L", len(parts)), b"", 132 + 12 * len(parts)
-    for name, value in parts.items():
+    index, body, start = struct.pack(">L", len(profile_tags)), b"", 132 + 12 * len(profile_tags)
+    for name, value in profile_tags.items():
         value += bytes(-len(value) % 4)
         index, body = index + struct.pack(">4sLL", name, start + len(body), len(value)), body + value
-    head = struct.pack(">L4xL4s4s4s12x4s", start + len(body), 0x02400000, b"mntr", b"RGB ", b"XYZ ", b"acsp")
+    size = start + len(body)
+    head = struct.pack(">L4xL4s4s4s12x4s", size, 0x02400000, b"mntr", b"RGB ", b"XYZ ", b"acsp")
     return head.ljust(68, b"\0") + xyz(d50)[8:].ljust(60, b"\0") + index + body

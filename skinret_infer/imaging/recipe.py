@@ -15,13 +15,13 @@ Pixels: TypeAlias = npt.NDArray[np.uint8]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ImageRecipe:
-    """How pixels become the input of the visual encoder. Kept in the manifest; training uses it too."""
+    """How pixels become the input of the visual encoder. The manifest holds it; training uses it too."""
 
     size: int = 224  # the side of the square that the encoder sees, in pixels
-    fit: str = "crop"  # "crop": the central square; "squash": the whole picture, its aspect ratio given up
+    fit: str = "crop"  # "crop": the central square; "squash": the whole picture, scaled to a square
     resample: str = "bicubic"  # Pillow's antialiased filter of that name
-    orientation: str = "exif"  # the EXIF orientation is honoured
-    decode: str = "rgb8"  # 8-bit sRGB; alpha over white, 16 bit scaled down, CMYK, palette, ICC converted
+    orientation: str = "exif"  # the EXIF orientation is applied
+    decode: str = "rgb8"  # 8-bit sRGB; alpha over white; 16 bits, CMYK, palettes and ICC profiles converted
 
     def __post_init__(self) -> None:
         allowed = {
@@ -66,7 +66,7 @@ def crop_box(pixels: Pixels, recipe: ImageRecipe) -> tuple[float, float, float, 
 
 
 def pixel_sha256(pixels: Pixels) -> str:
-    """Return the SHA-256 of a picture: of its shape and its decoded RGB bytes, whatever file held them."""
+    """Return the SHA-256 of the shape and the RGB bytes of a picture, whatever its file format."""
     sha = hashlib.sha256(np.asarray(pixels.shape, np.int64).tobytes())
     sha.update(np.ascontiguousarray(pixels).data)
     return sha.hexdigest()

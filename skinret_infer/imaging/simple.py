@@ -1,4 +1,4 @@
-"""Read WebP and BMP, which Pillow takes apart by itself."""
+"""Read WebP and BMP, whose containers Pillow parses."""
 
 import struct
 
@@ -17,8 +17,8 @@ def read_webp(stream: "DeadlineReader", check: Check) -> Contents:
     codec.load(image)
     exif, xmp = image.info.get("exif", b"").removeprefix(b"Exif\0\0"), image.info.get("xmp", b"")
     icc = image.info.get("icc_profile") or exif_profile(exif, warnings)
-    turned = orientation(exif, xmp, warnings)
-    return Contents(image=image, icc=icc, orientation=turned, pictures=image.n_frames, warnings=warnings)
+    turn = orientation(exif, xmp, warnings)
+    return Contents(image=image, icc=icc, orientation=turn, pictures=image.n_frames, warnings=warnings)
 
 
 def read_bmp(stream: "DeadlineReader", check: Check) -> Contents:
@@ -28,7 +28,7 @@ def read_bmp(stream: "DeadlineReader", check: Check) -> Contents:
         raise identify(data, stream.name)
     try:
         image = codec.Bmp(stream)
-    except OSError as error:  # so Pillow says what it does not read
+    except OSError as error:  # Pillow's error of a BMP that it does not read
         if not str(error).startswith("Unsupported BMP"):
             raise
         raise unread(stream.name, "a BMP of a kind that is not read", str(error), SAVE_AS_PNG) from None
@@ -36,7 +36,7 @@ def read_bmp(stream: "DeadlineReader", check: Check) -> Contents:
     codec.load(image)
     icc, warnings = None, list[SkinretWarning]()
     size, space = struct.unpack_from("<L", data, 14)[0], data[70:74]
-    if size == 124 and space == b"DEBM":  # PROFILE_EMBEDDED, written as a number
+    if size == 124 and space == b"DEBM":  # PROFILE_EMBEDDED, as a little-endian number
         start, length = struct.unpack_from("<LL", data, 126)
         icc = data[14 + start : 14 + start + length] or b"damaged"
     elif (size == 124 and space == b"KNIL") or (size >= 108 and space == bytes(4) and any(data[74:110])):

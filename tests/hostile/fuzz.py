@@ -1,9 +1,9 @@
-"""Hostile input: files of every format that is read, thousands of ways to damage them, and what reads them.
+"""Hostile input: files of every format that is read, thousands of ways to damage them, and their readers.
 
-    python tests/hostile/fuzz.py SEED NUMBER   one input again, as a failure names it; its file is left
+    python tests/hostile/fuzz.py SEED NUMBER   repeat one input, as a failure names it; keep its file
 
-Input NUMBER of SEED is always the same. Many are run in a process of their own, so that a crash is seen: by
-`run`, of which tests/hostile/test_fuzz.py is the short form and benchmarks/test_fuzz.py the long one.
+Input NUMBER of SEED is always the same. `run` reads many inputs in separate processes, so that it detects a
+crash. tests/hostile/test_fuzz.py is its short form, benchmarks/test_fuzz.py its long form.
 """
 
 import contextlib
@@ -55,22 +55,22 @@ from skinret_infer.text import TextEncoderInput, TextRecipe, attributes_to_text
 from skinret_infer.trust.audit import AuditLog, verify
 
 MEMORY = 50_000_000  # bytes that a process may grow by
-_PIXELS = 2_000_000  # of a picture that is decoded: the way of a larger one is the same
+_PIXELS = 2_000_000  # of a picture that is decoded; a larger one takes the same path in the code
 _CASES = 150
 
 # -- seeds --
 
 
 def write_seeds(folder: Path) -> None:
-    """Write whole files of every format, the same every time, to a folder for each."""
-    made = {"image": _pictures(), "dicom": _objects()}
-    for format, files in made.items():
+    """Write valid files of every format to one folder each; they are the same every time."""
+    pictures = {"image": _pictures(), "dicom": _dicom_objects()}
+    for format, files in pictures.items():
         (folder / format).mkdir(parents=True)
         for name, content in files.items():
             (folder / format / name).write_bytes(content)
     _write_bundle(folder / "bundle")
-    with pytest.MonkeyPatch.context() as patch:  # what runs after this in the process shall not be small
-        _small(patch.setattr)
+    with pytest.MonkeyPatch.context() as patch:  # segments shall not stay small in this process
+        _use_small_segments(patch.setattr)
         _write_archives(folder)
     tables = folder / "table"
     (tables / "deep").mkdir(parents=True)
@@ -86,10 +86,10 @@ def write_seeds(folder: Path) -> None:
         log.append([{"query": n, "words": "é streaks", "hits": [f"c{n}"]}])
 
 
-def _small(change: Callable[[Any, str, Any], None] = setattr) -> None:
+def _use_small_segments(change: Callable[[Any, str, Any], None] = setattr) -> None:
     durability.small_segments(change)
     for module in (segments, maintenance):
-        change(module, "SAMPLE", 100)  # so that there is a projection
+        change(module, "SAMPLE", 100)  # so that the index has a projection
 
 
 def saved_image(image: Image.Image, format: str, **options: Any) -> bytes:
@@ -137,30 +137,28 @@ def _pictures() -> dict[str, bytes]:
     files["group4.tif"] = saved_image(rgb.convert("1"), "TIFF", compression="group4")
     files["pages.tif"] = saved_image(grey, "TIFF", save_all=True, append_images=[grey])
     files["big.tif"] = saved_image(rgb, "TIFF", big_tiff=True)
-    return files | _by_hand()
+    return files | _hand_made_files()
 
 
-def _by_hand() -> dict[str, bytes]:
-    """Files that Pillow does not write, or does not read: deep TIFFs, PNGs with their colours named."""
+def _hand_made_files() -> dict[str, bytes]:
+    """Make files that Pillow does not write or read: deep TIFFs, PNGs that name their colours."""
     from helpers import EXIFS, jpeg, png
-
-    pass
 
     deep = PICTURE.astype(np.int64) * 257
     texts = b"XML:com.adobe.xmp\0\1\0\0\0" + zlib.compress(b'tiff:Orientation="6"')
-    named = [(b"cICP", bytes((9, 14, 0, 1))), (b"cHRM", bytes(range(32))), (b"gAMA", b"\0\0\xff\xff")]
+    colour_chunks = [(b"cICP", bytes((9, 14, 0, 1))), (b"cHRM", bytes(range(32))), (b"gAMA", b"\0\0\xff\xff")]
     return {
         "planes.tif": tiff(deep, 16, 2, planar=True, order=">"),
         "tiles.tif": tiff(deep, 16, 2, compression="lzw", differences=True, tiled=True, big=True),
         "twelve.tif": tiff(deep[..., :1] >> 4, 12, 0, compression="deflate"),
-        "colours.png": png(*(_chunk(*chunk) for chunk in named)),
+        "colours.png": png(*(_chunk(*chunk) for chunk in colour_chunks)),
         "beside.png": png(_chunk(b"iTXt", texts), _chunk(b"tRNS", bytes(6)), pixels=deep, bits=16),
         "beside.jpg": jpeg((0xE1, b"Exif\0\0" + EXIFS["an inner directory outside"])),
     }
 
 
 def _interlaced() -> bytes:
-    """A PNG in seven passes, which Pillow does not write."""
+    """Make a PNG in seven passes, which Pillow does not write."""
     pixels, data = np.asarray(_picture()), b""
     for x, y, across, down in (
         *((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4)),
@@ -177,7 +175,7 @@ def _chunk(kind: bytes, body: bytes) -> bytes:
 
 
 def run_lengths(palette: Image.Image) -> bytes:
-    """A BMP of run lengths, which Pillow does not write."""
+    """Make a BMP of run lengths, which Pillow does not write."""
     body = b""
     for row in np.asarray(palette)[::-1]:
         body += b"".join(bytes((2, int(value))) for value in row[::2]) + b"\0\0"
@@ -188,7 +186,7 @@ def run_lengths(palette: Image.Image) -> bytes:
     return b"BM" + struct.pack("<IHHI", start + len(body), 0, 0, start) + header + table + body + b"\0\1"
 
 
-def _objects() -> dict[str, bytes]:
+def _dicom_objects() -> dict[str, bytes]:
     from dicom_objects import (
         PICTURE,
         YBR,
@@ -218,7 +216,7 @@ _LAYOUT = Layout(local=(2, 2, 2), global_=(2, 2, 2), concepts=(3,))
 
 
 def _write_bundle(folder: Path) -> None:
-    """Write a bundle of graphs with all that a graph of this package has, which calculate nothing of use."""
+    """Write a bundle whose graphs have every element of real ones, but compute nothing useful."""
     from onnx import TensorProto, helper, numpy_helper
     from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 
@@ -271,7 +269,7 @@ def _write_archives(folder: Path) -> None:
         archive.write([durability.record(*case) for case in cases], durability.descriptors(cases))
         archive.remove(["case-7", "case-70"])
     with contextlib.closing(sqlite3.connect(path)) as db, db:
-        db.execute("UPDATE segments SET generation = number + 1")  # drawn by lot before
+        db.execute("UPDATE segments SET generation = number + 1")  # random before
     shutil.rmtree(folder / "archive" / "cases.skinret.index")
     with contextlib.closing(durability.opened(path)) as archive:
         _search(archive)
@@ -314,13 +312,13 @@ _VALUES: list[Any] = [
 
 
 def mutated(chance: random.Random, data: bytes, others: Sequence[bytes]) -> bytes:
-    """Return bytes with one to four things done to them."""
+    """Return bytes with one to four random changes."""
     changed = bytearray(data)
     for _ in range(chance.choice((1, 1, 1, 2, 4))):
         length = len(changed)
-        at = (
-            min(chance.randrange(length + 1), chance.randrange(length + 1)) if length else 0
-        )  # headers come first
+        at = 0
+        if length:  # the smaller of two, as headers come first
+            at = min(chance.randrange(length + 1), chance.randrange(length + 1))
         size = min(chance.choice((1, 2, 4, 16, 64, 512, 4096)), length - at)
         match chance.randrange(9):
             case 0:
@@ -338,27 +336,28 @@ def mutated(chance: random.Random, data: bytes, others: Sequence[bytes]) -> byte
             case 5:
                 other = chance.choice(others)
                 changed[at:] = other[chance.randrange(len(other) + 1) :]
-            case 6:  # the head of one with the body of another
+            case 6:  # the start of another file
                 head = chance.choice((4, 16, 132, 512))
                 changed[:head] = chance.choice(others)[:head]
             case 7:
                 wide = chance.choice((1, 2, 4, 8))
                 number = chance.choice(_NASTY) % 256**wide
                 changed[at : at + wide] = number.to_bytes(wide, chance.choice(("little", "big")))
-            case 8:  # a number that says how long what follows is
+            case 8:  # a length field
                 changed[at : at + chance.choice((1, 2))] = _varint(chance.choice(_NASTY))
     return bytes(changed[:2_000_000])
 
 
 def _varint(number: int) -> bytes:
-    said = b""
+    """Return a number as a protobuf varint."""
+    result = b""
     while number > 127:
-        said, number = said + bytes((number & 127 | 128,)), number >> 7
-    return said + bytes((number,))
+        result, number = result + bytes((number & 127 | 128,)), number >> 7
+    return result + bytes((number,))
 
 
 def mutated_json(chance: random.Random, data: bytes) -> bytes:
-    """Return JSON of which a few values are others, gone, there twice, or very deep."""
+    """Return JSON with a few values replaced, deleted, duplicated or deeply nested."""
     tree = json.loads(data)
     for _ in range(chance.choice((1, 1, 2, 3))):
         places = [*_places(tree)]
@@ -369,9 +368,9 @@ def mutated_json(chance: random.Random, data: bytes) -> bytes:
             case 0:
                 del parent[key]
             case 1:
-                other, from_there = chance.choice(places)
+                other_parent, other_key = chance.choice(places)
                 with contextlib.suppress(LookupError):
-                    parent[key] = json.loads(json.dumps(other[from_there]))
+                    parent[key] = json.loads(json.dumps(other_parent[other_key]))
             case 2 if isinstance(parent[key], int | float):
                 parent[key] = chance.choice((*_NASTY, -parent[key], parent[key] + 1, parent[key] / 3))
             case 3 if isinstance(parent, dict):
@@ -388,13 +387,17 @@ def mutated_json(chance: random.Random, data: bytes) -> bytes:
 
 
 def _places(tree: Any) -> Iterator[tuple[Any, Any]]:
-    for key in list(tree) if isinstance(tree, dict) else range(len(tree)) if isinstance(tree, list) else ():
+    """Yield the parent and the key or index of every value."""
+    keys: Sequence[Any] = list(tree) if isinstance(tree, dict) else ()
+    if isinstance(tree, list):
+        keys = range(len(tree))
+    for key in keys:
         yield tree, key
         yield from _places(tree[key])
 
 
 def mutated_table(chance: random.Random, data: bytes) -> bytes:
-    """Return CSV of which a few cells are others, or rows are gone or there twice."""
+    """Return CSV with a few cells replaced, or rows deleted or duplicated."""
     rows = list(csv.reader(io.StringIO(data.decode("utf-8-sig"), newline="")))
     for _ in range(chance.choice((1, 2, 5))):
         row = chance.randrange(len(rows))
@@ -431,7 +434,7 @@ def mutated_archive(chance: random.Random, path: Path) -> None:
                 db.execute(f'UPDATE {table} SET "{column}" = ? WHERE "{column}" IS ?', (new, old))
 
 
-# -- what reads it --
+# -- readers --
 
 
 def _search(archive: Archive) -> None:
@@ -454,11 +457,11 @@ def _use_archive(path: Path) -> None:
                 archive.remove(["case-9"])
                 maintenance.repair(archive)
             if faults:
-                raise _Told
+                raise _ReportedFault
 
 
-class _Told(Exception):
-    """A fault that is told, not raised."""
+class _ReportedFault(Exception):
+    """A check has reported a fault, without raising an error."""
 
 
 def _read_picture(chance: random.Random, seeds: Path, folder: Path, kind: str) -> None:
@@ -466,20 +469,20 @@ def _read_picture(chance: random.Random, seeds: Path, folder: Path, kind: str) -
     data = chance.choice(files).read_bytes()
     new = mutated(chance, data, [file.read_bytes() for file in chance.sample(files, 3)])
     if new[:4] == b"\x89PNG" and chance.random() < 0.8:
-        new = _whole_chunks(new)
+        new = _fix_checksums(new)
     (folder / "picture").write_bytes(new)
     decode(folder / "picture", max_pixels=_PIXELS, warnings=[])
 
 
-def _whole_chunks(data: bytes) -> bytes:
-    """Return a PNG with right checksums: without them no more than those would be tried."""
-    place, whole = 8, data[:8]
+def _fix_checksums(data: bytes) -> bytes:
+    """Return a PNG with right checksums: with wrong ones nothing else would be tested."""
+    place, result = 8, data[:8]
     while place + 8 <= len(data):
         length = min(int.from_bytes(data[place : place + 4], "big"), len(data))
-        whole += data[place : place + 4] + data[place + 4 : place + 8 + length]
-        whole += struct.pack(">I", zlib.crc32(data[place + 4 : place + 8 + length]))
+        result += data[place : place + 4] + data[place + 4 : place + 8 + length]
+        result += struct.pack(">I", zlib.crc32(data[place + 4 : place + 8 + length]))
         place += 12 + length
-    return whole
+    return result
 
 
 def _read_bundle(chance: random.Random, seeds: Path, folder: Path, kind: str) -> None:
@@ -490,7 +493,7 @@ def _read_bundle(chance: random.Random, seeds: Path, folder: Path, kind: str) ->
     by_value = name.endswith(".json") and chance.random() < 0.8
     new = mutated_json(chance, content) if by_value else mutated(chance, content, others)
     (place / name).write_bytes(new)
-    if name != "manifest.json":  # or the hash alone would be tried
+    if name != "manifest.json":  # else only the hash would be tested
         manifest = json.loads((place / "manifest.json").read_text("utf-8"))
         manifest["files"][name] = hashlib.sha256(new).hexdigest()
         (place / "manifest.json").write_text(json.dumps(manifest), "utf-8")
@@ -505,28 +508,27 @@ def _read_bundle(chance: random.Random, seeds: Path, folder: Path, kind: str) ->
 
 def _read_archive(chance: random.Random, seeds: Path, folder: Path, kind: str) -> None:
     path = shutil.copytree(seeds / "archive", folder / "a") / "cases.skinret"
-    parts = sorted(path.with_name("cases.skinret.index").iterdir())
+    index_files = sorted(path.with_name("cases.skinret.index").iterdir())
     if kind == "scan":
-        part = chance.choice(parts)
-        content = part.read_bytes()
-        new = _mutated_part(chance, content, [other.read_bytes() for other in parts])
-        part.write_bytes(new)
+        file = chance.choice(index_files)
+        content = file.read_bytes()
+        new = _mutate_index_file(chance, content, [other.read_bytes() for other in index_files])
+        file.write_bytes(new)
     elif chance.random() < 0.5:
         mutated_archive(chance, path)
     else:
         content = path.read_bytes()
-        path.write_bytes(mutated(chance, content, [content, parts[0].read_bytes()]))
+        path.write_bytes(mutated(chance, content, [content, index_files[0].read_bytes()]))
     _use_archive(path)
 
 
-def _mutated_part(chance: random.Random, content: bytes, others: Sequence[bytes]) -> bytes:
+def _mutate_index_file(chance: random.Random, content: bytes, others: Sequence[bytes]) -> bytes:
     start = content.index(b"{")
     length = int.from_bytes(content[start - 8 : start], "little")
     if chance.random() < 0.4:
         header = mutated_json(chance, content[start : start + length])
-        head = (content[: start - 8] + len(header).to_bytes(8, "little") + header).ljust(
-            -(-(start + len(header)) // 64) * 64, b"\0"
-        )
+        head = content[: start - 8] + len(header).to_bytes(8, "little") + header
+        head += bytes(-len(head) % 64)  # arrays are aligned to 64 bytes
         new = head + content[-(-(start + length) // 64) * 64 :]
     else:
         new = mutated(chance, content, others)
@@ -537,15 +539,17 @@ def _read_exchange(chance: random.Random, seeds: Path, folder: Path, kind: str) 
     place = shutil.copytree(seeds / "exchange", folder / "out")
     path = place / chance.choice(("cases.csv", "descriptors.npy", "archive.json"))
     content, others = path.read_bytes(), [other.read_bytes() for other in sorted(place.iterdir())]
-    by_value = {".csv": mutated_table, ".json": mutated_json}.get(path.suffix)
-    by_value = by_value if chance.random() < 0.7 else None
-    path.write_bytes(by_value(chance, content) if by_value else mutated(chance, content, others))
+    mutate_values = {".csv": mutated_table, ".json": mutated_json}.get(path.suffix)
+    if chance.random() < 0.7 and mutate_values:
+        path.write_bytes(mutate_values(chance, content))
+    else:
+        path.write_bytes(mutated(chance, content, others))
     with contextlib.suppress(OSError, ValueError, TypeError, LookupError, RecursionError):
-        account = json.loads((place / "archive.json").read_text("utf-8"))
-        for name in account["sha256"]:
-            account["sha256"][name] = hashlib.sha256((place / Path(name).name).read_bytes()).hexdigest()
+        info = json.loads((place / "archive.json").read_text("utf-8"))
+        for name in info["sha256"]:
+            info["sha256"][name] = hashlib.sha256((place / Path(name).name).read_bytes()).hexdigest()
         if chance.random() < 0.9:
-            (place / "archive.json").write_text(json.dumps(account), "utf-8")
+            (place / "archive.json").write_text(json.dumps(info), "utf-8")
     with contextlib.closing(archive_for(place, folder / "new.skinret")) as archive:
         import_archive(archive, place)
 
@@ -569,7 +573,7 @@ def _read_audit(chance: random.Random, seeds: Path, folder: Path, kind: str) -> 
     path = chance.choice(files)
     path.write_bytes(mutated(chance, path.read_bytes(), [file.read_bytes() for file in files]))
     if verify(place / "log").faults:
-        raise _Told
+        raise _ReportedFault
 
 
 Reader = Callable[[random.Random, Path, Path, str], None]
@@ -585,7 +589,7 @@ FORMATS: dict[str, Reader] = {
 
 
 def one(seed: int, number: int, seeds: Path, folder: Path) -> tuple[str, str]:
-    """Make an input, have it read, and return its format and what came of it. Raises what is no refusal."""
+    """Make an input, read it, and return its format and the outcome. Raises every error but SkinretError."""
     name = [*FORMATS][number % len(FORMATS)]
     kind = name.partition(" ")[0]
     try:
@@ -593,9 +597,9 @@ def one(seed: int, number: int, seeds: Path, folder: Path) -> tuple[str, str]:
     except SkinretError as error:
         str(error).encode()
         return kind, error.code
-    except _Told:
-        return kind, "fault told"
-    return kind, "taken"
+    except _ReportedFault:
+        return kind, "fault reported"
+    return kind, "read"
 
 
 # -- many of them --
@@ -603,12 +607,12 @@ def one(seed: int, number: int, seeds: Path, folder: Path) -> tuple[str, str]:
 
 @dataclass(slots=True)
 class Report:
-    """What came of many inputs. failures: whatever should not be, each with how to see it again."""
+    """The outcomes of many inputs. failures: each unexpected event, with the command that repeats it."""
 
     inputs: int = 0
     outcomes: dict[str, Counter[str]] = field(default_factory=dict)
     failures: list[str] = field(default_factory=list)
-    grown: int = 0  # bytes, of the process that grew most
+    grown: int = 0  # bytes of memory, in the process that grew most
     slowest: tuple[float, int] = (0.0, -1)  # seconds, and the input's number
     seconds: float = 0.0
 
@@ -626,10 +630,10 @@ class Report:
 def run(seed: int, count: int, folder: Path, *, batch: int, limit: float) -> Report:
     """Run inputs 0 to count of a seed, `batch` of them in a process, which may take `limit` seconds."""
     write_seeds(folder / "seeds")
-    report, began = Report(), time.monotonic()
+    report, start = Report(), time.monotonic()
     for first in range(0, count, batch):
         _run_batch(seed, first, min(count, first + batch), folder, limit, report)
-    report.seconds = time.monotonic() - began
+    report.seconds = time.monotonic() - start
     return report
 
 
@@ -642,28 +646,29 @@ def _run_batch(seed: int, first: int, end: int, folder: Path, limit: float, repo
     command = [sys.executable, "-X", "faulthandler", "-W", "ignore", __file__]
     before = _tree(folder)
     try:
-        done = subprocess.run(
+        process = subprocess.run(
             [*command, "batch", str(seed), str(first), str(end), folder / "seeds", here],
             cwd=here, env={**os.environ, **{name: str(place) for name, place in places.items()}},
             capture_output=True, timeout=limit,
         )  # fmt: skip
-        said, fault = done.stderr.decode("utf-8", "replace"), f"ended with {done.returncode}"
+        stderr, fault = process.stderr.decode("utf-8", "replace"), f"ended with {process.returncode}"
     except subprocess.TimeoutExpired as error:
-        done, said, fault = None, (error.stderr or b"").decode("utf-8", "replace"), f"took over {limit:g} s"
+        process, stderr = None, (error.stderr or b"").decode("utf-8", "replace")
+        fault = f"took over {limit:g} s"
     number = int.from_bytes(progress.read_bytes(), "little")
-    if done is None or done.returncode:
-        report.failures.append(f"{again(seed, number)}: the process {fault}\n{said[-3000:]}")
+    if process is None or process.returncode:
+        report.failures.append(f"{again(seed, number)}: the process {fault}\n{stderr[-3000:]}")
         report.inputs += max(0, number - first)
         return
-    found = json.loads(done.stdout.splitlines()[-1])
+    found = json.loads(process.stdout.splitlines()[-1])
     report.inputs += end - first
     for kind, outcomes in found["outcomes"].items():
         report.outcomes.setdefault(kind, Counter()).update(outcomes)
     report.failures += found["failures"]
     report.grown = max(report.grown, found["grown"])
     report.slowest = max(report.slowest, tuple(found["slowest"]))
-    if strange := sorted(_tree(folder) ^ before):
-        report.failures.append(f"inputs {first} to {end} of seed {seed} changed other files: {strange[:5]}")
+    if changes := sorted(_tree(folder) ^ before):
+        report.failures.append(f"inputs {first} to {end} of seed {seed} changed other files: {changes[:5]}")
     if found["grown"] > MEMORY:
         report.failures.append(
             f"inputs {first} to {end} of seed {seed}: {found['grown'] / 1e6:.0f} MB more memory"
@@ -672,6 +677,7 @@ def _run_batch(seed: int, first: int, end: int, folder: Path, limit: float, repo
 
 
 def again(seed: int, number: int) -> str:
+    """Return the command that repeats an input."""
     return f"python tests/hostile/fuzz.py {seed} {number}"
 
 
@@ -680,53 +686,54 @@ def _tree(folder: Path) -> set[tuple[str, int]]:
 
 
 def _batch(seed: int, first: int, end: int, seeds: Path, here: Path) -> None:
-    """Run inputs in this process, and say as JSON what came of them."""
-    _small()
+    """Run inputs in this process, and print the outcomes as JSON."""
+    _use_small_segments()
     outcomes: dict[str, Counter[str]] = {}
     failures: list[str] = []
     target, slowest, start = here / "target", (0.0, -1), 0
     warm = first + max(2 * len(FORMATS), (end - first) // 4)
     with (here / "progress").open("r+b", buffering=0) as progress:
-        written = _watched(target)
+        writes = _watch_writes(target)
         for number in range(first, end):
             progress.seek(0)
             progress.write(number.to_bytes(8, "little"))
             if number == warm:
                 start = _memory()
             target.mkdir()
-            began = time.monotonic()
+            begin = time.monotonic()
             try:
                 kind, code = one(seed, number, seeds, target)
                 outcomes.setdefault(kind, Counter())[code] += 1
             except BaseException:
                 failures.append(f"{again(seed, number)}\n{traceback.format_exc()[-3000:]}")
-            slowest = max(slowest, (time.monotonic() - began, number))
-            gc.collect() if number % 50 == 0 else None
+            slowest = max(slowest, (time.monotonic() - begin, number))
+            if number % 50 == 0:
+                gc.collect()
             shutil.rmtree(target)
-            failures += [f"{again(seed, number)}: {path} was written" for path in written]
-            written.clear()
+            failures += [f"{again(seed, number)}: {path} was written" for path in writes]
+            writes.clear()
     grown = _memory() - start
     print(json.dumps({"outcomes": outcomes, "failures": failures, "grown": grown, "slowest": slowest}))
 
 
-def _watched(target: Path) -> list[str]:
-    """Return a list to which whatever Python opens for writing outside a folder is added from now on."""
-    written: list[str] = []
+def _watch_writes(target: Path) -> list[str]:
+    """Return a list; every path outside a folder that Python opens for writing from now on is added to it."""
+    writes: list[str] = []
     inside = str(target) + os.sep
 
     def watch(event: str, details: tuple[Any, ...]) -> None:
         if event == "open" and isinstance(details[0], str) and details[2] & (os.O_WRONLY | os.O_RDWR):
             path = os.path.abspath(details[0])  # noqa: PTH100  (pathlib opens more)
             if not path.startswith(inside) and path != os.devnull:
-                written.append(path)
+                writes.append(path)
 
     sys.addaudithook(watch)
-    return written
+    return writes
 
 
 def _memory() -> int:
     gc.collect()
-    with contextlib.suppress(OSError, AttributeError):  # what is free goes back, where the C library can
+    with contextlib.suppress(OSError, AttributeError):  # return free memory, where the C library can
         import ctypes
 
         ctypes.CDLL("libc.so.6").malloc_trim(0)

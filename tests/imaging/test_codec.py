@@ -1,4 +1,4 @@
-"""What other packages of the process set in Pillow: half a picture is still none, a whole one the same."""
+"""Settings of Pillow that other packages change: half a picture is still refused, pixels stay the same."""
 
 import io
 import itertools
@@ -20,7 +20,8 @@ from skinret_infer.imaging.decode import decode
 NOISE = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
 
 
-def _wholes() -> dict[str, bytes]:
+def _complete_files() -> dict[str, bytes]:
+    """Complete files of many kinds of picture."""
     image = Image.fromarray(NOISE)
     files = {name: saved_image(image, name, **options) for name, options in FORMATS.items()}
     files["progressive JPEG"] = saved_image(image, "JPEG", progressive=True)
@@ -34,7 +35,7 @@ def _wholes() -> dict[str, bytes]:
     return files
 
 
-WHOLES = _wholes()
+COMPLETE = _complete_files()
 
 
 @pytest.fixture
@@ -55,19 +56,19 @@ def _sources(data: bytes, path: Path) -> dict[str, Callable[[], Any]]:
 
 
 @pytest.mark.filterwarnings("ignore")  # Pillow's, where the test opens a file
-@pytest.mark.parametrize("kind", WHOLES)
-def test_half_a_picture_is_refused_whatever_a_neighbour_sets(
+@pytest.mark.parametrize("kind", COMPLETE)
+def test_half_a_picture_is_refused_whatever_another_package_sets(
     kind: str, lenient: None, tmp_path: Path
 ) -> None:
-    whole = WHOLES[kind]
+    data = COMPLETE[kind]
     if second := {"MPO": b"\xff\xd8\xff\xe0", "animated PNG": b"fcTL"}.get(kind):
-        whole = whole[: whole.rindex(second) - 4]  # of several pictures the first
-    for part in (0.4, 0.6, 0.9):
-        for source in _sources(whole[: int(part * len(whole))], tmp_path / "half").values():
+        data = data[: data.rindex(second) - 4]  # the first of several pictures
+    for fraction in (0.4, 0.6, 0.9):
+        for source in _sources(data[: int(fraction * len(data))], tmp_path / "half").values():
             try:
                 opened = source()
             except OSError:
-                continue  # the directory of a TIFF stands last
+                continue  # Pillow cannot open a TIFF without its directory, which stands last
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
                 with pytest.raises(InputError) as caught:
@@ -78,21 +79,21 @@ def test_half_a_picture_is_refused_whatever_a_neighbour_sets(
 
 @pytest.mark.parametrize("format", ["GIF", "JPEG2000", "PPM", "TGA", "PCX", "SGI"])
 def test_half_a_pil_image_of_any_format_is_refused(format: str, lenient: None) -> None:
-    whole = saved_image(Image.fromarray(NOISE), format)
-    decode(Image.open(io.BytesIO(whole)))
-    image_refusal(Image.open(io.BytesIO(whole[: len(whole) // 2])), "image-truncated")
+    data = saved_image(Image.fromarray(NOISE), format)
+    decode(Image.open(io.BytesIO(data)))
+    image_refusal(Image.open(io.BytesIO(data[: len(data) // 2])), "image-truncated")
 
 
-def test_a_pil_image_stays_of_its_class_and_is_loaded() -> None:
+def test_a_pil_image_keeps_its_class_and_is_loaded() -> None:
     image = Image.open(io.BytesIO(saved_image(Image.fromarray(NOISE), "GIF")))
     before = type(image)
     decode(image)
     assert type(image) is before and image.size == (64, 64)
 
 
-@pytest.mark.parametrize("part", [0.3, 0.6, 0.9])
+@pytest.mark.parametrize("fraction", [0.3, 0.6, 0.9])
 @pytest.mark.parametrize("format", ["JPEG", "JPEG2000", "rle"])
-def test_half_a_frame_of_a_dicom_object_is_refused(format: str, part: float, lenient: None) -> None:
+def test_half_a_frame_of_a_dicom_object_is_refused(format: str, fraction: float, lenient: None) -> None:
     uid = pytest.importorskip("pydicom").uid
     from dicom_objects import dicom_object, run_lengths
 
@@ -104,40 +105,40 @@ def test_half_a_frame_of_a_dicom_object_is_refused(format: str, part: float, len
         syntax = uid.JPEG2000Lossless if options else uid.JPEGBaseline8Bit
     photometric = "YBR_FULL_422" if format == "JPEG" else "RGB"
     assert decode(dicom_object(frame, photometric, syntax)).shape == PICTURE.shape
-    image_refusal(dicom_object(frame[: int(part * len(frame))], photometric, syntax), "image-truncated")
+    image_refusal(dicom_object(frame[: int(fraction * len(frame))], photometric, syntax), "image-truncated")
 
 
-def test_threads_and_a_neighbour_that_sets_it_to_and_fro_do_not_disturb_each_other(
+def test_decoding_in_threads_is_right_while_another_package_toggles_the_setting(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(ImageFile, "LOAD_TRUNCATED_IMAGES", False)
-    whole, half = WHOLES["JPEG"], WHOLES["JPEG"][: len(WHOLES["JPEG"]) // 2]
-    done, expected = threading.Event(), decode(whole)
+    data, half = COMPLETE["JPEG"], COMPLETE["JPEG"][: len(COMPLETE["JPEG"]) // 2]
+    end, expected = threading.Event(), decode(data)
 
-    def turns() -> None:
+    def toggle() -> None:
         for value in itertools.cycle((True, False)):
-            if done.is_set():
+            if end.is_set():
                 return
             ImageFile.LOAD_TRUNCATED_IMAGES = value
 
-    def tries(_: int) -> int:
-        np.testing.assert_array_equal(decode(whole), expected)
+    def refuses_half(_: int) -> bool:
+        np.testing.assert_array_equal(decode(data), expected)
         try:
             decode(half)
         except InputError as error:
             return error.code == "image-truncated"
-        return 0
+        return False
 
-    neighbour = threading.Thread(target=turns)
+    neighbour = threading.Thread(target=toggle)
     neighbour.start()
     try:
         with ThreadPoolExecutor(8) as pool:
-            assert sum(pool.map(tries, range(300))) == 300
+            assert sum(pool.map(refuses_half, range(300))) == 300
     finally:
-        done.set()
+        end.set()
         neighbour.join()
     ImageFile.LOAD_TRUNCATED_IMAGES = True
-    Image.open(io.BytesIO(half)).load()  # the neighbour's own half picture is still one to him
+    Image.open(io.BytesIO(half)).load()  # the other package can still load its own half picture
 
 
 _SETTINGS: dict[str, tuple[Any, str, Any]] = {
@@ -155,7 +156,7 @@ _SETTINGS: dict[str, tuple[Any, str, Any]] = {
 
 
 def _with_texts() -> dict[str, bytes]:
-    """Files with what the settings are of: texts, a profile, a fourth byte in a BMP, two bytes a sample."""
+    """Files with what the settings concern: texts, a fourth byte in a BMP, two bytes a sample."""
     texts = PngImagePlugin.PngInfo()
     texts.add_text("Comment", "long " * 100, zip=True)
     texts.add_itxt("XML:com.adobe.xmp", "<x/>" * 100, zip=True)
@@ -184,44 +185,44 @@ def test_no_setting_of_pillow_changes_a_picture(setting: str, monkeypatch: pytes
         np.testing.assert_array_equal(decode(data), before[name], err_msg=name)
 
 
-def test_a_neighbours_limit_of_pixels_is_named_where_it_cannot_be_passed_over(
+def test_a_limit_of_pixels_that_another_package_sets_is_named_where_it_applies(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
     try:
-        np.testing.assert_array_equal(decode(SAVED["WEBP"]), PICTURE)  # of a Pillow that does not look
+        np.testing.assert_array_equal(decode(SAVED["WEBP"]), PICTURE)  # in a Pillow that does not check it
     except InputError as error:
         assert error.code == "image-too-large" and "PIL.Image.MAX_IMAGE_PIXELS" in str(error)
 
 
-def test_a_time_limit_holds_whatever_block_a_neighbour_sets(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_decoder_reads_small_blocks_whatever_another_package_sets(monkeypatch: pytest.MonkeyPatch) -> None:
     sizes: list[int] = []
     monkeypatch.setattr(ImageFile, "MAXBLOCK", 1 << 30)
 
-    class Seen(io.BytesIO):
+    class RecordingFile(io.BytesIO):
         def read(self, size: int | None = -1, /) -> bytes:
             sizes.append(-1 if size is None else size)
             return super().read(size)
 
     from skinret_infer.imaging import codec
 
-    codec.load(codec.Jpeg(Seen(saved_image(Image.fromarray(np.tile(NOISE, (12, 12, 1))), "JPEG"))))
+    codec.load(codec.Jpeg(RecordingFile(saved_image(Image.fromarray(np.tile(NOISE, (12, 12, 1))), "JPEG"))))
     assert max(sizes) <= 65536
 
 
-@pytest.mark.parametrize("kind", [name for name in WHOLES if "MPO" not in name])
-def test_warnings_that_are_errors_to_a_neighbour_cost_no_picture(kind: str) -> None:
+@pytest.mark.parametrize("kind", [name for name in COMPLETE if "MPO" not in name])
+def test_pictures_are_read_when_warnings_are_errors(kind: str) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert decode(WHOLES[kind]).ndim == 3
+        assert decode(COMPLETE[kind]).ndim == 3
 
 
-def test_a_plugin_of_a_neighbour_is_not_asked() -> None:
+def test_plugins_of_other_packages_are_not_used() -> None:
     class Greedy(ImageFile.ImageFile):
         format = "PNG"
 
         def _open(self) -> None:
-            raise AssertionError("asked")
+            raise AssertionError("used")
 
     before = dict(Image.OPEN), list(Image.ID)
     try:

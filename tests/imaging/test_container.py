@@ -1,4 +1,4 @@
-"""What lies beside the pixels: damage there costs no picture, colours are heeded, files are named."""
+"""Metadata beside the pixels: damage there costs no picture, colours are converted, formats are named."""
 
 import gzip
 import io
@@ -41,24 +41,24 @@ BAD = b"\xee" * 30
 
 def _codes(source: Any, expected: np.ndarray | None = None, levels: float = 0) -> list[str]:
     """Decode a file that shows PICTURE, or another, and return the codes of its warnings."""
-    said: list[Any] = []
-    pixels = decode(source, warnings=said).astype(int)
+    warnings: list[Any] = []
+    pixels = decode(source, warnings=warnings).astype(int)
     expected = PICTURE if expected is None else expected
     assert pixels.shape == expected.shape and np.abs(pixels - expected).mean() <= levels
-    return [remark.code for remark in said]
+    return [warning.code for warning in warnings]
 
 
-TURNED = np.ascontiguousarray(np.rot90(PICTURE))  # stored so, orientation 6 makes it upright
+TURNED = np.ascontiguousarray(np.rot90(PICTURE))  # orientation 6 makes it upright
 
 
 def _carrying(stored: np.ndarray, exif: bytes) -> dict[str, bytes]:
-    """Files of every format that carries EXIF as it is given."""
+    """Files of every format that carries EXIF, with these bytes as EXIF."""
     image = Image.fromarray(stored)
     webp = saved_image(image, "WEBP", lossless=True, exif=b"Exif\0\0" + _tags(_SIX))
     place = webp.index(b"EXIF")
     length = 8 + int.from_bytes(webp[place + 4 : place + 8], "little")
-    part = b"EXIF" + len(exif).to_bytes(4, "little") + exif + bytes(len(exif) % 2)
-    webp = webp[:place] + part + webp[place + length + length % 2 :]
+    chunk = b"EXIF" + len(exif).to_bytes(4, "little") + exif + bytes(len(exif) % 2)
+    webp = webp[:place] + chunk + webp[place + length + length % 2 :]
     return {
         "JPEG": jpeg((0xE1, b"Exif\0\0" + exif), whole=saved_image(image, "JPEG", quality=98, subsampling=0)),
         "PNG": png(_chunk(b"eXIf", exif), pixels=stored),
@@ -85,7 +85,7 @@ def test_a_picture_is_upright_whatever_else_is_broken_in_its_exif(
 
 @pytest.mark.filterwarnings("ignore")  # Pillow's, where the test opens a file
 @pytest.mark.parametrize("fault", EXIFS)
-def test_a_pil_image_that_is_loaded_is_upright_too(fault: str) -> None:
+def test_a_loaded_pil_image_is_upright_too(fault: str) -> None:
     with Image.open(io.BytesIO(_carrying(TURNED, EXIFS[fault])["JPEG"])) as image:
         image.load()
         assert np.abs(decode(image).astype(int) - PICTURE).mean() < 1.5
@@ -112,14 +112,14 @@ def test_an_orientation_that_cannot_be_read_is_a_warning_and_the_picture_is_give
         assert _codes(data, PICTURE, 1.5) == ["image-orientation"], name
 
 
-def test_exif_that_says_nothing_of_the_orientation_is_no_warning() -> None:
+def test_exif_without_an_orientation_gives_no_warning() -> None:
     for data in _carrying(PICTURE, _tags((0x010F, 2, 4, b"abc\0"))).values():
         assert _codes(data, PICTURE, 1.5) == []
 
 
-@pytest.mark.parametrize("written", [b'tiff:Orientation="6"', b"<tiff:Orientation>6</tiff:Orientation>"])
-def test_the_orientation_of_xmp_counts_where_exif_has_none(written: bytes) -> None:
-    xmp = b"<x:xmpmeta>" + written + b"</x:xmpmeta>"
+@pytest.mark.parametrize("element", [b'tiff:Orientation="6"', b"<tiff:Orientation>6</tiff:Orientation>"])
+def test_the_orientation_of_xmp_counts_where_exif_has_none(element: bytes) -> None:
+    xmp = b"<x:xmpmeta>" + element + b"</x:xmpmeta>"
     for exif in (None, _tags((0x010F, 2, 4, b"abc\0"))):
         files = _carrying(TURNED, exif) if exif else {}
         plain = saved_image(Image.fromarray(TURNED), "JPEG", quality=98, subsampling=0)
@@ -151,18 +151,19 @@ def test_exif_that_an_older_program_wrote_as_text_is_read() -> None:
 @pytest.mark.parametrize(
     "kind", [b"tEXt", b"zTXt", b"iTXt", b"pHYs", b"tIME", b"eXIf", b"iCCP", b"gAMA", b"prVt"]
 )
-def test_a_wrong_check_sum_beside_the_pixels_of_a_png_is_a_warning(kind: bytes) -> None:
+def test_a_wrong_checksum_beside_the_pixels_of_a_png_is_a_warning(kind: bytes) -> None:
     for place in ("before", "after"):
         chunk = _chunk(kind, b"Comment\0\0" + BAD, damage=1)
         data = png(chunk) if place == "before" else png(after=chunk)
-        said: list[Any] = []
-        np.testing.assert_array_equal(decode(data, warnings=said), PICTURE)
-        assert said[0].code == "image-metadata" and kind.decode() in said[0]
-        assert [remark.code for remark in said[1:]] == ["image-orientation"] * (kind == b"eXIf")
+        warnings: list[Any] = []
+        np.testing.assert_array_equal(decode(data, warnings=warnings), PICTURE)
+        assert warnings[0].code == "image-metadata" and kind.decode() in warnings[0]
+        more = ["image-orientation"] if kind == b"eXIf" else []
+        assert [warning.code for warning in warnings[1:]] == more
 
 
 @pytest.mark.parametrize("kind", [b"IHDR", b"PLTE", b"tRNS", b"IDAT"])
-def test_a_wrong_check_sum_of_the_pixels_of_a_png_is_damage(kind: bytes) -> None:
+def test_a_wrong_checksum_of_the_pixels_of_a_png_is_damage(kind: bytes) -> None:
     image = Image.fromarray(PICTURE).quantize(16)
     data = bytearray(saved_image(image, "PNG", transparency=3))
     place = data.index(kind)
@@ -188,7 +189,7 @@ def test_a_wrong_check_sum_of_the_pixels_of_a_png_is_damage(kind: bytes) -> None
     ],
     ids=lambda chunk: f"{chunk[4:8].decode()} {len(chunk)}",
 )
-def test_a_chunk_that_says_nothing_of_use_costs_no_picture(
+def test_a_chunk_without_usable_content_costs_no_picture(
     chunk: bytes, recwarn: pytest.WarningsRecorder
 ) -> None:
     for data in (png(chunk), png(after=chunk)):
@@ -196,7 +197,7 @@ def test_a_chunk_that_says_nothing_of_use_costs_no_picture(
     assert not list(recwarn)
 
 
-def test_a_png_without_its_end_is_whole_where_its_pixels_are() -> None:
+def test_a_png_without_its_end_is_read_if_its_pixels_are_complete() -> None:
     data = png(after=_chunk(b"tEXt", b"Comment\0here"))
     for cut in (len(data) - 12, len(data) - 4, len(data) - 20):
         assert _codes(data[:cut]) in (["image-metadata"], [])
@@ -207,7 +208,7 @@ def test_a_png_of_very_many_chunks_is_refused() -> None:
     image_refusal(png(_chunk(b"tIME", b"") * 100_001), "image-scans")
 
 
-def test_a_png_whose_text_unpacks_again_and_again_takes_no_time() -> None:
+def test_a_png_with_thousands_of_compressed_texts_is_read_in_time() -> None:
     bomb = _chunk(b"iTXt", b"XML:com.adobe.xmp\0\1\0\0\0" + zlib.compress(bytes(4_000_000))) * 2000
     np.testing.assert_array_equal(decode(png(bomb), max_seconds=5), PICTURE)
 
@@ -239,7 +240,7 @@ def test_a_broken_segment_beside_the_pixels_of_a_jpeg_costs_no_picture(segment: 
     assert _codes(jpeg(segment), decode(SAVED["JPEG"])) == []
 
 
-def test_an_icc_profile_in_pieces_is_put_together_or_a_warning() -> None:
+def test_an_icc_profile_in_pieces_is_joined_or_gives_a_warning() -> None:
     half = len(WIDE_PROFILE) // 2
     one, two = (b"ICC_PROFILE\0\1\2" + WIDE_PROFILE[:half]), (b"ICC_PROFILE\0\2\2" + WIDE_PROFILE[half:])
     expected = wide_to_srgb(decode(SAVED["JPEG"]))
@@ -279,14 +280,14 @@ def test_the_transparent_grey_of_a_png_is_white_at_every_depth(bits: int) -> Non
 
 def test_the_transparent_colour_of_a_png_of_16_bits_is_white_and_its_neighbour_is_not() -> None:
     pixels = np.full((40, 60, 3), (0x1234, 0x5678, 0x9ABC), np.int64)
-    pixels[:, 30:] += 1  # the same in 8 bits
+    pixels[:, 30:] += 1  # equal in 8 bits
     data = png(_chunk(b"tRNS", struct.pack(">3H", 0x1234, 0x5678, 0x9ABC)), pixels=pixels, bits=16)
     expected = np.full((40, 60, 3), (0x12, 0x56, 0x9A))
     expected[:, :30] = 255
     assert _codes(data, expected) == []
 
 
-def test_png_of_16_bits_comes_back_in_every_kind_of_colour() -> None:
+def test_png_of_16_bits_is_read_in_every_colour_type() -> None:
     deep, alpha = PICTURE.astype(int) * 257, np.full((HEIGHT, WIDTH, 1), 65535)
     grey = PICTURE[..., 1:2].repeat(3, axis=2)
     assert _codes(png(pixels=deep, bits=16)) == []
@@ -301,7 +302,7 @@ def test_png_of_16_bits_comes_back_in_every_kind_of_colour() -> None:
 @pytest.mark.parametrize(
     "mode", ["1", "L", "P", "PA", "LA", "La", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr", "LAB", "HSV"]
 )
-def test_a_pil_image_of_every_mode_shows_what_it_holds(mode: str) -> None:
+def test_a_pil_image_of_every_mode_gives_its_pixels(mode: str) -> None:
     rgb = Image.fromarray(PICTURE)
     image = {
         "PA": lambda: rgb.quantize(256).convert("PA"),
@@ -351,7 +352,7 @@ _ADOBE = (0.64, 0.33, 0.21, 0.71, 0.15, 0.06, 0.3127, 0.3290)
 
 
 def _in_srgb(pixels: np.ndarray, xy: Sequence[float], gamma: float | None) -> np.ndarray:
-    """What pixels of other primaries of the same white, and of a gamma or sRGB's curve, are in sRGB."""
+    """Convert pixels of other primaries with the same white, and of a gamma or sRGB's curve, to sRGB."""
     levels = pixels / 255
     linear = np.where(levels <= 0.04045, levels / 12.92, ((levels + 0.055) / 1.055) ** 2.4)
     linear = linear if gamma is None else levels**gamma
@@ -375,19 +376,21 @@ def _cicp(*values: int) -> bytes:
     ],
     ids=str,
 )
-def test_colours_that_a_png_codes_by_cicp_are_converted(
+def test_colours_that_a_png_names_by_cicp_are_converted(
     values: tuple[int, ...], xy: Sequence[float], gamma: float | None
 ) -> None:
     expected = _in_srgb(PICTURE, xy, gamma)
     assert _codes(png(_cicp(*values)), expected, 1) == []
     assert np.abs(decode(png(_cicp(*values))) - expected).max() <= 4
     assert np.abs(expected - PICTURE).max() > 4
-    wrong = _chunk(b"iCCP", b"a\0\0" + zlib.compress(GREY_PROFILE))  # cICP comes first
-    assert _codes(png(_cicp(*values), wrong, _chunk(b"gAMA", struct.pack(">L", 100_000))), expected, 1) == []
+    ignored = _chunk(b"iCCP", b"a\0\0" + zlib.compress(GREY_PROFILE))  # cICP comes first
+    assert (
+        _codes(png(_cicp(*values), ignored, _chunk(b"gAMA", struct.pack(">L", 100_000))), expected, 1) == []
+    )
 
 
 @pytest.mark.parametrize("values", [(1, 13, 0, 1), (1, 1, 0, 1), (2, 2, 0, 1)], ids=str)
-def test_colours_that_are_those_of_srgb_are_left_alone(values: tuple[int, ...]) -> None:
+def test_colours_of_srgb_are_not_changed(values: tuple[int, ...]) -> None:
     assert _codes(png(_cicp(*values))) == []
 
 
@@ -396,7 +399,7 @@ def test_colours_that_are_those_of_srgb_are_left_alone(values: tuple[int, ...]) 
     [(9, 16, 0, 1), (9, 18, 0, 1), (1, 13, 0, 0), (1, 13, 1, 1), (22, 13, 0, 1), (1, 77, 0, 1)],
     ids=str,
 )
-def test_colours_that_are_not_converted_are_a_warning(values: tuple[int, ...]) -> None:
+def test_colours_that_are_not_converted_give_a_warning(values: tuple[int, ...]) -> None:
     assert _codes(png(_cicp(*values))) == ["image-colour"]
 
 
@@ -434,7 +437,7 @@ def test_gama_and_chrm_of_srgb_or_beside_srgb_change_nothing() -> None:
     assert _codes(png(profile, _gama(1.0)), wide_to_srgb(PICTURE), 1) == []
 
 
-def test_gama_and_chrm_that_mean_nothing_are_a_warning() -> None:
+def test_gama_and_chrm_without_a_meaning_give_a_warning() -> None:
     for chunks in ((_gama(0.00001),), (_gama(40_000),), (_chrm((0,) * 8),), (_chrm((0.5,) * 8),)):
         assert _codes(png(*chunks)) == ["image-colour"]
 
@@ -458,28 +461,24 @@ def test_adobe_rgb_that_exif_names_is_converted(space: int, index: bytes) -> Non
         assert _codes(data, _in_srgb(PICTURE, _ADOBE, 563 / 256), 2) == [], name
 
 
-def test_colours_that_exif_leaves_open_are_a_warning_unless_a_profile_tells() -> None:
+def test_colours_that_exif_does_not_name_give_a_warning_unless_a_profile_does() -> None:
     for name, data in _carrying(PICTURE, _exif_of_colours(65535)).items():
         assert _codes(data, PICTURE, 1.5) == ["image-colour"], name
     for name, data in _carrying(PICTURE, _exif_of_colours(1, b"R98\0")).items():
         assert _codes(data, PICTURE, 1.5) == [], name
     for marked in (_chunk(b"iCCP", b"a\0\0" + zlib.compress(WIDE_PROFILE)), _chunk(b"sRGB", b"\0")):
-        said: list[Any] = []
-        decode(png(marked, _chunk(b"eXIf", _exif_of_colours(65535))), warnings=said)
-        assert not said
+        warnings: list[Any] = []
+        decode(png(marked, _chunk(b"eXIf", _exif_of_colours(65535))), warnings=warnings)
+        assert not warnings
 
 
-def test_a_profile_that_is_made_is_that_of_its_colours() -> None:
-    made = metadata.matrix_profile(_ADOBE, 563 / 256)
-    assert (
-        np.abs(
-            decode(png(_chunk(b"iCCP", b"a\0\0" + zlib.compress(made)))).astype(int) - wide_to_srgb(PICTURE)
-        ).max()
-        <= 2
-    )
+def test_matrix_profile_gives_a_profile_of_its_colours() -> None:
+    profile = metadata.matrix_profile(_ADOBE, 563 / 256)
+    pixels = decode(png(_chunk(b"iCCP", b"a\0\0" + zlib.compress(profile))))
+    assert np.abs(pixels.astype(int) - wide_to_srgb(PICTURE)).max() <= 2
 
 
-def test_the_profile_and_the_colours_of_a_bmp_are_heeded() -> None:
+def test_the_profile_and_the_colours_of_a_bmp_are_applied() -> None:
     plain = SAVED["BMP"]
     start, pixels = int.from_bytes(plain[10:14], "little"), plain[int.from_bytes(plain[10:14], "little") :]
 
@@ -503,7 +502,7 @@ def test_the_profile_and_the_colours_of_a_bmp_are_heeded() -> None:
     assert _codes(version_5(bytes(4), endpoints=b"\1" * 48)) == ["image-colour"]
 
 
-def test_a_jpeg_whose_marks_contradict_each_other_or_are_missing_is_a_warning() -> None:
+def test_a_jpeg_with_missing_or_contradicting_colour_marks_gives_a_warning() -> None:
     adobe = (0xEE, b"Adobe" + bytes([0, 100, 0, 0, 0, 0, 0]))  # of RGB, beside JFIF, which is YCbCr
     assert _codes(jpeg(adobe), decode(SAVED["JPEG"])) == ["image-colour"]
     cmyk = saved_image(Image.fromarray(PICTURE).convert("CMYK"), "JPEG")
@@ -513,11 +512,11 @@ def test_a_jpeg_whose_marks_contradict_each_other_or_are_missing_is_a_warning() 
     assert _codes(bare, decode(cmyk), 255) == ["image-colour"]
 
 
-# -- what a file is --
+# -- files that are not read --
 
 
 @pytest.mark.parametrize(
-    ("kind", "begin"),
+    ("kind", "start"),
     [
         ("a GIF file", b"GIF89a"),
         ("a HEIF (HEIC) file", b"\0\0\0\x18ftypheic\0\0\0\0mif1heic"),
@@ -543,21 +542,21 @@ def test_a_jpeg_whose_marks_contradict_each_other_or_are_missing_is_a_warning() 
         ("a camera raw file", b"IIRO\x08\0\0\0"),
         ("a NumPy array", b"\x93NUMPY\1\0"),
         ("a PNM file", b"P6 72 48 255\n"),
-        ("zeros alone", bytes(20)),
+        ("only zeros", bytes(20)),
         ("a DICOM object without its first", b"\x08\0\x16\0UI\x1e\0" + b"1.2.840.10008"),
         ("a DICOM object without its first", b"\x02\0\0\0UL\4\0\x9a\0\0\0"),
     ],
 )
-def test_a_file_that_is_not_read_is_called_what_it_is_with_a_cure(kind: str, begin: bytes) -> None:
-    message = image_refusal(begin + bytes(500), "image-unreadable")
-    assert kind in message and (kind == "zeros alone" or "is not an image" not in message)
+def test_the_refusal_of_a_file_names_its_format_and_a_cure(kind: str, start: bytes) -> None:
+    message = image_refusal(start + bytes(500), "image-unreadable")
+    assert kind in message and (kind == "only zeros" or "is not an image" not in message)
 
 
 def test_comments_without_end_take_no_time() -> None:
     image_refusal(b"<!---->" * 500 + b"<b", "image-unreadable")
 
 
-def test_a_file_that_only_begins_like_a_bmp_is_no_bmp() -> None:
+def test_a_file_that_only_starts_like_a_bmp_is_no_bmp() -> None:
     assert "is not an image" in image_refusal(b"BMI and age of the patients\n" * 30, "image-unreadable")
     header = struct.pack("<LllHHLLllLL", 40, 64, 64, 1, 24, 5, 0, 0, 0, 0, 0)  # holds a PNG
     bmp = b"BM" + struct.pack("<LLL", 900, 0, 54) + header + bytes(900)
@@ -592,15 +591,15 @@ def test_the_cure_of_an_arithmetic_jpeg_works(tmp_path: Path) -> None:
     np.testing.assert_array_equal(decode(cured), decode(plain))
 
 
-def test_of_a_jpeg_the_decoder_gets_no_metadata(monkeypatch: pytest.MonkeyPatch) -> None:
-    seen: list[bytes] = []
-    before = JpegImagePlugin.JpegImageFile._open
+def test_the_jpeg_decoder_gets_no_metadata(monkeypatch: pytest.MonkeyPatch) -> None:
+    inputs: list[bytes] = []
+    original = JpegImagePlugin.JpegImageFile._open
 
-    def watched(self: Any) -> None:
-        seen.append(self.fp.getvalue())
-        before(self)
+    def record_input(self: Any) -> None:
+        inputs.append(self.fp.getvalue())
+        original(self)
 
-    monkeypatch.setattr(JpegImagePlugin.JpegImageFile, "_open", watched)
+    monkeypatch.setattr(JpegImagePlugin.JpegImageFile, "_open", record_input)
     name = b"Zzyzxova"
     decode(
         jpeg(
@@ -610,4 +609,4 @@ def test_of_a_jpeg_the_decoder_gets_no_metadata(monkeypatch: pytest.MonkeyPatch)
             (0xE1, b"http://ns.adobe.com/xap/1.0/\0" + name),
         )
     )
-    assert len(seen) == 1 and name not in seen[0] and b"Exif" not in seen[0]
+    assert len(inputs) == 1 and name not in inputs[0] and b"Exif" not in inputs[0]
