@@ -70,7 +70,7 @@ def main(
     """
     if (checkpoint / "manifest.json").is_file():
         raise click.UsageError(
-            f"{checkpoint} is a bundle already; to build its engines: skinret engines build {_quoted(checkpoint)}"
+            f"{checkpoint} is a bundle already; its engines: skinret engines build {_quoted(checkpoint)}"
         )
     out = out or _beside(checkpoint)
     table = read_cases(cases, None) if cases else None

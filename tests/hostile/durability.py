@@ -195,13 +195,18 @@ def _print_line(*words: Any) -> None:
     os.write(1, json.dumps(words).encode() + b"\n")
 
 
+STEPS = (
+    (pruning.SegmentIndex, "save"),
+    (segments, "remove_stale"),
+    (PruningIndex, "take_projection"),
+    (PruningIndex, "rebuild"),
+)  # of the upkeep of the pruning index; `live` announces each
+
+
 def live(path: Path, seed: int) -> None:
     """Do random operations on an archive without end."""
     chance = random.Random(seed)
-    for owner, name in (
-        (pruning.SegmentIndex, "save"), (segments, "remove_stale"),
-        (PruningIndex, "take_projection"), (PruningIndex, "rebuild"),
-    ):  # fmt: skip
+    for owner, name in STEPS:
         setattr(owner, name, _announce(name, getattr(owner, name)))
     _print_line("open")
     archive = opened(path)
@@ -224,7 +229,7 @@ def _announce(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
     return wrapper
 
 
-EVENTS = ("begin", "begin", "begin", "done", "save", "sweep", "_take_basis", "_derive", "open")
+EVENTS = ("begin", "begin", "begin", "done", *(name for _, name in STEPS), "open")
 
 
 @dataclass
@@ -279,6 +284,7 @@ class Life:
         if running:
             self.possible += [after(state, running) for state in self.possible]
         self.figures["kills"] += 1
+        self.figures.update(f"saw {line[0]}" for line in lines if line[0] in EVENTS)
         self.figures[f"killed in {running[0]}" if running else "killed between"] += 1
         journal = self.path.with_name(self.path.name + "-journal")
         self.figures["half a change in the file"] += journal.exists() and journal.stat().st_size > 0

@@ -194,7 +194,7 @@ def test_an_array_without_pixels_is_too_small() -> None:
 
 @pytest.mark.parametrize("source", [None, 7, True, [1, 2], {"path": "a.jpg"}, object(), decode], ids=type)
 def test_a_source_of_another_type_is_refused_with_the_types_that_are_read(source: Any) -> None:
-    message = image_refusal(source, "image-type")
+    message = image_refusal(source, "image-required" if source is None else "image-type")
     assert "path" in message and type(source).__name__ in message
 
 
