@@ -47,6 +47,8 @@ def small_segments(change: Callable[[Any, str, Any], None] = setattr) -> None:
     """Make segments so small that a hundred cases have derived files; a monkeypatch's setattr can undo it."""
     for module in (pruning, table, segments, maintenance):
         change(module, "SEGMENT", 64)
+    for module in (pruning, segments, maintenance):
+        change(module, "SAMPLE", 64)  # so that a projection is fitted
     change(pruning, "_RANKS", (4, 8, 16))
     change(pruning, "_FETCH", 500.0)
 
