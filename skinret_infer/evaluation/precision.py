@@ -1,8 +1,7 @@
-"""The precision check: whether a precision below fp32 finds what fp32 finds.
+"""The precision check: whether a precision below fp32 finds the hits that fp32 finds.
 
-The reference is fp32 on ONNX Runtime's CPU; its score is the true one. A precision is judged by the score
-that its top-10 lists lose, not by the error of its numbers: bf16 moves scores by a hundredth and loses a
-hundred-thousandth.
+The reference is fp32 on ONNX Runtime's CPU; its score is the true score. A precision is judged by the true
+score that its top-10 lists lose, not by its numerical error: bf16 changes scores by 0.01, but loses 0.00001.
 """
 
 import datetime
@@ -27,7 +26,7 @@ BATCH = 8
 TOP = 10
 MIN_QUERIES = 200
 MAX_QUERIES = 1000
-MAX_REGRET = 1e-4  # of the score, a hit of the list, on average
+MAX_REGRET = 1e-4  # true score lost per hit of a list, on average
 MIN_OVERLAP = 0.97
 MAX_CHANGE = 0.2  # percentage points of mAP and Acc@1
 KINDS = ("image_words", "image_only")
@@ -35,12 +34,12 @@ KINDS = ("image_words", "image_only")
 
 @dataclass(frozen=True, slots=True)
 class ValidationSet:
-    """What both engines are queried with: N prepared images, a text for each, and the groups if known."""
+    """The queries of both engines: N preprocessed images, a text for each, and the groups if known."""
 
     pixels: Pixels  # [N, S, S, 3]
     ids: Tokens  # [N, n]
     mask: Tokens  # [N, n]
-    source: str  # where they came from, in words
+    source: str  # for a person: where the cases came from
     groups: tuple[str, ...] = ()
 
     def __len__(self) -> int:
@@ -50,7 +49,7 @@ class ValidationSet:
 def make_validation_set(
     manifest: Manifest, tokenizer: str | bytes, cases: Sequence[Case], source: str
 ) -> ValidationSet:
-    """Make a validation set of the cases that have a text: at most 1,000, evenly chosen.
+    """Make a validation set of the cases that have a text: at most 1,000, evenly spaced.
 
     Raises InputError if there are too few.
     """
@@ -58,7 +57,7 @@ def make_validation_set(
     texts = [(case, text) for case, text in texts if text]
     if len(texts) < MIN_QUERIES:
         raise InputError(
-            "there are too few cases to measure ranks with",
+            "there are too few cases to compare ranks",
             code="precision-cases",
             expected=f"at least {MIN_QUERIES} with attributes for which the text recipe has a phrase",
             found=str(len(texts)),
@@ -83,20 +82,20 @@ def validate_precision(
     queries: ValidationSet,
     progress: Callable[[int, int], None] | None = None,
 ) -> dict[str, Any]:
-    """Query two engines with every image, alone and with its text, among all the others; return a verdict.
+    """Query two engines with every image, alone and with its text, against all others; return a verdict.
 
-    Each kind of query searches two archives. One is in fp32: queries may run in another precision than the
-    archive was written in. The other is in the candidate's own precision, which is a harder test: an error of
-    a query moves all its scores alike, errors of cases change their order. `passed` allows the precision for
-    queries, `archive_passed` for writing cases.
+    Each kind of query searches two archives. One is in fp32, because a query may run in another precision
+    than that of the archive. The other is in the candidate's precision, which is the harder test: an error in
+    a query moves all its scores alike, while errors in cases change their order. `passed` allows the
+    precision for queries, `archive_passed` for writing an archive.
     """
     total = 2 * len(queries)
-    true = _embed(reference, queries, lambda done: progress and progress(done, total))
-    tried = _embed(candidate, queries, lambda done: progress and progress(len(queries) + done, total))
-    archives = {"fp32": true["image_only"], candidate.precision: tried["image_only"]}
+    reference_descriptors = _embed(reference, queries, lambda done: progress and progress(done, total))
+    descriptors = _embed(candidate, queries, lambda done: progress and progress(len(queries) + done, total))
+    archives = {"fp32": reference_descriptors["image_only"], candidate.precision: descriptors["image_only"]}
     rows = {
         f"{kind}, archive in {archive}": _compare(
-            true[kind], true["image_only"], tried[kind], cases, queries.groups, bundle
+            reference_descriptors[kind], archives["fp32"], descriptors[kind], cases, queries.groups, bundle
         )
         for archive, cases in archives.items()
         for kind in KINDS
@@ -117,8 +116,9 @@ def validate_precision(
         },
         "rows": rows,
     }
-    few = len(queries) < MIN_QUERIES
-    faults = [f"only {len(queries)} queries; at least {MIN_QUERIES} are needed"] if few else []
+    faults = []
+    if len(queries) < MIN_QUERIES:
+        faults.append(f"only {len(queries)} queries; at least {MIN_QUERIES} are needed")
     faults += _faults(rows, "fp32")
     archive_faults = [*faults, *_faults(rows, candidate.precision)]
     return record | {
@@ -130,7 +130,7 @@ def validate_precision(
 
 
 def format_record(record: Mapping[str, Any]) -> str:
-    """Return a record as lines for a person."""
+    """Return a record as text for a person."""
     columns = ("score regret", "top 10 overlap", "top 1 match", "mAP change", "Acc@1")
     lines = [
         f"{record['runtime']} {record['precision']} against {record['against']}, "
@@ -152,30 +152,34 @@ def format_record(record: Mapping[str, Any]) -> str:
 def _faults(rows: Mapping[str, Mapping[str, float]], archive: str) -> list[str]:
     """Return, in words, what exceeds the limits in one archive.
 
-    mAP and Acc@1 are judged over both kinds of query together: of a few hundred labels, one is a tenth of a
-    point or more.
+    mAP and Acc@1 are judged by the mean over both kinds of query: among a few hundred queries, a single one
+    is a tenth of a point or more.
     """
     faults = []
-    judged = {f"{kind}, archive in {archive}": rows[f"{kind}, archive in {archive}"] for kind in KINDS}
-    for name, row in judged.items():
+    by_kind = {f"{kind}, archive in {archive}": rows[f"{kind}, archive in {archive}"] for kind in KINDS}
+    for name, row in by_kind.items():
         if not row["score_regret"] <= MAX_REGRET:
             faults.append(
-                f"{name}: lists lose {row['score_regret']:.1e} of the score; {MAX_REGRET:.0e} is allowed"
+                f"{name}: the hits score {row['score_regret']:.1e} less than those of fp32; "
+                f"{MAX_REGRET:.0e} is allowed"
             )
         if not row["top10_overlap"] >= MIN_OVERLAP:
             faults.append(
                 f"{name}: {row['top10_overlap']:.3f} of the hits are the same; {MIN_OVERLAP} is required"
             )
     for figure in ("mAP", "Acc@1"):
-        changes = [row[f"{figure}_change"] for row in judged.values() if figure in row]
-        if changes and not abs(float(np.mean(changes))) <= MAX_CHANGE:
-            mean = float(np.mean(changes))
-            faults.append(f"archive in {archive}: {figure} changes by {mean:+.2f}; {MAX_CHANGE} is allowed")
+        changes = [row[f"{figure}_change"] for row in by_kind.values() if figure in row]
+        mean = float(np.mean(changes)) if changes else 0.0
+        if not abs(mean) <= MAX_CHANGE:
+            faults.append(
+                f"archive in {archive}: {figure} changes by {mean:+.2f}, the mean of both kinds of query; "
+                f"{MAX_CHANGE} is allowed"
+            )
     return faults
 
 
 def _embed(engine: Engine, queries: ValidationSet, done: Callable[[int], object]) -> dict[str, Vector]:
-    """Return the descriptors of every image with its text and alone; each image is encoded once."""
+    """Return the descriptors of every image, with its text and alone; each image is encoded once."""
 
     def head(maps: Mapping[str, Array]) -> Array:
         return engine.run("similarity_head", maps, ["descriptor"])["descriptor"]
@@ -200,47 +204,49 @@ def _compare(
     groups: Sequence[str],
     bundle: Bundle,
 ) -> dict[str, float]:
-    true = _scores(true_queries, true_cases, bundle.manifest)
-    tried = _scores(queries, cases, bundle.manifest)
-    regret, overlap, first = [], [], []
-    for scores, best, ranked in zip(true, _ranked(true), _ranked(tried), strict=True):
-        best, ranked = best[:TOP], ranked[:TOP]
-        regret.append(float((scores[best] - scores[ranked]).mean()))
-        overlap.append(len(set(best) & set(ranked)) / len(best))
-        first.append(best[0] == ranked[0])
+    """Compare the ranks of a candidate's descriptors with those of the reference, the true ones."""
+    true_scores = _scores(true_queries, true_cases, bundle.manifest)
+    candidate_scores = _scores(queries, cases, bundle.manifest)
+    regret, overlap, top1_match = [], [], []
+    for scores, best, top in zip(true_scores, _rank(true_scores), _rank(candidate_scores), strict=True):
+        best, top = best[:TOP], top[:TOP]
+        regret.append(float((scores[best] - scores[top]).mean()))
+        overlap.append(len(set(best) & set(top)) / len(best))
+        top1_match.append(best[0] == top[0])
+    changes = np.abs(true_scores - candidate_scores)[~np.eye(len(true_scores), dtype=bool)]
     row = {
         "score_regret": float(np.mean(regret)),
         "top10_overlap": float(np.mean(overlap)),
-        "top1_match": float(np.mean(first)),
-        "largest_change": float(np.abs(true - tried)[~np.eye(len(true), dtype=bool)].max()),
+        "top1_match": float(np.mean(top1_match)),
+        "largest_change": float(changes.max()),
     }
     if groups:
-        figures = [_quality(scores, groups) for scores in (true, tried)]
+        figures = [_quality(scores, groups) for scores in (true_scores, candidate_scores)]
         for name, before, after in zip(("mAP", "Acc@1"), *figures, strict=True):
             row |= {name: after, f"{name}_change": after - before}
     return row
 
 
 def _scores(queries: Vector, cases: Vector, manifest: Manifest) -> npt.NDArray[np.float64]:
-    """Return the score of each query with each case, float64 [N, N]; with itself -9, below all."""
+    """Return the score of each query with each case, float64 [N, N]; with itself -9, below all others."""
     layout, beta, gamma = manifest.layout, manifest.beta, manifest.gamma
-    weighed = np.stack([weigh(q, layout, beta, gamma) for q in queries]).astype(np.float64)
-    scores: npt.NDArray[np.float64] = weighed @ cases.astype(np.float64).T
+    weighted = np.stack([weigh(q, layout, beta, gamma) for q in queries]).astype(np.float64)
+    scores: npt.NDArray[np.float64] = weighted @ cases.astype(np.float64).T
     np.fill_diagonal(scores, -9.0)
     return scores
 
 
-def _ranked(scores: npt.NDArray[np.float64]) -> npt.NDArray[np.int64]:
-    """Return for each query all cases but its own, best first; int64 [N, N - 1]."""
+def _rank(scores: npt.NDArray[np.float64]) -> npt.NDArray[np.int64]:
+    """Return for each query all other cases, best first; int64 [N, N - 1]."""
     return np.argsort(-scores, axis=1, kind="stable")[:, :-1]
 
 
 def _quality(scores: npt.NDArray[np.float64], groups: Sequence[str]) -> tuple[float, float]:
     """Return mAP and Acc@1, the means over all orders of equal scores: a table may be sorted by group."""
-    label, ranked = np.array(groups), _ranked(scores)
-    best_first = np.take_along_axis(scores, ranked, axis=1)
+    label, order = np.array(groups), _rank(scores)
+    best_first = np.take_along_axis(scores, order, axis=1)
     ties = np.cumsum(np.diff(best_first, prepend=best_first[:, :1]) != 0, axis=1)
-    pairs = list(zip(label[ranked] == label[:, None], ties, strict=True))
+    pairs = list(zip(label[order] == label[:, None], ties, strict=True))
     return (
         100 * float(np.mean([average_precision(right, tied) for right, tied in pairs])),
         100 * float(np.mean([found_by(right, tied, 1) for right, tied in pairs])),

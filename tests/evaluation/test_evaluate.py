@@ -1,4 +1,4 @@
-"""Measuring through the product: the figures are those of the ranks that queries give."""
+"""Evaluation through the product: its figures are those of the ranks of single queries."""
 
 from pathlib import Path
 
@@ -11,29 +11,29 @@ from skinret_infer.evaluation.metrics import Labels, Ranking, retrieval_metrics
 from skinret_infer.text import attributes_to_text
 
 
-def test_figures_are_those_of_the_hits_of_single_queries(searcher: Searcher, cases: list[Case]) -> None:
-    asked, archive = cases[34:46], cases[:40]  # six of them are in the archive themselves
+def test_figures_are_those_of_single_queries(searcher: Searcher, cases: list[Case]) -> None:
+    queries, archive = cases[34:46], cases[:40]  # six of the queries are in the archive
     ids = [case.case_id for case in archive]
-    report = evaluate(searcher, asked)
+    report = evaluate(searcher, queries)
     assert (report["queries"], report["archive"]) == (12, 40)
     for kind in ("image_words", "image_only"):
         rankings = []
-        for case in asked:
+        for case in queries:
             words = (
                 attributes_to_text(case.attributes, searcher.manifest.text.phrases)
                 if kind == "image_words"
                 else None
             )
             hits = searcher.query(case.image, words, k=40, exclude=[case.case_id])
-            found = np.array([ids.index(hit.case_id) for hit in hits])
-            rankings.append(Ranking(found, np.array([hit.score for hit in hits])))
+            order = np.array([ids.index(hit.case_id) for hit in hits])
+            rankings.append(Ranking(order, np.array([hit.score for hit in hits])))
         assert {len(ranking) for ranking in rankings} == {39, 40}
-        expected = retrieval_metrics(rankings, Labels.of(asked), Labels.of(archive))
-        for name in ("mAP", "Acc@1", "nDCG@10", "shared@5"):  # scores of a batch are those of one to rounding
+        expected = retrieval_metrics(rankings, Labels.of(queries), Labels.of(archive))
+        for name in ("mAP", "Acc@1", "nDCG@10", "shared@5"):  # a batch rounds differently
             assert report[kind][name] == pytest.approx(expected[name], abs=0.2)
 
 
-def test_cases_without_criteria_are_measured_by_their_group_alone(
+def test_cases_without_criteria_are_measured_by_group_only(
     bundle: Path, cases: list[Case], tmp_path: Path
 ) -> None:
     plain = [
@@ -47,50 +47,50 @@ def test_cases_without_criteria_are_measured_by_their_group_alone(
     assert "beyond_group" not in report["image_words"]
 
 
-def test_a_part_of_an_archive_is_measured_as_an_archive_of_its_own(
+def test_a_part_of_an_archive_is_measured_like_a_separate_archive(
     bundle: Path, searcher: Searcher, cases: list[Case], tmp_path: Path
 ) -> None:
-    asked = cases[26:38]
+    queries = cases[26:38]
     parts = {"first": {c.case_id for c in cases[:30]}, "last": {c.case_id for c in cases[30:40]}, "all": None}
-    reports = evaluate_parts(searcher, asked, parts)
+    reports = evaluate_parts(searcher, queries, parts)
     assert {name: report["archive"] for name, report in reports.items()} == {
         "first": 30,
         "last": 10,
         "all": 40,
     }
-    assert reports["all"] == evaluate(searcher, asked)
+    assert reports["all"] == evaluate(searcher, queries)
     with Searcher(bundle, tmp_path / "cases.skinret") as alone:
         alone.add(cases[:30])
-        expected = evaluate(alone, asked)
+        expected = evaluate(alone, queries)
     for kind in ("image_words", "image_only"):
         for name in ("mAP", "Acc@1", "nDCG@10", "shared@5"):
             assert reports["first"][kind][name] == pytest.approx(expected[kind][name], abs=0.2)
 
 
-def test_cases_that_score_alike_are_found_as_in_a_random_order(
+def test_cases_with_equal_scores_have_the_figures_of_a_random_order(
     bundle: Path, cases: list[Case], tmp_path: Path
 ) -> None:
-    """Ten cases with one picture, their ids sorted by group: only the ids tell them apart."""
+    """Ten cases have the same picture, and ids sorted by group."""
     groups = ["mel"] * 3 + ["nevus"] * 7
-    same = [
+    equal = [
         Case(f"{n}", cases[0].image, diagnosis="", attributes=cases[0].attributes, group=group)
         for n, group in enumerate(groups)
     ]
-    asked = [
+    queries = [
         Case(f"q{n}", c.image, diagnosis="", attributes=c.attributes, group="nevus")
         for n, c in enumerate(cases[1:5])
     ]
     with Searcher(bundle, tmp_path / "cases.skinret") as searcher:
-        searcher.add(same)
-        report = evaluate(searcher, asked)
+        searcher.add(equal)
+        report = evaluate(searcher, queries)
     for kind in ("image_words", "image_only"):
-        found = report[kind]
-        assert (found["tied"], found["Acc@1"], found["Acc@2"]) == (4, 70.0, 93.333)
-        assert all(found[name] == value for name, value in found["random_order"].items())
+        figures = report[kind]
+        assert (figures["tied"], figures["Acc@1"], figures["Acc@2"]) == (4, 70.0, 93.333)
+        assert all(figures[name] == value for name, value in figures["random_order"].items())
     assert "random order" in table(report)
 
 
-def test_a_picture_that_is_there_under_another_id_is_not_found_by_itself(
+def test_a_query_does_not_find_its_own_picture_under_another_id(
     bundle: Path, cases: list[Case], tmp_path: Path
 ) -> None:
     twin = Case(
@@ -111,6 +111,6 @@ def test_a_picture_that_is_there_under_another_id_is_not_found_by_itself(
         assert alone[kind] == by_twin[kind] == both[kind]
 
 
-def test_nothing_to_query_with_is_refused(searcher: Searcher) -> None:
+def test_an_evaluation_without_cases_is_refused(searcher: Searcher) -> None:
     with pytest.raises(InputError, match="nothing to evaluate"):
         evaluate(searcher, [])

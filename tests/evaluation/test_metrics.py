@@ -1,4 +1,4 @@
-"""The figures of a ranking: each against a count by hand, and what must hold of any ranking."""
+"""The figures of a ranking: each against a count by hand, and what must hold for any ranking."""
 
 import math
 import time
@@ -32,8 +32,8 @@ def labels(*cases: tuple[str, str, Mapping[str, str]]) -> Labels:
     return Labels(ids, groups, criteria)
 
 
-def drawn(count: int, prefix: str, seed: int, criteria: Sequence[str] = CRITERIA) -> Labels:
-    """Cases of three groups of uneven size whose criteria follow their group in part."""
+def random_labels(count: int, prefix: str, seed: int, criteria: Sequence[str] = CRITERIA) -> Labels:
+    """Cases of three groups of uneven size; three in ten of their criteria follow the group."""
     rng = np.random.default_rng(seed)
     groups = rng.choice(["mel", "nevus", "bkl"], count, p=[0.3, 0.6, 0.1]).tolist()
     values = [
@@ -42,17 +42,17 @@ def drawn(count: int, prefix: str, seed: int, criteria: Sequence[str] = CRITERIA
     return Labels([f"{prefix}{n:04}" for n in range(count)], groups, values)
 
 
-def picked(given: Labels, order: Sequence[int]) -> Labels:
-    return Labels(*([column[n] for n in order] for column in (given.ids, given.groups, given.criteria)))
+def pick(cases: Labels, order: Sequence[int]) -> Labels:
+    return Labels(*([column[n] for n in order] for column in (cases.ids, cases.groups, cases.criteria)))
 
 
-def ordered(*orders: Sequence[int]) -> list[Ranking]:
+def rankings(*orders: Sequence[int]) -> list[Ranking]:
     """Rankings in which no two scores are equal."""
     return [Ranking(np.array(order, np.int64), -np.arange(len(order))) for order in orders]
 
 
-def likeness(queries: Labels, archive: Labels) -> np.ndarray:
-    """The gain of each case for each query, told again in plain words."""
+def gain_matrix(queries: Labels, archive: Labels) -> np.ndarray:
+    """The gain of each case for each query, by its definition."""
     return np.array(
         [
             [
@@ -83,11 +83,11 @@ def test_average_precision_is_the_mean_precision_at_the_relevant_ranks() -> None
 
 
 def test_every_figure_of_one_query_is_as_counted_by_hand() -> None:
-    found = retrieval_metrics(ordered([1, 2, 0, 3]), QUERY, ARCHIVE)  # b, c, a, d
+    metrics = retrieval_metrics(rankings([1, 2, 0, 3]), QUERY, ARCHIVE)  # b, c, a, d
     # right: no, yes, yes, no; agreeing criteria: 1, 0, 2, 0 of 2; gains: 0.5, 1, 2, 0
     dcg = 0.5 / math.log2(2) + 1 / math.log2(3) + 2 / math.log2(4)
     ideal = 2 / math.log2(2) + 1 / math.log2(3) + 0.5 / math.log2(4)
-    # within mel the mean gain is 1.5 and 1 criterion, within nevus 0.25 and 0.5; the order is n, m, m, n
+    # means within mel: gain 1.5, 1 criterion; within nevus: 0.25 and 0.5; the order is n, m, m, n
     by_chance = 0.25 / math.log2(2) + 1.5 / math.log2(3) + 1.5 / math.log2(4) + 0.25 / math.log2(5)
     figures = {
         "mAP": round(100 * (1 / 2 + 2 / 3) / 2, 3),
@@ -99,8 +99,8 @@ def test_every_figure_of_one_query_is_as_counted_by_hand() -> None:
         "nDCG@10": round(100 * dcg / ideal, 3),
         "shared@5": 0.75,
     }
-    assert found.pop("random_order").keys() == figures.keys() | {"queries", "by_group", "balanced"}
-    assert found == figures | {
+    assert metrics.pop("random_order").keys() == figures.keys() | {"queries", "by_group", "balanced"}
+    assert metrics == figures | {
         "queries": 1,
         "tied": 0,
         "by_group": {"mel": figures | {"queries": 1}},
@@ -117,20 +117,20 @@ def test_every_figure_of_one_query_is_as_counted_by_hand() -> None:
     }
 
 
-def test_groups_are_told_apart_and_balanced_counts_each_of_them_once() -> None:
+def test_each_group_has_its_figures_and_balanced_counts_each_group_once() -> None:
     streaks = {"streaks": "irregular"}
     queries = labels(("p", "mel", streaks), ("q", "mel", streaks), ("r", "nevus", streaks))
-    found = retrieval_metrics(ordered([0, 1, 2, 3], [1, 0, 2, 3], [0, 2, 1, 3]), queries, ARCHIVE)
-    assert found["queries"] == 3
-    assert {g: f["queries"] for g, f in found["by_group"].items()} == {"mel": 2, "nevus": 1}
-    assert [found["by_group"][g]["Acc@1"] for g in ("mel", "nevus")] == [50.0, 0.0]
-    assert (found["Acc@1"], found["balanced"]["Acc@1"]) == (33.333, 25.0)
+    metrics = retrieval_metrics(rankings([0, 1, 2, 3], [1, 0, 2, 3], [0, 2, 1, 3]), queries, ARCHIVE)
+    assert metrics["queries"] == 3
+    assert {g: f["queries"] for g, f in metrics["by_group"].items()} == {"mel": 2, "nevus": 1}
+    assert [metrics["by_group"][g]["Acc@1"] for g in ("mel", "nevus")] == [50.0, 0.0]
+    assert (metrics["Acc@1"], metrics["balanced"]["Acc@1"]) == (33.333, 25.0)
     mel = 50 * ((1 + 2 / 3) / 2 + (1 / 2 + 2 / 3) / 2)
     nevus = 100 * (1 / 3 + 2 / 4) / 2
-    assert found["by_group"]["mel"]["mAP"] == pytest.approx(mel, abs=1e-3)
-    assert found["mAP"] == pytest.approx((2 * mel + nevus) / 3, abs=1e-3)
-    assert found["balanced"]["mAP"] == pytest.approx((mel + nevus) / 2, abs=1e-3)
-    assert "queries" not in found["balanced"]
+    assert metrics["by_group"]["mel"]["mAP"] == pytest.approx(mel, abs=1e-3)
+    assert metrics["mAP"] == pytest.approx((2 * mel + nevus) / 3, abs=1e-3)
+    assert metrics["balanced"]["mAP"] == pytest.approx((mel + nevus) / 2, abs=1e-3)
+    assert "queries" not in metrics["balanced"]
 
 
 def test_the_differences_to_chance_are_paired() -> None:
@@ -140,10 +140,10 @@ def test_the_differences_to_chance_are_paired() -> None:
     )
     queries = labels(*((i, "mel", {"streaks": "irregular"}) for i in "pqr"))
     first, last = list(range(10)), list(range(9, -1, -1))
-    found = retrieval_metrics(ordered(first, first, last), queries, archive)
-    # measured 1, 1, 0; by chance one half each: differences 0.5, 0.5, -0.5 with a deviation of 0.577
+    metrics = retrieval_metrics(rankings(first, first, last), queries, archive)
+    # measured 1, 1, 0; by chance 0.5 each: differences 0.5, 0.5, -0.5 with a standard deviation of 0.577
     error = math.sqrt(1 / 3) / math.sqrt(3)
-    assert found["beyond_group"]["shared@5"] == {
+    assert metrics["beyond_group"]["shared@5"] == {
         "measured": 0.667,
         "shuffled": 0.5,
         "standard_error": round(error, 3),
@@ -151,74 +151,74 @@ def test_the_differences_to_chance_are_paired() -> None:
     }
 
 
-def test_the_query_itself_is_no_part_of_chance() -> None:
-    mine = {"streaks": "irregular"}
-    archive = labels(("q", "mel", mine), ("a", "mel", {"streaks": "absent"}), ("b", "mel", mine))
-    queries = labels(("q", "mel", mine), ("b", "mel", mine))
-    found = retrieval_metrics(ordered([2, 1], [0, 1]), queries, archive)["beyond_group"]["shared@5"]
-    assert (found["measured"], found["shuffled"]) == (0.5, 0.5)
+def test_chance_never_draws_the_query_itself() -> None:
+    irregular = {"streaks": "irregular"}
+    archive = labels(("q", "mel", irregular), ("a", "mel", {"streaks": "absent"}), ("b", "mel", irregular))
+    queries = labels(("q", "mel", irregular), ("b", "mel", irregular))
+    figure = retrieval_metrics(rankings([2, 1], [0, 1]), queries, archive)["beyond_group"]["shared@5"]
+    assert (figure["measured"], figure["shuffled"]) == (0.5, 0.5)
 
 
 def test_only_the_first_ten_and_the_first_five_count() -> None:
     archive = labels(*((f"{n:02}", "nevus", {"streaks": "absent"}) for n in range(20)), ("x", "mel", {}))
     query = labels(("q", "mel", {"streaks": "irregular"}))
-    late = retrieval_metrics(ordered([*range(10), 20, *range(10, 20)]), query, archive)
+    late = retrieval_metrics(rankings([*range(10), 20, *range(10, 20)]), query, archive)
     assert (late["nDCG@10"], late["Acc@10"], late["shared@5"]) == (0, 0, 0)
-    tenth = retrieval_metrics(ordered([*range(9), 20, *range(9, 20)]), query, archive)
+    tenth = retrieval_metrics(rankings([*range(9), 20, *range(9, 20)]), query, archive)
     assert tenth["nDCG@10"] == round(100 / math.log2(11), 3)
     assert (tenth["Acc@5"], tenth["Acc@10"]) == (0, 100)
 
 
-# -- what is missing --
+# -- missing criteria --
 
 
-def test_what_either_side_does_not_say_agrees_with_nothing() -> None:
+def test_a_missing_criterion_agrees_with_nothing() -> None:
     query = labels(("q", "mel", {"streaks": "absent"}))
     archive = labels(
         ("a", "mel", {}), ("b", "mel", {"pigmentation": "absent"}), ("c", "mel", {"streaks": "absent"})
     )
-    found = retrieval_metrics(ordered([0, 1, 2]), query, archive)
-    assert found["shared@5"] == round(1 / 3, 3)
+    metrics = retrieval_metrics(rankings([0, 1, 2]), query, archive)
+    assert metrics["shared@5"] == round(1 / 3, 3)
 
 
 @pytest.mark.parametrize("without", ["queries", "archive", "both"])
-def test_without_criteria_there_are_no_figures_of_them(without: str) -> None:
+def test_without_criteria_their_figures_are_missing(without: str) -> None:
     bare = [Labels(side.ids, side.groups, [{}] * len(side.ids)) for side in (QUERY, ARCHIVE)]
     queries = QUERY if without == "archive" else bare[0]
     archive = ARCHIVE if without == "queries" else bare[1]
-    found = retrieval_metrics(ordered([0, 1, 2, 3]), queries, archive)
+    metrics = retrieval_metrics(rankings([0, 1, 2, 3]), queries, archive)
     accuracies = [f"Acc@{k}" for k in (1, 2, 4, 5, 10)]
-    assert set(found) == {"mAP", *accuracies, "queries", "tied", "by_group", "balanced", "random_order"}
-    assert not {"nDCG@10", "shared@5"} & (found["balanced"].keys() | found["by_group"]["mel"].keys())
+    assert set(metrics) == {"mAP", *accuracies, "queries", "tied", "by_group", "balanced", "random_order"}
+    assert not {"nDCG@10", "shared@5"} & (metrics["balanced"].keys() | metrics["by_group"]["mel"].keys())
 
 
-def test_a_query_without_criteria_is_left_out_of_their_figures_alone() -> None:
+def test_a_query_without_criteria_is_left_out_of_their_figures_only() -> None:
     queries = labels(("q", "mel", QUERY.criteria[0]), ("r", "nevus", {}))
-    found = retrieval_metrics(ordered([1, 2, 0, 3], [1, 3, 0, 2]), queries, ARCHIVE)
-    alone = retrieval_metrics(ordered([1, 2, 0, 3]), QUERY, ARCHIVE)
+    metrics = retrieval_metrics(rankings([1, 2, 0, 3], [1, 3, 0, 2]), queries, ARCHIVE)
+    alone = retrieval_metrics(rankings([1, 2, 0, 3]), QUERY, ARCHIVE)
     for name in ("nDCG@10", "shared@5"):
-        assert found[name] == alone[name] == found["balanced"][name]
-        assert name not in found["by_group"]["nevus"]
-    assert found["beyond_group"] == alone["beyond_group"]
-    assert found["queries"] == 2 and found["by_group"]["nevus"]["mAP"] == 100
+        assert metrics[name] == alone[name] == metrics["balanced"][name]
+        assert name not in metrics["by_group"]["nevus"]
+    assert metrics["beyond_group"] == alone["beyond_group"]
+    assert metrics["queries"] == 2 and metrics["by_group"]["nevus"]["mAP"] == 100
 
 
-def test_an_archive_of_nothing_but_the_query_finds_nothing() -> None:
+def test_a_query_finds_nothing_in_an_archive_of_itself_alone() -> None:
     archive = labels(("q", "mel", QUERY.criteria[0]))
-    found = retrieval_metrics(ordered([]), QUERY, archive)
-    assert found["mAP"] == found["Acc@10"] == found["nDCG@10"] == found["shared@5"] == 0
+    metrics = retrieval_metrics(rankings([]), QUERY, archive)
+    assert metrics["mAP"] == metrics["Acc@10"] == metrics["nDCG@10"] == metrics["shared@5"] == 0
 
 
-def test_labels_take_the_seven_criteria_of_a_case_and_nothing_else() -> None:
+def test_labels_hold_the_seven_criteria_of_a_case_and_no_other_attribute() -> None:
     attributes = {"streaks": "irregular", "pigmentation": "", "elevation": "flat", "sex": "male", "age": 40}
-    given = Labels.of(
+    result = Labels.of(
         [
             Case("1", IMAGE, diagnosis="melanoma", attributes=attributes, group="mel"),
             Case("2", IMAGE, diagnosis="nevus"),
         ]
     )
-    assert (given.ids, given.groups) == (["1", "2"], ["mel", "nevus"])
-    assert given.criteria == [{"streaks": "irregular"}, {}]
+    assert (result.ids, result.groups) == (["1", "2"], ["mel", "nevus"])
+    assert result.criteria == [{"streaks": "irregular"}, {}]
     assert len(CRITERIA) == 7 and CRITERIA[-1] == "vascular_structures"
 
 
@@ -248,9 +248,9 @@ def by_diagnosis(**sizes: int) -> Labels:
 DERM7PT = {"nevus": 575, "mel": 252, "bkl": 61}
 
 
-def test_a_constant_score_measures_chance_though_ids_are_sorted_by_diagnosis() -> None:
+def test_a_constant_score_has_the_figures_of_chance_though_ids_are_sorted_by_diagnosis() -> None:
     archive = by_diagnosis(**DERM7PT)
-    found = retrieval_metrics(rank(np.zeros((888, 888), np.float32), archive, archive), archive, archive)
+    metrics = retrieval_metrics(rank(np.zeros((888, 888), np.float32), archive, archive), archive, archive)
     harmonic, expected = sum(1 / i for i in range(1, 888)), dict[str, dict[str, float]]()
     for group, size in DERM7PT.items():
         right, n = size - 1, 887  # without the query itself
@@ -260,14 +260,19 @@ def test_a_constant_score_measures_chance_though_ids_are_sorted_by_diagnosis() -
         }
     for name in expected["mel"]:
         mean = sum(size * expected[group][name] for group, size in DERM7PT.items()) / 888
-        assert found[name] == pytest.approx(mean, abs=1e-3)
+        assert metrics[name] == pytest.approx(mean, abs=1e-3)
         for group in DERM7PT:
-            assert found["by_group"][group][name] == pytest.approx(expected[group][name], abs=1e-3)
-    assert [round(found[name], 1) for name in ("mAP", "Acc@1", "Acc@2", "Acc@4")] == [50.8, 50.4, 71.4, 86.3]
-    assert [round(found["balanced"][name], 1) for name in ("mAP", "Acc@1")] == [33.7, 33.3]
-    assert found["tied"] == 888
-    # what the order of the ids measures:
-    by_id = retrieval_metrics(ordered(*(np.delete(np.arange(888), n) for n in range(888))), archive, archive)
+            assert metrics["by_group"][group][name] == pytest.approx(expected[group][name], abs=1e-3)
+    assert [round(metrics[name], 1) for name in ("mAP", "Acc@1", "Acc@2", "Acc@4")] == [
+        50.8,
+        50.4,
+        71.4,
+        86.3,
+    ]
+    assert [round(metrics["balanced"][name], 1) for name in ("mAP", "Acc@1")] == [33.7, 33.3]
+    assert metrics["tied"] == 888
+    # the figures of the order of ids:
+    by_id = retrieval_metrics(rankings(*(np.delete(np.arange(888), n) for n in range(888))), archive, archive)
     assert by_id["mAP"] > 65 and by_id["tied"] == 0
 
 
@@ -277,7 +282,7 @@ def test_a_constant_score_measures_chance_though_ids_are_sorted_by_diagnosis() -
     groups=st.lists(st.sampled_from(["mel", "nevus"]), min_size=6, max_size=6),
     streaks=st.lists(st.sampled_from(["absent", "regular", None]), min_size=6, max_size=6),
 )
-def test_with_equal_scores_a_figure_is_its_mean_over_all_their_orders(
+def test_a_figure_is_its_mean_over_all_orders_of_equal_scores(
     scores: list[int], groups: list[str], streaks: list[str | None]
 ) -> None:
     archive = labels(
@@ -287,72 +292,72 @@ def test_with_equal_scores_a_figure_is_its_mean_over_all_their_orders(
         )
     )
     query = labels(("q", "mel", {"streaks": "regular"}))
-    found = retrieval_metrics(rank(np.array([scores]), query, archive), query, archive)
+    metrics = retrieval_metrics(rank(np.array([scores]), query, archive), query, archive)
     orders = [
         order
         for order in permutations(range(len(scores)))
         if all(scores[a] >= scores[b] for a, b in pairwise(order))
     ]
-    each = [retrieval_metrics(ordered(order), query, archive) for order in orders]
+    results = [retrieval_metrics(rankings(order), query, archive) for order in orders]
 
-    def figures(of: dict[str, Any]) -> dict[str, float]:
-        beyond = {f"{n} beyond": f["shuffled"] for n, f in of.get("beyond_group", {}).items()}
-        return {name: value for name, value in (of | beyond).items() if isinstance(value, float)}
+    def figures(result: dict[str, Any]) -> dict[str, float]:
+        beyond = {f"{n} beyond": f["shuffled"] for n, f in result.get("beyond_group", {}).items()}
+        return {name: value for name, value in (result | beyond).items() if isinstance(value, float)}
 
-    for name, value in figures(found).items():
-        assert value == pytest.approx(np.mean([figures(of)[name] for of in each]), abs=2e-3), name
+    for name, value in figures(metrics).items():
+        assert value == pytest.approx(np.mean([figures(result)[name] for result in results]), abs=2e-3), name
     rightness = [[archive.groups[n] == "mel" for n in order] for order in orders]
-    assert found["tied"] == int(any(row != rightness[0] for row in rightness))
+    assert metrics["tied"] == int(any(row != rightness[0] for row in rightness))
 
 
 @settings(deadline=None, max_examples=25)
 @given(seed=st.integers(0, 2**32 - 1), count=st.integers(4, 40), scores=st.integers(1, 5))
-def test_no_figure_knows_the_case_ids(seed: int, count: int, scores: int) -> None:
+def test_no_figure_depends_on_the_case_ids(seed: int, count: int, scores: int) -> None:
     rng = np.random.default_rng(seed)
-    archive, queries = drawn(count, "c", seed), drawn(4, "q", seed + 1)
+    archive, queries = random_labels(count, "c", seed), random_labels(4, "q", seed + 1)
     values = rng.integers(scores, size=(4, count)).astype(np.float32)
     by_label = np.argsort(np.array(archive.groups), kind="stable")
     names = np.empty(count, object)
     names[by_label] = [f"{n:04}" for n in range(count)]
     renamed = Labels(names.tolist(), archive.groups, archive.criteria)
-    found, again = (
-        retrieval_metrics(rank(values, queries, there), queries, there) for there in (archive, renamed)
+    metrics, again = (
+        retrieval_metrics(rank(values, queries, side), queries, side) for side in (archive, renamed)
     )
-    for told, sides in ((found, again), (found["balanced"], again["balanced"])):
-        assert told.keys() == sides.keys()
-        for name, value in told.items():
+    for before, after in ((metrics, again), (metrics["balanced"], again["balanced"])):
+        assert before.keys() == after.keys()
+        for name, value in before.items():
             if isinstance(value, float):
-                assert sides[name] == pytest.approx(value, abs=2e-3)
-    assert found["tied"] == again["tied"]
+                assert after[name] == pytest.approx(value, abs=2e-3)
+    assert metrics["tied"] == again["tied"]
 
 
-def test_the_random_order_is_what_a_constant_score_measures() -> None:
-    queries, archive = drawn(20, "q", 1), drawn(60, "c", 2)
+def test_the_figures_of_random_order_are_those_of_a_constant_score() -> None:
+    queries, archive = random_labels(20, "q", 1), random_labels(60, "c", 2)
     constant = retrieval_metrics(rank(np.ones((20, 60)), queries, archive), queries, archive)
-    found = retrieval_metrics(rank(likeness(queries, archive), queries, archive), queries, archive)
-    random = found["random_order"]
+    metrics = retrieval_metrics(rank(gain_matrix(queries, archive), queries, archive), queries, archive)
+    random = metrics["random_order"]
     assert all(constant[name] == value for name, value in random.items())
-    assert random["mAP"] < found["mAP"] and random["shared@5"] < found["shared@5"]
+    assert random["mAP"] < metrics["mAP"] and random["shared@5"] < metrics["shared@5"]
 
 
 def test_figures_of_distinct_scores_are_those_of_scikit_learn() -> None:
-    queries, archive = drawn(12, "q", 1), drawn(80, "c", 2)
+    queries, archive = random_labels(12, "q", 1), random_labels(80, "c", 2)
     scores = np.random.default_rng(3).random((12, 80))
-    found = retrieval_metrics(rank(scores, queries, archive), queries, archive)
+    metrics = retrieval_metrics(rank(scores, queries, archive), queries, archive)
     right = np.array(queries.groups)[:, None] == np.array(archive.groups)
     precision = [average_precision_score(r, s) for r, s in zip(right, scores, strict=True)]
-    assert found["mAP"] == pytest.approx(100 * np.mean(precision), abs=1e-3)
-    assert found["nDCG@10"] == pytest.approx(
-        100 * ndcg_score(likeness(queries, archive), scores, k=10), abs=1e-3
+    assert metrics["mAP"] == pytest.approx(100 * np.mean(precision), abs=1e-3)
+    assert metrics["nDCG@10"] == pytest.approx(
+        100 * ndcg_score(gain_matrix(queries, archive), scores, k=10), abs=1e-3
     )
 
 
 def test_ndcg_of_equal_scores_is_that_of_scikit_learn() -> None:
-    queries, archive = drawn(12, "q", 1), drawn(80, "c", 2)
+    queries, archive = random_labels(12, "q", 1), random_labels(80, "c", 2)
     scores = np.random.default_rng(3).integers(6, size=(12, 80))
-    found = retrieval_metrics(rank(scores, queries, archive), queries, archive)
-    expected = ndcg_score(likeness(queries, archive), scores, k=10)  # averages over ties too
-    assert found["nDCG@10"] == pytest.approx(100 * expected, abs=1e-3)
+    metrics = retrieval_metrics(rank(scores, queries, archive), queries, archive)
+    expected = ndcg_score(gain_matrix(queries, archive), scores, k=10)  # averages over ties too
+    assert metrics["nDCG@10"] == pytest.approx(100 * expected, abs=1e-3)
 
 
 @pytest.mark.parametrize("kind", ["uint8", "int64", "bool", "float16", "float64"])
@@ -380,37 +385,37 @@ def test_scores_of_another_shape_or_order_are_refused() -> None:
         Ranking(np.arange(3), np.array([1.0, 0.0]))
 
 
-def test_a_querys_very_picture_under_another_id_is_no_hit() -> None:
-    there = Labels(["q", "twin", "a", "b"], ["mel", "mel", "mel", "nevus"], [{}] * 4, ["p", "p", "r", ""])
-    asked = Labels(["q", "x"], ["mel", "mel"], [{}] * 2, ["p", ""])
-    first, second = rank(np.array([[4, 3, 2, 1], [4, 3, 2, 1]]), asked, there)
+def test_a_querys_own_picture_under_another_id_is_no_hit() -> None:
+    archive = Labels(["q", "twin", "a", "b"], ["mel", "mel", "mel", "nevus"], [{}] * 4, ["p", "p", "r", ""])
+    queries = Labels(["q", "x"], ["mel", "mel"], [{}] * 2, ["p", ""])
+    first, second = rank(np.array([[4, 3, 2, 1], [4, 3, 2, 1]]), queries, archive)
     assert first.cases.tolist() == [2, 3] and second.cases.tolist() == [0, 1, 2, 3]
-    assert same_picture(asked, there) == 1
+    assert same_picture(queries, archive) == 1
     assert same_picture(QUERY, ARCHIVE) == 0  # no pictures are known
 
 
-# -- of any ranking --
+# -- any ranking --
 
 
 @settings(deadline=None, max_examples=25)
 @given(seed=st.integers(0, 2**32 - 1), count=st.integers(4, 40))
 def test_the_order_of_the_archive_changes_nothing(seed: int, count: int) -> None:
     rng = np.random.default_rng(seed)
-    archive = drawn(count, "c", seed)
-    queries = picked(archive, range(0, count, 2))
+    archive = random_labels(count, "c", seed)
+    queries = pick(archive, range(0, count, 2))
     scores = rng.integers(4, size=(len(queries.ids), count)).astype(np.float32)  # full of ties
     order = rng.permutation(count)
-    moved = picked(archive, order)
-    plain = retrieval_metrics(rank(scores, queries, archive), queries, archive)
-    assert retrieval_metrics(rank(scores[:, order], queries, moved), queries, moved) == plain
+    moved = pick(archive, order)
+    expected = retrieval_metrics(rank(scores, queries, archive), queries, archive)
+    assert retrieval_metrics(rank(scores[:, order], queries, moved), queries, moved) == expected
 
 
 @settings(deadline=None, max_examples=25)
 @given(seed=st.integers(0, 2**32 - 1), count=st.integers(4, 40))
 def test_figures_stay_within_their_bounds_and_the_best_order_has_the_best_ndcg(seed: int, count: int) -> None:
     rng = np.random.default_rng(seed)
-    queries, archive = drawn(6, "q", seed + 1), drawn(count, "c", seed)
-    gains = likeness(queries, archive)
+    queries, archive = random_labels(6, "q", seed + 1), random_labels(count, "c", seed)
+    gains = gain_matrix(queries, archive)
     any_order = retrieval_metrics(
         rank(rng.random(gains.shape, np.float32), queries, archive), queries, archive
     )
@@ -419,48 +424,48 @@ def test_figures_stay_within_their_bounds_and_the_best_order_has_the_best_ndcg(s
         assert 0 <= figures["shared@5"] <= 7
         assert figures["Acc@1"] <= figures["Acc@2"] <= figures["Acc@5"] <= figures["Acc@10"]
     best = retrieval_metrics(rank(gains, queries, archive), queries, archive)
-    findable = gains.any(axis=1)  # where nothing is alike, the figure is 0
+    findable = gains.any(axis=1)  # if no case has a gain, the figure is 0
     assert best["nDCG@10"] == best["beyond_group"]["nDCG@10"]["measured"] == round(100 * findable.mean(), 3)
 
 
-def test_a_perfect_ranking_is_100_throughout() -> None:
-    archive = drawn(90, "c", 3)
-    gains = likeness(archive, archive)
+def test_every_figure_of_a_perfect_ranking_is_100() -> None:
+    archive = random_labels(90, "c", 3)
+    gains = gain_matrix(archive, archive)
     right = np.array(archive.groups)[:, None] == np.array(archive.groups)
-    found = retrieval_metrics(rank(gains + 2 * right, archive, archive), archive, archive)
-    assert all(found[name] == 100 for name in ("mAP", "Acc@1", "Acc@2", "Acc@4", "Acc@5", "Acc@10"))
+    metrics = retrieval_metrics(rank(gains + 2 * right, archive, archive), archive, archive)
+    assert all(metrics[name] == 100 for name in ("mAP", "Acc@1", "Acc@2", "Acc@4", "Acc@5", "Acc@10"))
     best = retrieval_metrics(rank(gains, archive, archive), archive, archive)
     assert best["nDCG@10"] == best["balanced"]["nDCG@10"] == 100
     assert best["beyond_group"]["shared@5"]["z"] > 10
 
 
-def test_a_ranking_by_group_alone_is_not_alike_beyond_it() -> None:
+def test_a_ranking_by_group_alone_is_no_better_than_chance_within_groups() -> None:
     rng = np.random.default_rng(5)
-    queries, archive = drawn(300, "q", 1), drawn(300, "c", 2)
+    queries, archive = random_labels(300, "q", 1), random_labels(300, "c", 2)
     right = np.array(queries.groups)[:, None] == np.array(archive.groups)
     by_group = rank((right + 0.9 * rng.random(right.shape)).astype(np.float32), queries, archive)
-    found = retrieval_metrics(by_group, queries, archive)
-    assert found["mAP"] == 100
+    metrics = retrieval_metrics(by_group, queries, archive)
+    assert metrics["mAP"] == 100
     for name in ("nDCG@10", "shared@5"):
-        assert abs(found["beyond_group"][name]["z"]) < 2.5
+        assert abs(metrics["beyond_group"][name]["z"]) < 2.5
 
 
-def test_chance_is_what_many_shuffles_within_the_groups_come_to() -> None:
+def test_chance_is_the_mean_of_many_shuffles_within_the_groups() -> None:
     rng = np.random.default_rng(7)
-    queries, archive = drawn(20, "q", 1), drawn(60, "c", 2)
-    scores = likeness(queries, archive) + 1e-3 * rng.random((20, 60), np.float32)  # no two are equal
+    queries, archive = random_labels(20, "q", 1), random_labels(60, "c", 2)
+    scores = gain_matrix(queries, archive) + 1e-3 * rng.random((20, 60), np.float32)  # no two are equal
     ranking = rank(scores, queries, archive)
     groups = np.array(archive.groups)
 
-    def shuffled(order: Any) -> Any:
+    def shuffle(order: Any) -> Any:
         mixed = order.copy()
         for group in set(archive.groups):
-            of_group = groups[order] == group
-            mixed[of_group] = rng.permutation(order[of_group])
+            members = groups[order] == group
+            mixed[members] = rng.permutation(order[members])
         return mixed
 
     by_chance = [
-        retrieval_metrics(ordered(*(shuffled(r.cases) for r in ranking)), queries, archive)
+        retrieval_metrics(rankings(*(shuffle(r.cases) for r in ranking)), queries, archive)
         for _ in range(200)
     ]
     expected = retrieval_metrics(ranking, queries, archive)["beyond_group"]
@@ -471,58 +476,58 @@ def test_chance_is_what_many_shuffles_within_the_groups_come_to() -> None:
 
 
 def test_with_one_group_every_hit_is_right_and_balanced_is_the_mean() -> None:
-    drawn_cases = drawn(30, "c", 4)
-    archive = Labels(drawn_cases.ids, ["nevus"] * 30, drawn_cases.criteria)
-    found = retrieval_metrics(rank(likeness(archive, archive), archive, archive), archive, archive)
-    figures = {k: v for k, v in found.items() if isinstance(v, float)}
-    assert found["mAP"] == found["Acc@1"] == 100
-    assert found["balanced"] == figures
-    assert found["by_group"] == {"nevus": figures | {"queries": 30}}
+    cases = random_labels(30, "c", 4)
+    archive = Labels(cases.ids, ["nevus"] * 30, cases.criteria)
+    metrics = retrieval_metrics(rank(gain_matrix(archive, archive), archive, archive), archive, archive)
+    figures = {k: v for k, v in metrics.items() if isinstance(v, float)}
+    assert metrics["mAP"] == metrics["Acc@1"] == 100
+    assert metrics["balanced"] == figures
+    assert metrics["by_group"] == {"nevus": figures | {"queries": 30}}
 
 
-def test_all_of_derm7pt_takes_no_time() -> None:
-    archive = drawn(888, "c", 0)
+def test_metrics_of_all_of_derm7pt_take_less_than_three_seconds() -> None:
+    archive = random_labels(888, "c", 0)
     scores = np.random.default_rng(0).random((888, 888), np.float32)
     began = time.process_time()
     retrieval_metrics(rank(scores, archive, archive), archive, archive)
     assert time.process_time() - began < 3  # a fraction of a second on a quiet machine
 
 
-# -- as lines --
+# -- the table --
 
 
-def test_the_table_shows_the_figures_that_there_are() -> None:
-    def report(found: dict[str, Any]) -> str:
+def test_the_table_shows_the_figures_of_the_report_and_no_others() -> None:
+    def report(figures: dict[str, Any]) -> str:
         facts = {"queries": 1, "archive": 4, "runtime": "openvino", "precision": "bf16"}
-        return table(facts | {"image_words": found, "image_only": found})
+        return table(facts | {"image_words": figures, "image_only": figures})
 
-    archive = drawn(90, "c", 3)
+    archive = random_labels(90, "c", 3)
     lines = report(
-        retrieval_metrics(rank(likeness(archive, archive), archive, archive), archive, archive)
+        retrieval_metrics(rank(gain_matrix(archive, archive), archive, archive), archive, archive)
     ).splitlines()
     assert all(len(line) <= 110 for line in lines)
     assert lines[1].split() == ["mAP", "Acc@1", "Acc@2", "Acc@4", "Acc@5", "Acc@10", "nDCG@10", "shared@5"]
-    assert len({len(line) for line in lines[1:7]}) == 1  # one column under the other
+    assert len({len(line) for line in lines[1:7]}) == 1  # the columns are aligned
     assert lines[6].startswith("  balanced") and lines[6].split()[-2] == "100.0"
     assert lines[7].startswith("  shared criteria of the first five: ")
     assert lines[7].endswith(" standard errors)")
     bare = Labels(archive.ids, archive.groups, [{}] * 90)
     without = report(
-        retrieval_metrics(ordered(*(np.delete(np.arange(90), n) for n in range(90))), bare, bare)
+        retrieval_metrics(rankings(*(np.delete(np.arange(90), n) for n in range(90))), bare, bare)
     )
     assert "shared" not in without and "nDCG" not in without and "balanced" in without
     partly = labels(("q", "mel", QUERY.criteria[0]), ("r", "nevus", {}))
-    shown = report(retrieval_metrics(ordered([1, 2, 0, 3], [1, 3, 0, 2]), partly, ARCHIVE)).splitlines()
+    shown = report(retrieval_metrics(rankings([1, 2, 0, 3], [1, 3, 0, 2]), partly, ARCHIVE)).splitlines()
     assert shown[4].split()[-2:] == ["-", "-"]
 
 
-def test_the_table_says_what_a_random_order_gives_and_where_scores_are_equal() -> None:
+def test_the_table_shows_a_random_order_and_counts_queries_with_equal_scores() -> None:
     archive = by_diagnosis(**DERM7PT)
-    found = retrieval_metrics(rank(np.zeros((888, 888)), archive, archive), archive, archive)
+    metrics = retrieval_metrics(rank(np.zeros((888, 888)), archive, archive), archive, archive)
     facts = {"queries": 888, "archive": 888, "runtime": "openvino", "precision": "bf16", "same_picture": 3}
-    lines = table(facts | {"image_words": found, "image_only": found}).splitlines()
+    lines = table(facts | {"image_words": metrics, "image_only": metrics}).splitlines()
     (at_random,) = (line.split() for line in lines if line.startswith("random order"))
     assert at_random == ["random", "order", "50.8", "50.4", "71.4", "86.3", "89.5", "95.6"]
     assert lines[-2].split()[:3] == ["balanced", "33.7", "33.3"]
-    assert "  equal scores of right and wrong hits in 888 queries: means over their orders" in lines
-    assert lines[-1] == "left out: 3 hits that are the query's own picture under another case id"
+    assert "  in 888 queries a right and a wrong hit have equal scores: means over their orders" in lines
+    assert lines[-1] == "left out: 3 hits with the query's own picture under another case id"
