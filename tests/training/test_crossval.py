@@ -25,7 +25,14 @@ from skinret_infer.imaging.recipe import ImageRecipe
 from skinret_infer.tables import CaseTable, read_cases
 from skinret_infer.text import TextRecipe
 from skinret_training import baselines, crossval
-from skinret_training.baselines import Features, judge, late_fusion, linear_probe, one_hot, resnet50_cossim
+from skinret_training.baselines import (
+    Features,
+    evaluate_scores,
+    late_fusion,
+    linear_probe,
+    one_hot,
+    resnet50_cossim,
+)
 from skinret_training.cli import main
 from skinret_training.crossval_report import FIGURES, grid, markdown, overview, spread, summarize
 from skinret_training.data import load_dataset, split
@@ -402,7 +409,7 @@ def test_baselines_find_what_is_in_the_pictures_and_in_the_words(data: Path, few
     config = TrainConfig(fold=0)
     for method in (linear_probe, late_fusion, resnet50_cossim):
         scores = method(seen, parts, config)
-        for kind, figures in judge(scores, table, parts.test, parts.archive).items():
+        for kind, figures in evaluate_scores(scores, table, parts.test, parts.archive).items():
             if isinstance(figures, dict):
                 assert figures["Acc@1"] > chance and figures["mAP"] > chance, (method, kind)
         again = method(seen, parts, config)
@@ -416,7 +423,7 @@ def test_a_baseline_that_knows_nothing_measures_a_random_order(cases: list[Case]
         for n, c in enumerate(by_group)
     ]
     everything = np.arange(60)
-    report = judge(
+    report = evaluate_scores(
         {"image_only": np.zeros((60, 60), np.float32)}, CaseTable(renamed, []), everything, everything
     )
     found = report["image_only"]
@@ -435,7 +442,7 @@ def test_the_same_picture_in_two_cases_is_reported_and_is_no_hit(
     assert "1 cases show the very picture of another case" in caplog.text
     archive = np.arange(20)
     for pictures, left_out in ((dataset.pictures, 1), ((), 0)):
-        report = judge({"image_only": np.ones((1, 21))}, table, np.array([20]), archive, pictures)
+        report = evaluate_scores({"image_only": np.ones((1, 21))}, table, np.array([20]), archive, pictures)
         assert report["same_picture"] == left_out
 
 

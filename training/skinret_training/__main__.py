@@ -1,4 +1,4 @@
-"""skinret-train, also as `python -m skinret_training`; without the extra train it says so."""
+"""skinret-train, also as `python -m skinret_training`. It names the extra `train` if that is missing."""
 
 from skinret_infer.cli.common import load_command
 

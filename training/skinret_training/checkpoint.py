@@ -1,4 +1,4 @@
-"""ckpt.pt: tensors and plain values only, so that it loads with weights_only=True."""
+"""ckpt.pt holds tensors and plain values only, so that it loads with weights_only=True."""
 
 import pickle
 import zipfile
@@ -21,7 +21,7 @@ FORMAT = "skinret-checkpoint-1"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Checkpoint:
-    """A trained model with everything that export needs; no hub is contacted again."""
+    """A trained model with everything that the export needs, so that no hub is contacted again."""
 
     config: ModelConfig
     image: ImageRecipe
@@ -40,7 +40,7 @@ class Checkpoint:
         return model.eval()
 
     def save(self, path: str | Path) -> None:
-        """Write the file whole."""
+        """Write the file; a killed process leaves the old file or none."""
         plain = {name: getattr(self, name) for name in ("tokenizer", "name", "version", "origin", "metrics")}
         tensors = {k: v.detach().cpu().contiguous() for k, v in self.state.items()}
         recipes = {"config": self.config.to_dict(), "image": asdict(self.image), "text": asdict(self.text)}
@@ -49,12 +49,12 @@ class Checkpoint:
 
     @classmethod
     def load(cls, path: str | Path) -> "Checkpoint":
-        """Read what save wrote. Raises InputError for anything else."""
+        """Read a file that `save` wrote. Raises InputError for any other file."""
         path = Path(path)
         try:
             data = torch.load(path, map_location="cpu", weights_only=True)
             if not isinstance(data, dict) or data.pop("format", None) != FORMAT:
-                raise ValueError("another kind of file, or of another version")
+                raise ValueError("a file of another kind or another version")
             recipes: dict[str, Any] = {
                 "config": ModelConfig.from_dict(data.pop("config")),
                 "image": ImageRecipe(**data.pop("image")),

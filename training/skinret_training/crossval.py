@@ -21,7 +21,7 @@ from skinret_infer.searcher import Searcher
 from skinret_infer.tables import CaseTable
 from skinret_infer.text import TextRecipe
 
-from .baselines import BASELINES, features, judge
+from .baselines import BASELINES, compute_features, evaluate_scores
 from .crossval_report import ARCHIVES, check_folder, experiment_result, write_row
 from .data import Dataset, Split, load_dataset, split
 from .train import TrainConfig, train
@@ -126,7 +126,7 @@ def _open(
     if method not in BASELINES:
         return lambda run, part, folder: _through_the_product(table, dataset, run, folder, cache, quiet)
     began = time.perf_counter()
-    seen = features(table, dataset, config, cache, quiet=quiet)
+    seen = compute_features(table, dataset, config, cache, quiet=quiet)
     log.info("features of %d cases: %.1f minutes", len(table.cases), _minutes(began))
 
     def baseline(run: TrainConfig, part: Split, folder: Path) -> _Report:
@@ -134,7 +134,7 @@ def _open(
         scores = BASELINES[method](seen, part, run)
         fitted = _minutes(began)
         reports = {
-            archive: judge(scores, table, part.test, cases, dataset.pictures)
+            archive: evaluate_scores(scores, table, part.test, cases, dataset.pictures)
             for archive, cases in ((_TRAINING, part.archive), (_HELD_OUT, part.test))
         }
         minutes = {"training": fitted, "search": round(_minutes(began) - fitted, 3)}

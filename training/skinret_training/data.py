@@ -213,7 +213,7 @@ class FrozenMaps:
         return [np.load(path, mmap_mode="r") for path in paths]
 
 
-class Words:
+class CaseTexts:
     """The words of every case in several views: token ids and, for a frozen encoder, token vectors."""
 
     def __init__(

@@ -22,7 +22,7 @@ from skinret_infer.tables import CaseTable
 from skinret_infer.text import TextEncoderInput, TextRecipe
 
 from .checkpoint import Checkpoint
-from .data import Dataset, FrozenMaps, ImageMaps, Indices, Split, Words, image_maps, load_dataset, split
+from .data import CaseTexts, Dataset, FrozenMaps, ImageMaps, Indices, Split, image_maps, load_dataset, split
 from .loss import concept_loss, multi_positive_contrastive
 from .model import SYMMETRIES, Skinret, check_choices, last_depth, load_pretrained
 
@@ -160,7 +160,7 @@ def train(
     frozen = None
     if config.finetune_vision != "full":
         frozen = FrozenMaps(model, dataset, config.augment_dihedral, cache, last=last, quiet=quiet)
-    words = Words(
+    words = CaseTexts(
         model, dataset, tokenize, config.text_views, config.seed, frozen=not config.finetune_text, quiet=quiet
     )
     maps = image_maps(model, dataset, frozen, tuned=last)
@@ -243,7 +243,7 @@ def _origin(config: TrainConfig, dataset: Dataset) -> dict[str, Any]:
 
 
 @torch.no_grad()
-def _begin(model: Skinret, frozen: FrozenMaps | None, words: Words, train: Indices) -> None:
+def _begin(model: Skinret, frozen: FrozenMaps | None, words: CaseTexts, train: Indices) -> None:
     """Begin where the training cases' frozen features are centred and of one scale."""
     first = np.zeros(len(train), np.int64)
     if frozen is not None and model.visual_encoder.fused:
@@ -259,7 +259,7 @@ class _Loop:
         self,
         model: Skinret,
         dataset: Dataset,
-        words: Words,
+        words: CaseTexts,
         maps: ImageMaps,
         config: TrainConfig,
         train: Indices,
