@@ -65,7 +65,7 @@ def _export(*arguments: object) -> "tuple[int, str]":
     ],
 )
 def test_the_bundle_lies_beside_the_checkpoint_under_its_name(name: str, bundle: str, tmp_path: Path) -> None:
-    assert export_cli._beside(tmp_path / name) == tmp_path / bundle
+    assert export_cli._default_out(tmp_path / name) == tmp_path / bundle
 
 
 def test_what_is_no_bundle_is_never_written_over(checkpoint: Path, bundle: Path, tmp_path: Path) -> None:
