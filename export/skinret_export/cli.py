@@ -63,12 +63,13 @@ def main(
     """Export CHECKPOINT to four ONNX graphs and prove them against PyTorch: shapes, NaN, values, ranks.
 
     The bundle is written beside CHECKPOINT unless --out names another place. TensorRT engines are built too,
-    if TensorRT and a graphics card are present. Exit code 3 if the graphs disagree with PyTorch: a report then
-    names the graphs and their errors, and no bundle is written.
+    if TensorRT and a graphics card are present. Exit code 3 if the graphs disagree with PyTorch: a report
+    then names the graphs and their errors, and no bundle is written.
     """
     if (checkpoint / "manifest.json").is_file():
         raise click.UsageError(
-            f"{checkpoint} is a bundle already; this builds its engines: skinret engines build {_quote(checkpoint)}"
+            f"{checkpoint} is a bundle already; to build its engines: "
+            f"skinret engines build {_quote(checkpoint)}"
         )
     out = out or _default_out(checkpoint)
     table = read_cases(cases, None) if cases else None
