@@ -236,7 +236,7 @@ def test_pytest_benchmarks_runs_as_typed(tmp_path: Path) -> None:
         environment.pop(name, None)
     done = subprocess.run(["pytest", "benchmarks"], cwd=ROOT, capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stdout[-3000:]
-    for said in ("beside PyTorch", "faiss Flat", "asked for with --durability", "asked for with --product"):
+    for said in ("beside PyTorch", "faiss Flat", "runs only with --durability", "runs only with --product"):
         assert said in done.stdout
     assert re.search(r"1\d passed, \d+ skipped", done.stdout)
     for name in ("latency", "search"):
