@@ -1,4 +1,4 @@
-"""What the benchmarks stand on: a bundle, every runtime that runs here, PyTorch beside them, and a report."""
+"""Fixtures of the benchmarks: a bundle, every runtime that runs here, PyTorch as the baseline, reports."""
 
 import os
 import sys
@@ -10,10 +10,10 @@ from typing import TypeVar
 import numpy as np
 import pytest
 import torch
-from material import SHORT, Material, Product, checklists, draw, findings, full_size, rows, write_archive
-from peer import PyTorch, load_modules
+from fixtures import SHORT, Fixtures, Product, checklists, draw, findings, full_size, rows, write_archive
+from pytorch_baseline import PyTorch, load_modules
 from report import Report
-from search_contestant import LAYOUT
+from search_competitors import LAYOUT
 from search_report import SearchReport
 
 from skinret_infer.bundle import Bundle
@@ -25,8 +25,8 @@ from skinret_infer.tables import read_cases
 from skinret_infer.text import TextEncoderInput
 
 _TESTS = Path(__file__).parents[1] / "tests"
-sys.path += [str(_TESTS), str(_TESTS / "hostile")]  # helpers.py; durability.py and fuzz.py, of both
-_SHORT = "The short form, of a tiny model and few rounds: it shows that all runs; its figures mean nothing."
+sys.path += [str(_TESTS), str(_TESTS / "hostile")]  # helpers.py; durability.py and fuzz.py
+_SHORT = "The short form, with a tiny model and few rounds: it shows that all runs; its figures mean nothing."
 AnyReport = TypeVar("AnyReport", bound=Report)
 _REPORT, _SEARCH = pytest.StashKey[Report](), pytest.StashKey[SearchReport]()
 
@@ -34,19 +34,23 @@ _REPORT, _SEARCH = pytest.StashKey[Report](), pytest.StashKey[SearchReport]()
 def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("skinret")
     group.addoption("--bundle", type=Path, help="Measure this bundle.  [default: full size, random weights]")
-    group.addoption("--checkpoint", type=Path, help="With --bundle: the ckpt.pt that it was exported from.")
+    group.addoption("--checkpoint", type=Path, help="With --bundle: its ckpt.pt.")
     group.addoption(
-        "--durability", action="store_true", help="Kill, fill up and wear an archive for minutes."
+        "--durability", action="store_true", help="Test an archive with kills and full disks, for minutes."
     )
     group.addoption(
-        "--product", type=Path, help="What `skinret demo --out DIR` made: judge its evidence, let it soak."
+        "--product",
+        type=Path,
+        help="The DIR of `skinret demo --out DIR`: test its evidence and its endurance.",
     )
-    group.addoption("--soak", type=int, default=0, help="Ask --product so many times, from 8 threads.")
-    group.addoption("--fuzz", type=int, default=0, help="Try so many hostile inputs: 20000.")
+    group.addoption("--soak", type=int, default=0, help="Query --product this many times, from 8 threads.")
+    group.addoption("--fuzz", type=int, default=0, help="Try this many hostile inputs, such as 20000.")
     out = Path("build/benchmarks-short" if SHORT else "build/benchmarks")
     group.addoption("--out", type=Path, default=out, help=f"Folder of the report.  [{out}]")
     cases = "2000" if SHORT else "10000"
-    group.addoption("--cases", default=cases, help=f"Search among so many: 10000,200000,1000000.  [{cases}]")
+    group.addoption(
+        "--cases", default=cases, help=f"Numbers of cases to search, such as 10000,200000,1000000.  [{cases}]"
+    )
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
@@ -59,8 +63,8 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
                 terminalreporter.write_line(f"written: {path}")
 
 
-def _marked(report: AnyReport) -> AnyReport:
-    """Mark a report of the short form, its picture too."""
+def _mark_short(report: AnyReport) -> AnyReport:
+    """Mark a report of the short form, and its picture."""
     if SHORT:
         report.note(_SHORT)
         report.title = f"NOT to be quoted. {report.title}"
@@ -69,48 +73,49 @@ def _marked(report: AnyReport) -> AnyReport:
 
 @pytest.fixture(scope="session")
 def report(request: pytest.FixtureRequest) -> Report:
-    made = _marked(Report(threads=available_cpus()))
-    request.config.stash[_REPORT] = made
-    return made
+    report = _mark_short(Report(threads=available_cpus()))
+    request.config.stash[_REPORT] = report
+    return report
 
 
 @pytest.fixture(scope="session")
 def search_report(request: pytest.FixtureRequest) -> SearchReport:
-    made = _marked(SearchReport(threads=available_cpus(), bundle=f"{LAYOUT.length:,} numbers a case"))
-    request.config.stash[_SEARCH] = made
-    return made
+    report = _mark_short(SearchReport(threads=available_cpus(), bundle=f"{LAYOUT.length:,} numbers a case"))
+    request.config.stash[_SEARCH] = report
+    return report
 
 
 @pytest.fixture(scope="session")
-def material(
+def fixtures(
     request: pytest.FixtureRequest, report: Report, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Material]:
+) -> Iterator[Fixtures]:
     torch.set_num_threads(report.threads)
     path, checkpoint = (request.config.getoption(name) for name in ("--bundle", "--checkpoint"))
     random = path is None
     if path is None:
         size = "short" if SHORT else "full-size"
-        cache = getattr(request.config, "cache", None)  # pytest may have been told to keep none
-        kept = cache.mkdir("skinret") if cache else tmp_path_factory.mktemp("skinret")
-        path, checkpoint = full_size(kept / size)
+        cache = getattr(request.config, "cache", None)  # None with -p no:cacheprovider
+        folder = cache.mkdir("skinret") if cache else tmp_path_factory.mktemp("skinret")
+        path, checkpoint = full_size(folder / size)
         report.note(
-            "Random weights: they change no speed, but have no ranks that lower precision could keep, so the "
-            "precision check is left out here. With a real bundle it decides what is allowed to run."
+            "Random weights: they do not change the speed, but their ranks mean nothing, so the precision "
+            "check is left out here. With a real bundle it decides which precisions may run."
         )
     bundle = Bundle.load(path)
     report.bundle = f"{bundle.manifest.model} {bundle.manifest.version}"
     table = rows()
-    full = checklists(table)
-    lengths = TextEncoderInput(bundle.tokenizer(), bundle.manifest.text)(full)[1].sum(axis=1)
-    usual = [text for text, n in zip(full, lengths, strict=True) if 48 < n < 64]
-    with tempfile.TemporaryDirectory() as folder:
-        root = Path(folder)
+    checklist_texts = checklists(table)
+    lengths = TextEncoderInput(bundle.tokenizer(), bundle.manifest.text)(checklist_texts)[1].sum(axis=1)
+    usual = [text for text, n in zip(checklist_texts, lengths, strict=True) if 48 < n < 64]
+    full = usual if len(usual) >= 60 else checklist_texts
+    with tempfile.TemporaryDirectory() as temporary:
+        root = Path(temporary)
         images = draw(root / "images")
         np.save(root / "matrix.npy", write_archive(root / "cases.skinret", bundle, images))
-        yield Material(
-            bundle=bundle, checkpoint=checkpoint, random=random, images=images,
-            full=usual if len(usual) >= 60 else full, short=findings(table), archive=root / "cases.skinret",
-            matrix=root / "matrix.npy", cache=root / "engines", threads=report.threads,
+        yield Fixtures(
+            bundle=bundle, checkpoint=checkpoint, random=random, images=images, full=full,
+            short=findings(table), archive=root / "cases.skinret", matrix=root / "matrix.npy",
+            cache=root / "engines", threads=report.threads,
         )  # fmt: skip
 
 
@@ -118,35 +123,35 @@ def material(
 def product(request: pytest.FixtureRequest) -> Product:
     folder = request.config.getoption("--product")
     if folder is None:
-        pytest.skip("asked for with --product DIR, which `skinret demo --out DIR` makes")
+        pytest.skip("runs only with --product DIR, the folder of `skinret demo --out DIR`")
     data = folder / "data" if (folder / "data").exists() else Path(os.environ["SKINRET_DERM7PT"])
     images = data / "release_v0" / "images" if (data / "release_v0").is_dir() else data / "images"
     return Product(folder / "bundle", folder / "cases.skinret", images, read_cases(data).cases)
 
 
 @pytest.fixture(scope="session")
-def pairs(material: Material, report: Report) -> list[tuple[str, str]]:
-    """Each runtime and precision that runs here; it notes why others do not, and failed precision checks."""
-    found = []
+def pairs(fixtures: Fixtures, report: Report) -> list[tuple[str, str]]:
+    """Each runtime and precision that runs here. The report notes the others and failed precision checks."""
+    pairs = []
     for name in RUNTIMES:
         reason = why_not(name)
         if reason:
             report.note(f"Not here: {name}, {reason}.")
             continue
-        for precision in precisions(name, material.bundle):
-            found.append((name, precision))
-            refused = refusal(material.bundle, name, precision, material.cache)
-            if refused and not material.random:
-                report.refuse(f"{name} {precision}", refused)
-    return found
+        for precision in precisions(name, fixtures.bundle):
+            pairs.append((name, precision))
+            reason = refusal(fixtures.bundle, name, precision, fixtures.cache)
+            if reason and not fixtures.random:
+                report.refuse(f"{name} {precision}", reason)
+    return pairs
 
 
 @pytest.fixture(scope="session")
-def engines(material: Material, pairs: list[tuple[str, str]]) -> Iterator[dict[str, Engine]]:
+def engines(fixtures: Fixtures, pairs: list[tuple[str, str]]) -> Iterator[dict[str, Engine]]:
     """Every runtime in every precision, by label."""
     opened = {
         f"{name} {p}": open_engine(
-            material.bundle, name, material.threads, precision=p, cache=material.cache, check=False
+            fixtures.bundle, name, fixtures.threads, precision=p, cache=fixtures.cache, check=False
         )
         for name, p in pairs
     }
@@ -156,9 +161,9 @@ def engines(material: Material, pairs: list[tuple[str, str]]) -> Iterator[dict[s
 
 
 @pytest.fixture(scope="session")
-def peers(material: Material, report: Report) -> dict[str, PyTorch]:
-    """PyTorch in its ways, by label; none without a checkpoint."""
-    if material.checkpoint is None:
-        report.note("Without --checkpoint there is no PyTorch to stand beside, and no goal.")
+def baselines(fixtures: Fixtures, report: Report) -> dict[str, PyTorch]:
+    """Variants of PyTorch, by label; none without a checkpoint."""
+    if fixtures.checkpoint is None:
+        report.note("Without --checkpoint there is no PyTorch to compare with, and no goal.")
         return {}
-    return load_modules(material.checkpoint, np.load(material.matrix))
+    return load_modules(fixtures.checkpoint, np.load(fixtures.matrix))

@@ -27,7 +27,7 @@ GRAPHS, QUERY, INDEX, COLD, MEMORY = SECTIONS = (
     "Memory of a serving process, after 20 queries",
 )
 TORCH, NUMPY = BASES = ("PyTorch eager", "numpy fp32")
-PEERS = (TORCH, "torch.compile", "PyTorch bf16", NUMPY, "faiss Flat", "faiss SQ8", "faiss IVF")
+THIRD_PARTY = (TORCH, "torch.compile", "PyTorch bf16", NUMPY, "faiss Flat", "faiss SQ8", "faiss IVF")
 _FLAGS = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "avx_vnni", "amx_tile", "amx_bf16", "amx_int8")
 _PACKAGES = (
     "skinret-infer", "numpy", "pillow", "tokenizers", "torch", "transformers", "onnx", "onnxscript",
@@ -46,9 +46,9 @@ _FURTHEST = 1.5  # ratio that is drawn; longer bars end there
 
 @dataclass(frozen=True)
 class Row:
-    """One measure of every contestant.
+    """One measure of every competitor.
 
-    samples : by contestant, what each round gave, or why there is nothing.
+    samples : by competitor, what each round gave, or why there is nothing.
     goal : the ratio to the baseline that is asked; with `absolute`, the median.
     """
 
@@ -66,8 +66,8 @@ class Row:
     detail: dict[str, Any] = field(default_factory=dict)  # for the JSON alone
     attention: str = ""  # which of the two was the faster in PyTorch eager
 
-    def median(self, contestant: str) -> float | None:
-        values = self.samples.get(contestant)
+    def median(self, competitor: str) -> float | None:
+        values = self.samples.get(competitor)
         return statistics.median(values) if isinstance(values, list) else None
 
     @property
@@ -78,14 +78,16 @@ class Row:
             (c for c in there if c in BASES), next((c for c in there if c.endswith("fp32")), there[0])
         )
 
-    def ratio(self, contestant: str) -> float | None:
-        value, base = self.median(contestant), self.median(self.baseline)
+    def ratio(self, competitor: str) -> float | None:
+        value, base = self.median(competitor), self.median(self.baseline)
         return value / base if value is not None and base else None
 
     def best(self, refused: dict[str, str]) -> str | None:
-        """Return the best of our own contestants that may run."""
+        """Return the best of our own competitors that may run."""
         ours = {
-            c: m for c in self.samples if c not in (*PEERS, *refused) and (m := self.median(c)) is not None
+            c: m
+            for c in self.samples
+            if c not in (*THIRD_PARTY, *refused) and (m := self.median(c)) is not None
         }
         return (max if self.more_is_better else min)(ours, key=lambda c: ours[c]) if ours else None
 
@@ -133,15 +135,15 @@ class Report:
         if text not in self.notes:
             self.notes.append(text)
 
-    def refuse(self, contestant: str, reason: str) -> None:
-        """Mark a contestant that is measured and may not serve."""
-        self.refused[contestant] = reason
-        self.note(f"* {contestant} may not run with this bundle: {reason}.")
+    def refuse(self, competitor: str, reason: str) -> None:
+        """Mark a competitor that is measured and may not serve."""
+        self.refused[competitor] = reason
+        self.note(f"* {competitor} may not run with this bundle: {reason}.")
 
     @property
-    def contestants(self) -> list[str]:
+    def competitors(self) -> list[str]:
         found = list(dict.fromkeys(c for row in self.rows for c in row.samples))
-        return [c for c in PEERS if c in found] + [c for c in found if c not in PEERS]
+        return [c for c in THIRD_PARTY if c in found] + [c for c in found if c not in THIRD_PARTY]
 
     def others(self) -> float:
         """Return what share of the CPUs was at work for other processes since the report began."""
@@ -221,7 +223,7 @@ class Report:
 
     def picture(self) -> Image.Image:
         """Draw the ratios to the baseline as bars, those of rates turned over: shorter is better."""
-        ours = [c for c in self.contestants if c not in PEERS]
+        ours = [c for c in self.competitors if c not in THIRD_PARTY]
         colours = _GREYS | {c: _PALETTE[n % len(_PALETTE)] for n, c in enumerate(ours)}
         drawn = [row for row in self.rows if row.drawn and row.median(row.baseline)]
         columns = [[r for r in drawn if (r.section in self.left) is left] for left in (True, False)]
@@ -235,7 +237,7 @@ class Report:
             _INK,
             big,
         )
-        pen.text((24, 50), f"{self._headline()} Grey: other peers. Dotted: the goal.", _FAINT, normal)
+        pen.text((24, 50), f"{self._headline()} Grey: other baselines. Dotted: the goal.", _FAINT, normal)
         for x, column in zip((24, 24 + _COLUMN), columns, strict=True):
             y = 86
             for row in column:
@@ -243,13 +245,13 @@ class Report:
                 base, top = f"{_shown(row.median(row.baseline))} {row.unit}", y + _TITLE - 4
                 pen.text((x, y), row.label or row.name, _INK, bold)
                 pen.text((x + _COLUMN - 40, y + 2), f"1 = {base}", _FAINT, normal, anchor="ra")
-                for contestant in _others(row):
-                    y_bar, ratio = y + _TITLE, row.ratio(contestant) or 0.0
+                for competitor in _others(row):
+                    y_bar, ratio = y + _TITLE, row.ratio(competitor) or 0.0
                     ratio = 1 / ratio if row.more_is_better else ratio
-                    star = " *" if contestant in self.refused else ""
-                    pen.text((x + _LABEL - 8, y_bar), contestant + star, _INK, normal, anchor="ra")
+                    star = " *" if competitor in self.refused else ""
+                    pen.text((x + _LABEL - 8, y_bar), competitor + star, _INK, normal, anchor="ra")
                     end = x + _LABEL + round(min(ratio, _FURTHEST) * _UNIT)
-                    pen.rectangle((x + _LABEL, y_bar + 1, end, y_bar + _BAR - 4), colours[contestant])
+                    pen.rectangle((x + _LABEL, y_bar + 1, end, y_bar + _BAR - 4), colours[competitor])
                     more = "+" if ratio > _FURTHEST else ""
                     numbers.append(((end + 6, y_bar), f"{ratio:.2f}{more}"))
                     y += _BAR
@@ -285,24 +287,24 @@ class Report:
         )
 
     def _table(self, mark: str = "") -> list[tuple[Row | None, list[str]]]:
-        contestants = self.contestants
-        starred = [f"{c}*" if c in self.refused else c for c in contestants]
+        competitors = self.competitors
+        starred = [f"{c}*" if c in self.refused else c for c in competitors]
         table: list[tuple[Row | None, list[str]]] = [(None, ["", *starred, "goal"])]
         for row in self.rows:
             best = row.best(self.refused)
-            cells = [self._cell(row, c) for c in contestants]
-            cells = [f"{mark}{x}{mark}" if c == best else x for c, x in zip(contestants, cells, strict=True)]
+            cells = [self._cell(row, c) for c in competitors]
+            cells = [f"{mark}{x}{mark}" if c == best else x for c, x in zip(competitors, cells, strict=True)]
             table.append((row, [f"{row.name}, {row.unit}", *cells, row.goal_said(self.refused)]))
         return table
 
     @staticmethod
-    def _cell(row: Row, contestant: str) -> str:
-        value, ratio = row.median(contestant), row.ratio(contestant)
+    def _cell(row: Row, competitor: str) -> str:
+        value, ratio = row.median(competitor), row.ratio(competitor)
         if value is None:
-            said = row.samples.get(contestant, "")
+            said = row.samples.get(competitor, "")
             return said if isinstance(said, str) else ""
         return _shown(value) + (
-            "" if contestant == row.baseline or ratio is None or not row.ratios else f" ({ratio:.2f})"
+            "" if competitor == row.baseline or ratio is None or not row.ratios else f" ({ratio:.2f})"
         )
 
 
@@ -314,8 +316,8 @@ def _others(row: Row) -> list[str]:
     return [c for c in row.samples if c != row.baseline and row.median(c) is not None]
 
 
-def _figures(row: Row, contestant: str) -> dict[str, Any]:
-    values = row.samples[contestant]
+def _figures(row: Row, competitor: str) -> dict[str, Any]:
+    values = row.samples[competitor]
     if isinstance(values, str):
         return {"none": values}
     quartiles = statistics.quantiles(values, n=4, method="inclusive") if len(values) > 1 else values * 3
@@ -326,7 +328,7 @@ def _figures(row: Row, contestant: str) -> dict[str, Any]:
         "min": min(values),
         "max": max(values),
     }
-    named["ratio"] = row.ratio(contestant)
+    named["ratio"] = row.ratio(competitor)
     return {
         **{k: round(v, 4) for k, v in named.items() if v is not None},
         "rounds": len(values),

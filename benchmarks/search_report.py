@@ -1,9 +1,9 @@
-"""What the search benchmark measured: first contestants by sizes and batches, then the report's own table."""
+"""What the search benchmark measured: first competitors by sizes and batches, then the report's own table."""
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
-from report import PEERS, Report, Row
+from report import THIRD_PARTY, Report, Row
 
 ONE, MANY, FILTERED = "one query", "32 queries at once, each", "one query, filter on a value"
 UNSTRUCTURED = "20,000 cases without structure (isotropic), where nothing can be pruned"
@@ -45,11 +45,11 @@ class SearchReport(Report):
         return "\n".join([header, rule, *lines, "", super().markdown()])
 
     def _compact(self) -> list[list[str]]:
-        """Return contestants by sizes and batches: ms a query."""
+        """Return competitors by sizes and batches: ms a query."""
         rows = [row for row in self.rows if row.name in _SHOWN]
         header = ["ms a query", *(f"{_short(row)}, {_SHOWN[row.name]}" for row in rows)]
-        ours = [c for c in self.contestants if c not in PEERS]
-        order = [c for c in self.contestants if c in PEERS] + ours
+        ours = [c for c in self.competitors if c not in THIRD_PARTY]
+        order = [c for c in self.competitors if c in THIRD_PARTY] + ours
         return [header, *([f"**{c}**" if c in ours else c, *(self._cell(r, c) for r in rows)] for c in order)]
 
 

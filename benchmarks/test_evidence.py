@@ -11,7 +11,7 @@ from collections.abc import Mapping
 import numpy as np
 import numpy.typing as npt
 import pytest
-from material import Product
+from fixtures import Product
 
 from skinret_infer import Case, Searcher
 from skinret_infer.descriptor import Vector, part_weights, products

@@ -21,8 +21,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from material import SHORT, Material
-from peer import PyTorch
+from fixtures import SHORT, Fixtures
+from pytorch_baseline import PyTorch
 from report import COLD, GRAPHS, INDEX, MEMORY, QUERY, Report
 
 from skinret_infer import Case, Searcher
@@ -41,23 +41,23 @@ pytestmark = pytest.mark.filterwarnings("ignore")
 
 
 def take_turns(
-    contestants: Mapping[str, Run], seconds: float, rounds: tuple[int, int] = (5, 25), nap: float = NAP
+    competitors: Mapping[str, Run], seconds: float, rounds: tuple[int, int] = (5, 25), nap: float = NAP
 ) -> dict[str, list[float]]:
-    """Time every contestant once a round, in ms, so that a drift of the machine hits all alike.
+    """Time every competitor once a round, in ms, so that a drift of the machine hits all alike.
 
     rounds : at least, and at most; where they take thrice the seconds, on a busy machine, three are enough.
     """
     if SHORT:
         seconds, rounds = 0.0, (1, 1)
-    for run in contestants.values():
+    for run in competitors.values():
         run(0)
-    samples: dict[str, list[float]] = {name: [] for name in contestants}
+    samples: dict[str, list[float]] = {name: [] for name in competitors}
     start = time.monotonic()
     for n in range(1, rounds[1] + 1):
         spent = time.monotonic() - start
         if (n > rounds[0] and spent > seconds) or (n > 3 and spent > 3 * seconds):
             break
-        for name, run in contestants.items():
+        for name, run in competitors.items():
             time.sleep(nap)
             began = time.perf_counter()
             run(n)
@@ -66,21 +66,21 @@ def take_turns(
 
 
 @pytest.fixture(scope="session")
-def beside(peers: dict[str, PyTorch], report: Report) -> "Beside":
-    return Beside(peers, report)
+def beside(baselines: dict[str, PyTorch], report: Report) -> "Beside":
+    return Beside(baselines, report)
 
 
 class Beside:
-    """PyTorch's ways as contestants. torch.compile is tried before the clock runs."""
+    """PyTorch's ways as competitors. torch.compile is tried before the clock runs."""
 
-    def __init__(self, peers: dict[str, PyTorch], report: Report) -> None:
-        self._peers, self._report, self._left = peers, report, COMPILING
+    def __init__(self, baselines: dict[str, PyTorch], report: Report) -> None:
+        self._peers, self._report, self._left = baselines, report, COMPILING
         self._fault = "not tried" if SHORT else ""
 
     def runs(self, make: Callable[[str, PyTorch], Run], *, bf16: bool = True) -> dict[str, Run]:
         """Return what `make` makes of each of PyTorch's ways that works."""
-        wanted = {name: peer for name, peer in self._peers.items() if bf16 or name != "PyTorch bf16"}
-        runs = {name: make(name, peer) for name, peer in wanted.items()}
+        wanted = {name: baseline for name, baseline in self._peers.items() if bf16 or name != "PyTorch bf16"}
+        runs = {name: make(name, baseline) for name, baseline in wanted.items()}
         if "torch.compile" in runs and not self._compiles(runs["torch.compile"]):
             del runs["torch.compile"]
         return runs
@@ -119,15 +119,15 @@ class Beside:
 # -- cold start and memory, before this process holds much --
 
 
-def test_cold_start_and_memory(material: Material, pairs: list[tuple[str, str]], report: Report) -> None:
+def test_cold_start_and_memory(fixtures: Fixtures, pairs: list[tuple[str, str]], report: Report) -> None:
     asked = {
-        "image": str(material.images[0]), "texts": material.full[:20], "threads": material.threads,
-        "bundle": str(material.bundle.path), "archive": str(material.archive), "cache": str(material.cache),
-        "checkpoint": str(material.checkpoint), "matrix": str(material.matrix),
+        "image": str(fixtures.images[0]), "texts": fixtures.full[:20], "threads": fixtures.threads,
+        "bundle": str(fixtures.bundle.path), "archive": str(fixtures.archive), "cache": str(fixtures.cache),
+        "checkpoint": str(fixtures.checkpoint), "matrix": str(fixtures.matrix),
     }  # fmt: skip
     ways = {f"{name} {p}": (name, p) for name, p in pairs}
     first = {label: start(asked, *way, queries=1) for label, way in ways.items()}
-    if material.checkpoint and not SHORT:
+    if fixtures.checkpoint and not SHORT:
         ways["PyTorch eager"] = ("pytorch", "fp32")
     starts: dict[str, list[dict[str, float]]] = {label: [] for label in ways}
     for n in (2,) if SHORT else range(3):
@@ -198,7 +198,7 @@ def test_each_graph(
 
         return once
 
-    runs = beside.runs(lambda name, peer: ask(name, peer.run))
+    runs = beside.runs(lambda name, baseline: ask(name, baseline.run))
     runs |= {name: ask(name, engine.run) for name, engine in engines.items()}
     samples = take_turns(runs, seconds=6) | beside.missing()
     name = f"{graph.replace('_', ' ')}, batch {batch}" + (f", {tokens} tokens" if tokens else "")
@@ -222,11 +222,11 @@ Feeds = Callable[[str, int, int], tuple[dict[str, np.ndarray], tuple[str, ...]]]
 
 
 @pytest.fixture(scope="session")
-def feeds(material: Material, engines: dict[str, Engine]) -> Feeds:
+def feeds(fixtures: Fixtures, engines: dict[str, Engine]) -> Feeds:
     """Return what a graph is fed, and which outputs serve: pictures, tokens of words, real maps."""
-    recipe, text = material.bundle.manifest.image, material.bundle.manifest.text
-    pixels = np.stack([preprocess(decode(path), recipe) for path in material.images[::4]])
-    known = np.unique(TextEncoderInput(material.bundle.tokenizer(), text)(material.full)[0])
+    recipe, text = fixtures.bundle.manifest.image, fixtures.bundle.manifest.text
+    pixels = np.stack([preprocess(decode(path), recipe) for path in fixtures.images[::4]])
+    known = np.unique(TextEncoderInput(fixtures.bundle.tokenizer(), text)(fixtures.full)[0])
     ids = np.random.default_rng(6).choice(known, (8, text.length))
     engine = next(engine for name, engine in engines.items() if name.endswith("fp32"))
     mask = np.ones_like(ids)
@@ -251,22 +251,22 @@ def feeds(material: Material, engines: dict[str, Engine]) -> Feeds:
 
 
 @pytest.fixture(scope="session")
-def searchers(material: Material, engines: dict[str, Engine]) -> Iterator[dict[str, Searcher]]:
-    opened = open_searchers(material, engines, lambda _: material.archive)
+def searchers(fixtures: Fixtures, engines: dict[str, Engine]) -> Iterator[dict[str, Searcher]]:
+    opened = open_searchers(fixtures, engines, lambda _: fixtures.archive)
     yield opened
     for searcher in opened.values():
         searcher.close()
 
 
 def open_searchers(
-    material: Material, engines: dict[str, Engine], archive: Callable[[str], Path]
+    fixtures: Fixtures, engines: dict[str, Engine], archive: Callable[[str], Path]
 ) -> dict[str, Searcher]:
     """Open a searcher on each engine that is open already, whatever its precision check says."""
     opened = {}
     with pytest.MonkeyPatch.context() as patch:
         for name, engine in engines.items():
             patch.setattr("skinret_infer.encoder.open_engine", lambda *_, e=engine, **__: e)
-            opened[name] = Searcher(material.bundle.path, archive(name))
+            opened[name] = Searcher(fixtures.bundle.path, archive(name))
     return opened
 
 
@@ -277,25 +277,25 @@ def open_searchers(
 def test_a_composed_query_end_to_end(
     words: str,
     in_a_row: int,
-    material: Material,
+    fixtures: Fixtures,
     searchers: dict[str, Searcher],
     beside: Beside,
     report: Report,
 ) -> None:
-    texts = {"new, whole checklist": material.full, "new, three findings": material.short}.get(
-        words, material.full[:1]
+    texts = {"new, whole checklist": fixtures.full, "new, three findings": fixtures.short}.get(
+        words, fixtures.full[:1]
     )
 
     answers: dict[str, list[Any]] = {}
 
     def ask(name: str, query: Callable[[Path, str], object]) -> Run:
         def once(n: int) -> None:
-            image, text = material.images[n % len(material.images)], texts[n % len(texts)]
+            image, text = fixtures.images[n % len(fixtures.images)], texts[n % len(texts)]
             answers.setdefault(name, []).extend(query(image, text) for _ in range(in_a_row))
 
         return once
 
-    runs = beside.runs(lambda name, peer: ask(name, peer.query), bf16=in_a_row == 1)
+    runs = beside.runs(lambda name, baseline: ask(name, baseline.query), bf16=in_a_row == 1)
     runs |= {name: ask(name, searcher.query) for name, searcher in searchers.items()}
     samples = take_turns(runs, seconds=8, rounds=(5, 25) if in_a_row == 1 else (3, 5), nap=LONG_NAP)
     samples = {name: [ms / in_a_row for ms in each] for name, each in samples.items()}
@@ -312,14 +312,14 @@ def test_a_composed_query_end_to_end(
 
 
 def test_the_answers_are_those_of_pytorch(
-    material: Material, searchers: dict[str, Searcher], peers: dict[str, PyTorch]
+    fixtures: Fixtures, searchers: dict[str, Searcher], baselines: dict[str, PyTorch]
 ) -> None:
-    if not peers:
+    if not baselines:
         pytest.skip("without --checkpoint there is no PyTorch to ask")
-    images, texts = material.images[:3], material.full[-3:]
-    truth = peers["PyTorch eager"].embed(images, texts)
-    manifest = material.bundle.manifest
-    matrix = np.load(material.matrix)
+    images, texts = fixtures.images[:3], fixtures.full[-3:]
+    truth = baselines["PyTorch eager"].embed(images, texts)
+    manifest = fixtures.bundle.manifest
+    matrix = np.load(fixtures.matrix)
     for name, searcher in searchers.items():
         agree(name, np.stack(list(map(searcher.embed, images, texts))), truth)
         for image, text, true in zip(images, texts, truth, strict=True):
@@ -329,19 +329,19 @@ def test_the_answers_are_those_of_pytorch(
 
 
 def test_indexing(
-    material: Material, engines: dict[str, Engine], beside: Beside, report: Report, tmp_path: Path
+    fixtures: Fixtures, engines: dict[str, Engine], beside: Beside, report: Report, tmp_path: Path
 ) -> None:
-    searchers = open_searchers(material, engines, lambda name: tmp_path / f"{name}.skinret")
-    if material.random:  # no precision was checked; else the verdict says which of them may write an archive
+    searchers = open_searchers(fixtures, engines, lambda name: tmp_path / f"{name}.skinret")
+    if fixtures.random:  # no precision was checked; else the verdict says which of them may write an archive
         for name, searcher in searchers.items():
             searcher._encoder._archive_engine = engines[name]
-    images = material.images[:24]
+    images = fixtures.images[:24]
 
     def add(searcher: Searcher) -> Run:
         return lambda n: searcher.add([Case(f"{n}-{i}", image) for i, image in enumerate(images)])
 
-    def embed(_: str, peer: PyTorch) -> Run:
-        return lambda _: [peer.embed(images[i : i + 8]) for i in range(0, len(images), 8)]
+    def embed(_: str, baseline: PyTorch) -> Run:
+        return lambda _: [baseline.embed(images[i : i + 8]) for i in range(0, len(images), 8)]
 
     runs = beside.runs(embed, bf16=False) | {name: add(searcher) for name, searcher in searchers.items()}
     samples = take_turns(runs, seconds=20, rounds=(5, 5), nap=LONG_NAP)

@@ -4,7 +4,7 @@
 
 The descriptors are of the paper's size; SKINRET_SEARCH=default takes the default recipe's, a sixth as long.
 Nothing here asks for speed; what is asserted is that every list is the exact one. A million cases need 17 GB
-of disk where temporary files lie (TMPDIR) and 16 GB of memory for the peers, and take about half an hour.
+of disk where temporary files lie (TMPDIR) and 16 GB of memory for the baselines, and take about half an hour.
 """
 
 import contextlib
@@ -25,8 +25,8 @@ from typing import Any, Self
 import numpy as np
 import psutil
 import pytest
-from material import SHORT, formed, learned_like
-from search_contestant import FLAT, IVF, KINDS, LAYOUT, MODEL, NUMPY, OURS, PROBES, SQ8, STEP, Lists
+from fixtures import SHORT, formed, learned_like
+from search_competitors import FLAT, IVF, KINDS, LAYOUT, MODEL, NUMPY, OURS, PROBES, SQ8, STEP, Lists
 from search_report import MANY, ONE, UNSTRUCTURED, SearchReport, section_of
 
 from skinret_infer.archive.archive import Archive
@@ -35,7 +35,7 @@ from skinret_infer.descriptor import Vector
 
 ASKED = 100 if SHORT else 1000  # queries; at most 60 of them are timed one by one
 NAP = 0.0 if SHORT else 0.1  # seconds until the threads of the one before sleep
-IN_A_ROW = 5  # queries of one contestant, then the next one's turn
+IN_A_ROW = 5  # queries of one competitor, then the next one's turn
 ROUNDS = {("all", 1): 12, ("all", 32): 5}  # of others: 5 of one query, 3 of 32
 LONG = 0.0 if SHORT else 60.0  # seconds after which three rounds are enough
 WAYS = {
@@ -75,7 +75,7 @@ def planned(search_report: SearchReport, pytestconfig: pytest.Config) -> None:
         search_report.note(
             "Descriptors like learned ones: 500 clusters, low rank, noise; queries are other draws of the "
             "same law. A filter lets 5 % through; numpy and faiss get theirs as a ready mask, and numpy "
-            "copies the rows of few. Each contestant is a process of its own; its turn is 5 queries in a row."
+            "copies the rows of few. Each competitor is a process of its own; its turn is 5 queries in a row."
         )
 
 
@@ -168,11 +168,11 @@ def facts(first: int, count: int, rng: np.random.Generator) -> Iterator[Record]:
         )  # fmt: skip
 
 
-class Contestant:
-    """One contestant's process."""
+class Competitor:
+    """One competitor's process."""
 
     def __init__(self, kind: str, ground: Ground) -> None:
-        script = Path(__file__).with_name("search_contestant.py")
+        script = Path(__file__).with_name("search_competitors.py")
         given = {"kind": kind, "folder": str(ground.folder), "cases": ground.cases}
         command = [sys.executable, str(script), json.dumps(given)]
         self._process = subprocess.Popen(
@@ -228,7 +228,7 @@ def groups(ground: Ground) -> list[list[str]]:
 
 @dataclass
 class Run:
-    """What the contestants said: ms a query, and lists by the number of the query."""
+    """What the competitors said: ms a query, and lists by the number of the query."""
 
     ms: dict[tuple[str, int], dict[str, list[float] | str]] = field(default_factory=dict)
     lists: dict[tuple[str, str], dict[int, list[int]]] = field(default_factory=dict)  # by kind and way
@@ -238,26 +238,26 @@ class Run:
     fp32: Lists = field(default_factory=list)
     groups: list[list[str]] = field(default_factory=list)
 
-    def take_turns(self, contestants: Mapping[str, Contestant], way: str, batch: int) -> None:
-        """Ask every contestant in turn, so that a drift of the machine hits all alike."""
+    def take_turns(self, competitors: Mapping[str, Competitor], way: str, batch: int) -> None:
+        """Ask every competitor in turn, so that a drift of the machine hits all alike."""
         row = batch if batch > 1 else IN_A_ROW
-        for contestant in contestants.values():
-            contestant.ask(do="search", way=way, batch=batch, first=ASKED - batch, end=ASKED)
+        for competitor in competitors.values():
+            competitor.ask(do="search", way=way, batch=batch, first=ASKED - batch, end=ASKED)
         samples = self.ms.setdefault((way, batch), {})
         began = time.monotonic()
         for n in range(ROUNDS.get((way, batch), 5 if batch == 1 else 3)):
             if n >= 3 and time.monotonic() - began > LONG:
                 break
-            for kind, contestant in contestants.items():
+            for kind, competitor in competitors.items():
                 time.sleep(NAP)
-                answer = contestant.ask(do="search", way=way, batch=batch, first=n * row, end=(n + 1) * row)
+                answer = competitor.ask(do="search", way=way, batch=batch, first=n * row, end=(n + 1) * row)
                 times = samples.setdefault(kind, [])
                 assert isinstance(times, list)
                 times += answer["ms"]
                 self.keep(kind, way, n * row, answer["lists"])
 
     def keep(self, kind: str, way: str, first: int, lists: Lists) -> None:
-        """Keep lists, having seen that a contestant gives the same one whatever it is asked with."""
+        """Keep lists, having seen that a competitor gives the same one whatever it is asked with."""
         known = self.lists.setdefault((kind, way), {})
         for n, found in enumerate(lists, first):
             assert kind != OURS or known.setdefault(n, found) == found, f"query {n}: two lists"
@@ -269,20 +269,20 @@ def run(ground: Ground, ways: Sequence[str], asked: int) -> Run:
     done = Run(groups=groups(ground))
     for kinds in done.groups:
         with contextlib.ExitStack() as stack:
-            contestants = {kind: stack.enter_context(Contestant(kind, ground)) for kind in kinds}
-            done.ready |= {kind: contestant.ready for kind, contestant in contestants.items()}
+            competitors = {kind: stack.enter_context(Competitor(kind, ground)) for kind in kinds}
+            done.ready |= {kind: competitor.ready for kind, competitor in competitors.items()}
             for way in ways:
                 for batch in (1, 32):
-                    done.take_turns(contestants, way, batch)
-            done.after |= {kind: each.ask(do="memory") for kind, each in contestants.items()}
-            if OURS not in contestants:
+                    done.take_turns(competitors, way, batch)
+            done.after |= {kind: each.ask(do="memory") for kind, each in competitors.items()}
+            if OURS not in competitors:
                 continue
             for way in ways:
                 end = asked if way == "all" else 50
-                truth = contestants[NUMPY].ask(do="exact", way=way, first=0, end=end)
+                truth = competitors[NUMPY].ask(do="exact", way=way, first=0, end=end)
                 done.exact[way] = truth["exact"]
                 done.fp32 = done.fp32 or truth["plain"]
-                found = contestants[OURS].ask(do="search", way=way, batch=32, first=0, end=end)
+                found = competitors[OURS].ask(do="search", way=way, batch=32, first=0, end=end)
                 done.keep(OURS, way, 0, found["lists"])
     if missing := [kind for kind in KINDS if kind not in done.ready]:
         for samples in done.ms.values():
@@ -296,8 +296,8 @@ def openings(ground: Ground) -> dict[str, list[float]]:
     for how in ("warm", "cold") if SHORT else ("warm", "warm", "warm", "cold", "cold", "cold"):
         if how == "cold":
             ground.drop_from_cache()
-        with Contestant(OURS, ground) as contestant:
-            found[how].append(contestant.ready["seconds"])
+        with Competitor(OURS, ground) as competitor:
+            found[how].append(competitor.ready["seconds"])
     return found
 
 
@@ -332,7 +332,7 @@ def p95(values: Any) -> float:
 
 
 def recall(done: Run, kind: str) -> float:
-    """Return what share of the exact ten best of the queries asked one by one a contestant finds."""
+    """Return what share of the exact ten best of the queries asked one by one a competitor finds."""
     found, exact = done.lists[kind, "all"], done.exact["all"]
     asked = [n for n in found if n < len(exact)]
     return statistics.mean(len({*found[n]} & {*exact[n]}) / len(exact[n]) for n in asked)

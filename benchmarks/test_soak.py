@@ -11,7 +11,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from material import Product
+from fixtures import Product
 
 from skinret_infer import Searcher
 from skinret_infer.text import attributes_to_text

@@ -1,4 +1,4 @@
-"""skinret-export, also as `python -m skinret_export`; without the extra export it says so."""
+"""Run skinret-export as `python -m skinret_export`; an error names the extra `export` if it is missing."""
 
 from skinret_infer.cli.common import load_command
 

@@ -1,4 +1,4 @@
-"""skinret-export: ckpt.pt in, a proven bundle out; TensorRT engines too, where they can be built."""
+"""skinret-export: write a proven bundle from a checkpoint, and TensorRT engines where they can be built."""
 
 import os
 import shlex
@@ -41,15 +41,13 @@ _PATH = click.Path(path_type=Path)
 @click.option(
     "--check-precision/--no-check-precision",
     default=True,
-    help="Measure what lower precisions do to the ranks.",
+    help="Measure how lower precisions change the ranks.",
 )
-@click.option(
-    "--overwrite", is_flag=True, help="Put the new bundle in the place of an old one, once it is proven."
-)
+@click.option("--overwrite", is_flag=True, help="Replace an old bundle, once the new one is proven.")
 @click.option(
     "--engines/--no-engines",
     default=True,
-    help="Build TensorRT engines, if TensorRT and a card are here.",
+    help="Build TensorRT engines, if TensorRT and a graphics card are present.",
 )
 @report_errors
 def main(
@@ -64,17 +62,18 @@ def main(
 ) -> None:
     """Export CHECKPOINT to four ONNX graphs and prove them against PyTorch: shapes, NaN, values, ranks.
 
-    The bundle lies beside CHECKPOINT unless --out says otherwise. Where TensorRT and a card are, engines are
-    built too. Exit code 3 if the graphs disagree with PyTorch; a report then says which and how far off, and
-    no bundle is written.
+    The bundle is written beside CHECKPOINT unless --out names another place. TensorRT engines are built too,
+    if TensorRT and a graphics card are present. Exit code 3 if the graphs disagree with PyTorch: a report
+    then names the graphs and their errors, and no bundle is written.
     """
     if (checkpoint / "manifest.json").is_file():
         raise click.UsageError(
-            f"{checkpoint} is a bundle already; its engines: skinret engines build {_quoted(checkpoint)}"
+            f"{checkpoint} is a bundle already; to build its engines: "
+            f"skinret engines build {_quote(checkpoint)}"
         )
-    out = out or _beside(checkpoint)
+    out = out or _default_out(checkpoint)
     table = read_cases(cases, None) if cases else None
-    written = export_bundle(
+    bundle = export_bundle(
         checkpoint,
         out,
         images=images,
@@ -84,30 +83,30 @@ def main(
         overwrite=overwrite,
         notify=_say,
     )
-    parity = written.manifest.parity
+    parity = bundle.manifest.parity
     _say(
         f"{out}: proven on {parity['images']} {parity['source']}; "
-        f"largest difference of S {parity['max_score_error']:.1e}; top-{parity['top']} lists equal: "
-        f"{parity['lists_equal_up_to_ties']} ({parity['lists_identical']} to the letter)"
+        f"largest difference of a score {parity['max_score_error']:.1e}; equal top-{parity['top']} lists: "
+        f"{parity['lists_equal_up_to_ties']} up to ties, {parity['lists_identical']} exactly"
     )
     if engines:
         _build_engines(out, ["fp32", "fp16"] if fp16 else ["fp32"])
-    _say(f"the bundle is {out}; next, where it shall run:")
+    _say(f"the bundle is {out}; next, on the machine that will use it:")
     if KEY in os.environ:
-        _say(f"  skinret bundle sign {_quoted(out)} --key PRIVATE.pem")
-    _say(f"  skinret doctor {_quoted(out)}")
-    _say(f"  skinret index {_quoted(out)} cases.skinret CASES.csv")
-    _say(f"  skinret query {_quoted(out)} cases.skinret --image PICTURE --text WORDS")
+        _say(f"  skinret bundle sign {_quote(out)} --key PRIVATE.pem")
+    _say(f"  skinret doctor {_quote(out)}")
+    _say(f"  skinret index {_quote(out)} cases.skinret CASES.csv")
+    _say(f"  skinret query {_quote(out)} cases.skinret --image PICTURE --text WORDS")
 
 
-def _beside(checkpoint: Path) -> Path:
-    """Return where the bundle of a checkpoint lies by default."""
-    known = checkpoint.suffix in (".pt", ".pth", ".ckpt")  # the 2 of skin-0.2 is none
-    return checkpoint.parent / (checkpoint.stem if known else f"{checkpoint.name}.bundle")
+def _default_out(checkpoint: Path) -> Path:
+    """Return the default folder of a checkpoint's bundle."""
+    has_suffix = checkpoint.suffix in (".pt", ".pth", ".ckpt")  # the .2 of skin-0.2 is no suffix
+    return checkpoint.parent / (checkpoint.stem if has_suffix else f"{checkpoint.name}.bundle")
 
 
 def _build_engines(bundle: Path, precisions: Sequence[str]) -> None:
-    """Build TensorRT engines if it runs here; if they fail, the first query tries again."""
+    """Build engines if TensorRT runs here. A failure is a warning only: the first query tries again."""
     name = next((name for name in tensorrt.MODULES if not tensorrt.why_not(name)), None)
     if name is None:
         return
@@ -119,7 +118,7 @@ def _build_engines(bundle: Path, precisions: Sequence[str]) -> None:
         _say(f"warning: no engines for {name}: {printable(str(error))} [{error.code}]")
 
 
-def _quoted(path: Path) -> str:
+def _quote(path: Path) -> str:
     return shlex.quote(str(path))
 
 

@@ -1,6 +1,7 @@
 """The whole pipeline in one command: data, training, export, index, queries, and a page to look at."""
 
 import csv
+import dataclasses
 import logging
 import shutil
 from collections.abc import Iterable, Mapping
@@ -21,12 +22,12 @@ from skinret_infer.report.figure import draw_results
 from skinret_infer.tables import CaseTable, read_cases
 from skinret_infer.text import attributes_to_text
 from skinret_training.synthetic import write_dataset
-from skinret_training.train import TrainConfig, train
+from skinret_training.train import TrainConfig, Trained, train
 
 from .export import export_bundle
 
 CASES = 400
-# A Swin and a BERT small enough to learn from nothing on the drawn cases in about two minutes on two cores.
+# A Swin and a BERT that learn the drawn cases from random weights in about two minutes on two cores.
 SMALL: Mapping[str, Any] = {
     "image_size": 128,
     "finetune_vision": "full",
@@ -50,7 +51,7 @@ SMALL: Mapping[str, Any] = {
 @click.option("--data", type=click.Path(path_type=Path), help="A Derm7pt folder.  [default: drawn cases]")
 @click.option("--vision", default=TrainConfig().vision, help="With --data: a vision backbone.")
 @click.option("--text", default=TrainConfig().text, help="With --data: a text encoder, by name or folder.")
-@click.option("--epochs", type=click.IntRange(1), help="Fewer for a quick look.")
+@click.option("--epochs", type=click.IntRange(1), help="Epochs of training; few give a quick look.")
 @report_errors
 def demo(out: Path, data: Path | None, vision: str, text: str, epochs: int | None) -> None:
     """Train, export, index and query; write checkpoint, bundle, archive, figure and report page to OUT.
@@ -60,38 +61,88 @@ def demo(out: Path, data: Path | None, vision: str, text: str, epochs: int | Non
     """
     logging.basicConfig(format="  %(message)s")
     logging.getLogger("skinret_training").setLevel(logging.INFO)
-    _claim(out)
-    given: dict[str, Any] = {"fold": 0}
-    drawn = data is None
-    if data is None:
-        data = out / "data"
-        if not data.exists():
-            _say(f"drawing {CASES} cases to {data}")
-            write_dataset(data, CASES)
-        cases = read_cases(data)
-        write_small_weights(out / "weights", cases)
-        given |= {**SMALL, "vision": str(out / "weights" / "vision"), "text": str(out / "weights" / "text")}
+    _claim_folder(out)
+    options: dict[str, Any] = {"fold": 0, "vision": vision, "text": text}
+    if data:
+        case_table = read_cases(data)
     else:
-        cases = read_cases(data)
-        given |= {"vision": vision, "text": text}
-    for note in cases.notes:
+        case_table = _draw_cases(out / "data")
+        weights = out / "weights"
+        write_small_weights(weights, case_table)
+        options |= {**SMALL, "vision": str(weights / "vision"), "text": str(weights / "text")}
+    for note in case_table.notes:
         _say(note)
-    config = TrainConfig(**given | ({"epochs": epochs} if epochs else {}))
-    _say(f"training on {len(cases.cases)} cases, of which one fold in five is held out")
-    trained = train(cases, config, cache=out / "skinret-cache")
+    if epochs:
+        options["epochs"] = epochs
+    trained = _train_model(case_table, TrainConfig(**options), out)
+    export_bundle(
+        out / "ckpt.pt", out / "bundle", overwrite=True, notify=lambda line: _say(f"exporting: {line}")
+    )
+    by_id = {case.case_id: case for case in case_table.cases}
+    archive_cases = [by_id[case_id] for case_id in trained.archive_ids]
+    held_out = [by_id[case_id] for case_id in trained.query_ids]
+    images = _image_folder(data or out / "data")
+    first_query = _search(out, images, archive_cases, held_out)
+    _say(f"the bundle is {out / 'bundle'}, the archive {out / 'cases.skinret'}")
+    if data:
+        command = f"skinret query {out / 'bundle'} {out / 'cases.skinret'} --image PICTURE --text WORDS"
+        _say(f"next: {command}")
+    else:
+        _write_inputs(out, images, archive_cases, first_query)
+        _say(f"next: cd {out}, and type the commands of docs/guide/quickstart.md")
+
+
+def _claim_folder(out: Path) -> None:
+    """Take a folder for the demo, which overwrites the files of an earlier demo and nothing else."""
+    mark = out / ".skinret-demo"
+    if out.exists() and not mark.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise InputError(
+            f"{out} is not a folder of the demo",
+            code="exists",
+            expected="a new folder, an empty one, or the folder of an earlier demo",
+            cure="give another --out",
+        )
+    out.mkdir(parents=True, exist_ok=True)
+    mark.touch()
+
+
+def _draw_cases(folder: Path) -> CaseTable:
+    """Draw the cases unless an earlier demo did, and read them."""
+    if not folder.exists():
+        _say(f"drawing {CASES} cases to {folder}")
+        write_dataset(folder, CASES)
+    case_table = read_cases(folder)
+    cases = [dataclasses.replace(case, confirmed_by="drawn by a program") for case in case_table.cases]
+    return dataclasses.replace(case_table, cases=cases)
+
+
+def _train_model(case_table: CaseTable, config: TrainConfig, out: Path) -> Trained:
+    """Train a model and save its checkpoint."""
+    _say(f"training on {len(case_table.cases)} cases, of which one fold in five is held out")
+    trained = train(case_table, config, cache=out / "skinret-cache")
     trained.checkpoint.save(out / "ckpt.pt")
-    minutes, done = trained.checkpoint.metrics["minutes"], trained.checkpoint.metrics["epochs"]
-    _say(f"{out / 'ckpt.pt'}: {done} epochs in {minutes:.1f} minutes")
-    export_bundle(out / "ckpt.pt", out / "bundle", overwrite=True, notify=lambda s: _say(f"exporting: {s}"))
+    metrics = trained.checkpoint.metrics
+    _say(f"{out / 'ckpt.pt'}: {metrics['epochs']} epochs in {metrics['minutes']:.1f} minutes")
+    return trained
+
+
+def _image_folder(data: Path) -> Path:
+    """Return the folder to which the image paths of a data folder are relative."""
+    return data / "release_v0" / "images" if (data / "release_v0").is_dir() else data / "images"
+
+
+def _search(out: Path, images: Path, archive_cases: list[Case], held_out: list[Case]) -> Case:
+    """Index the archive cases, query with the held-out ones and write report page and figure.
+
+    Returns the case of the first query, the one of the report page.
+    """
     archive = out / "cases.skinret"
     archive.unlink(missing_ok=True)
-    by_id = {case.case_id: case for case in cases.cases}
+    queries = _choose_one_per_group(held_out)
     with Searcher(out / "bundle", archive) as searcher:
-        _say(f"indexing: {searcher.add([by_id[i] for i in trained.archive_ids])}")
-        held_out = [by_id[i] for i in trained.query_ids]
+        _say(f"indexing: {searcher.add(archive_cases)}")
         _say("querying with the held-out fold, through the bundle")
         click.echo(table(evaluate(searcher, held_out)))
-        queries = _one_of_each_group(held_out)
         texts = [attributes_to_text(_findings(case), DERM7PT_PHRASES) for case in queries]
         rows = [
             (case.image, searcher.query(case.image, text, k=5))
@@ -99,43 +150,23 @@ def demo(out: Path, data: Path | None, vision: str, text: str, epochs: int | Non
         ]
         first = rows[0][1]
         click.echo(f"\nquery: case {queries[0].case_id}, {queries[0].group}: {first.text}\n{first}")
-        images = data / "release_v0" / "images" if (data / "release_v0").is_dir() else data / "images"
         first.to_html(out / "report.html", image_folder=images)
     draw_results(rows, images, out / "results.png", groups=[case.group for case in queries])
     _say(f"the report page of this query is {out / 'report.html'}, the figure of all {out / 'results.png'}")
-    _say(f"the bundle is {out / 'bundle'}, the archive {archive}")
-    if drawn:
-        _write_inputs(out, images, [by_id[i] for i in trained.archive_ids], queries[0])
-        _say(f"next: cd {out}, and type what docs/guide/quickstart.md says")
-    else:
-        _say(f"next: skinret query {out / 'bundle'} {archive} --image PICTURE --text WORDS")
-
-
-def _claim(out: Path) -> None:
-    """Take a folder for the demo, which writes over what an earlier demo left there and nothing else."""
-    mark = out / ".skinret-demo"
-    if out.exists() and not mark.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise InputError(
-            f"{out} is not a folder of the demo",
-            code="exists",
-            expected="a new folder, an empty one, or one that an earlier demo made",
-            cure="give another --out",
-        )
-    out.mkdir(parents=True, exist_ok=True)
-    mark.touch()
+    return queries[0]
 
 
 def _write_inputs(out: Path, images: Path, cases: list[Case], query: Case) -> None:
-    """Write what the quickstart works with: CASES.csv with the cases of the archive, images/, lesion.jpg."""
+    """Write the files of the quickstart: CASES.csv with the cases of the archive, images/, lesion.jpg."""
     shutil.copytree(images, out / "images", dirs_exist_ok=True)
     shutil.copy(str(query.image), out / "lesion.jpg")
     attributes = list(dict.fromkeys(name for case in cases for name in case.attributes))
     with atomic_write(out / "CASES.csv") as path, path.open("w", encoding="utf-8", newline="") as file:
-        table = csv.writer(file)
-        table.writerow(["case_id", "image", "diagnosis", "group", "confirmed_by", *attributes])
+        writer = csv.writer(file)
+        writer.writerow(["case_id", "image", "diagnosis", "group", "confirmed_by", *attributes])
         for case in cases:
-            facts = [case.case_id, case.image_ref, case.diagnosis, case.group, case.confirmed_by]
-            table.writerow([*facts, *(case.attributes.get(name, "") for name in attributes)])
+            fields = [case.case_id, case.image_ref, case.diagnosis, case.group, case.confirmed_by]
+            writer.writerow([*fields, *(case.attributes.get(name, "") for name in attributes)])
 
 
 def write_small_weights(folder: Path, cases: CaseTable) -> None:
@@ -164,7 +195,7 @@ def write_small_weights(folder: Path, cases: CaseTable) -> None:
 
 
 def write_small_tokenizer(folder: Path, cases: Iterable[Case]) -> int:
-    """Write a WordPiece tokenizer of the cases' own words as a Hugging Face folder; return its size."""
+    """Write a WordPiece tokenizer of the words of the cases as a Hugging Face folder; return its size."""
     words = Tokenizer(models.WordPiece(unk_token="[UNK]"))
     words.normalizer = normalizers.BertNormalizer()
     words.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
@@ -186,8 +217,8 @@ def write_small_tokenizer(folder: Path, cases: Iterable[Case]) -> int:
     return words.get_vocab_size()
 
 
-def _one_of_each_group(cases: list[Case]) -> list[Case]:
-    """Return the first held-out case of each group that has three findings to say, or else the first."""
+def _choose_one_per_group(cases: list[Case]) -> list[Case]:
+    """Return the first case of each group with at least three findings, or else its first case; mel first."""
     chosen: dict[str, Case] = {}
     for case in sorted(cases, key=lambda c: len(_findings(c)) < 3):
         chosen.setdefault(case.group, case)
@@ -195,9 +226,9 @@ def _one_of_each_group(cases: list[Case]) -> list[Case]:
 
 
 def _findings(case: Case) -> dict[str, Any]:
-    """Return what a clinician would say: the criteria that are there, not those that are absent."""
+    """Return the criteria that a clinician would mention: those that are not absent."""
     seven = list(DERM7PT_PHRASES)[:7]
-    return {n: case.attributes[n] for n in seven if case.attributes.get(n, "absent") != "absent"}
+    return {name: case.attributes[name] for name in seven if case.attributes.get(name, "absent") != "absent"}
 
 
 def _say(line: str) -> None:

@@ -1,4 +1,4 @@
-"""Write a bundle from a checkpoint: whole and proven, or not at all."""
+"""Write a bundle from a checkpoint. Only a complete and proven bundle appears on the disk."""
 
 import contextlib
 import dataclasses
@@ -40,8 +40,9 @@ from .parity import judge, measure
 from .portable import check_portable
 
 MIN_IMAGES = 64
-_PARTS = {*FILES, CONCEPT_HEAD, *(graph_file(name, "fp16") for name in GRAPHS), "manifest.json", SIGNATURE}
-_LITTER = {".DS_Store", "Thumbs.db", "desktop.ini"}  # of file managers
+_FP16_FILES = tuple(graph_file(name, "fp16") for name in GRAPHS)
+_BUNDLE_FILES = {*FILES, *_FP16_FILES, CONCEPT_HEAD, "manifest.json", SIGNATURE}
+_LITTER = {".DS_Store", "Thumbs.db", "desktop.ini"}  # file managers write these
 _PACKAGES = ("torch", "transformers", "onnx", "onnxscript", "onnxruntime", "numpy")
 
 
@@ -58,21 +59,21 @@ def export_bundle(
 ) -> Bundle:
     """Export a checkpoint to a bundle folder and prove it against PyTorch.
 
-    images : a folder of at least 64 images to prove it on; None draws them.
-    cases : at least 200 with words, on which lower precisions are measured; none draws them.
-    fp16 : also write the graphs in fp16, for graphics cards; half as much again on the disk.
+    images : a folder of at least 64 images to prove the bundle on; None draws them.
+    cases : at least 200 cases with words, to measure lower precisions on; without any, cases are drawn.
+    fp16 : also write the graphs in fp16, for graphics cards; the bundle then takes half as much again.
     check_precision : measure the lower precisions of the runtimes that are installed here.
-    overwrite : replace a bundle that is there, once the new one is proven; nothing but a bundle is replaced.
+    overwrite : replace an old bundle, once the new one is proven; nothing but a bundle is replaced.
     notify : called with a line about each step.
 
-    Raises ParityError if any graph is not what the contract says or disagrees with PyTorch; the report is
-    then `OUT.parity.json`, and nothing stands at `out` that did not stand there before. Raises InputError for
-    a checkpoint or a place that cannot be used, before the work, and if the disk fills up meanwhile.
+    Raises ParityError if a graph breaks the contract or disagrees with PyTorch. The report is then
+    `OUT.parity.json`, and `out` stays as it was. Raises InputError before the work if the checkpoint or `out`
+    cannot be used, and later if the disk is full.
     """
     out = Path(out)
     _check_out(out, overwrite)
     out = out.resolve() if out.is_symlink() else out  # the folder is replaced, and the link stays
-    torch.set_num_threads(min(torch.get_num_threads(), available_cpus()))  # it does not know of quotas
+    torch.set_num_threads(min(torch.get_num_threads(), available_cpus()))  # torch ignores CPU quotas
     loaded = Checkpoint.load(checkpoint)
     probe = make_probe(loaded, images)
     model = loaded.model()
@@ -80,82 +81,94 @@ def export_bundle(
     report: dict[str, Any] = {}
     with _can_write(out), atomic_folder(out) as folder:
         try:
-            for name, spec in graph_specs(model, loaded.text.length).items():
-                notify(f"{name}.onnx")
-                write_graph(spec, folder / f"{name}.onnx")
-                check_graph(folder / f"{name}.onnx", spec)
-            (folder / "tokenizer.json").write_text(loaded.tokenizer, "utf-8")
-            if model.config.concepts:
-                np.save(folder / CONCEPT_HEAD, model.similarity_head.concept_head().detach().numpy())
-            if fp16:
-                notify("fp16")
-                write_fp16(folder)
-                for name in GRAPHS:
-                    check_portable(onnx.load(folder / graph_file(name, "fp16")), graph_file(name, "fp16"))
+            _write_files(loaded, model, folder, fp16, notify)
             manifest = _manifest(loaded, model, file_sha256(checkpoint))
             notify(f"parity on {len(probe.pixels)} {probe.source}")
             report = measure(model, open_engine(Bundle(folder, manifest), "onnxruntime-cpu"), probe)
             judge(report)
         except ParityError as error:
-            failed = report | {"passed": False, "code": error.code, "error": str(error)}
-            strict = json.loads(json.dumps(failed), parse_constant=str)  # JSON has no NaN
-            with atomic_write(report_path) as temporary:
-                temporary.write_text(json.dumps(strict, indent=2) + "\n", "utf-8")
-            error.add_note(f"The report is {report_path}; no bundle was written.")
+            _write_failure(report_path, report, error)
             raise
         hashes = {file.name: file_sha256(file) for file in sorted(folder.iterdir())}
         manifest = dataclasses.replace(manifest, files=hashes, parity=report | {"passed": True})
         if check_precision:
-            asked = _validation_set(loaded, manifest, cases)
-            measured = measure_precisions(Bundle(folder, manifest), asked, notify)
-            manifest = dataclasses.replace(manifest, precision_checks=measured)
+            queries = _validation_set(loaded, manifest, cases)
+            records = measure_precisions(Bundle(folder, manifest), queries, notify)
+            manifest = dataclasses.replace(manifest, precision_checks=records)
         (folder / "manifest.json").write_text(manifest.to_json(), "utf-8")
         _check_out(out, overwrite)  # another export may have come first
     report_path.unlink(missing_ok=True)
     return Bundle.unverified(out)
 
 
+def _write_files(
+    checkpoint: Checkpoint, model: Skinret, folder: Path, fp16: bool, notify: Callable[[str], None]
+) -> None:
+    """Write and check the graphs, and write tokenizer and concept head: all but the manifest."""
+    for name, spec in graph_specs(model, checkpoint.text.length).items():
+        notify(f"{name}.onnx")
+        write_graph(spec, folder / f"{name}.onnx")
+        check_graph(folder / f"{name}.onnx", spec)
+    (folder / "tokenizer.json").write_text(checkpoint.tokenizer, "utf-8")
+    if model.config.concepts:
+        np.save(folder / CONCEPT_HEAD, model.similarity_head.concept_head().detach().numpy())
+    if fp16:
+        notify("fp16")
+        write_fp16(folder)
+        for file in _FP16_FILES:
+            check_portable(onnx.load(folder / file), file)
+
+
+def _write_failure(path: Path, report: dict[str, Any], error: ParityError) -> None:
+    """Write the report of a failed export, and name the file in a note of the error."""
+    failure = report | {"passed": False, "code": error.code, "error": str(error)}
+    strict = json.loads(json.dumps(failure), parse_constant=str)  # JSON has no NaN
+    with atomic_write(path) as temporary:
+        temporary.write_text(json.dumps(strict, indent=2) + "\n", "utf-8")
+    error.add_note(f"The report is {path}; no bundle was written.")
+
+
 def _check_out(out: Path, overwrite: bool) -> None:
-    """Raise InputError, before the work, unless a bundle may be written in a place. Creates nothing."""
+    """Raise InputError unless a bundle may be written at a path. Leaves nothing behind."""
     with _can_write(out):
         if out.exists() or out.is_symlink():
-            why_not = _no_bundle(out)
-            if why_not or not overwrite:
+            obstacle = _describe_obstacle(out)
+            if obstacle or not overwrite:
                 raise InputError(
                     f"{out} exists",
                     code="exists",
                     expected="a new folder",
-                    found=f"{why_not}, which is left as it is" if why_not else "a bundle",
-                    cure="give another --out" + ("" if why_not else ", or --overwrite"),
+                    found=f"{obstacle}, which is left as it is" if obstacle else "a bundle",
+                    cure="give another --out" if obstacle else "give another --out, or --overwrite",
                 )
-        there = next(folder for folder in out.absolute().parents if folder.exists())
-        with tempfile.TemporaryDirectory(prefix=".skinret-", dir=there):
+        parent = next(folder for folder in out.absolute().parents if folder.exists())
+        with tempfile.TemporaryDirectory(prefix=".skinret-", dir=parent):
             return
 
 
-def _no_bundle(path: Path) -> str:
-    """Return what stands at a path if it is not a bundle, whole or damaged, and nothing else; or ""."""
+def _describe_obstacle(path: Path) -> str:
+    """Return what is at a path, or "" for a bundle, intact or damaged, without foreign files."""
     if not path.is_dir():
-        return "a file that is no bundle"
+        return "a file, not a bundle"
     names = {file.name for file in path.iterdir()}
     if "manifest.json" not in names or not names & {*FILES}:
-        return "a folder that is no bundle"
-    more = names - _PARTS - _LITTER
-    return f"a folder with {min(more)} beside a bundle" if more else ""
+        return "a folder that is not a bundle"
+    foreign = names - _BUNDLE_FILES - _LITTER
+    return f"a bundle's folder with the foreign file {min(foreign)}" if foreign else ""
 
 
 @contextlib.contextmanager
 def _can_write(out: Path) -> Iterator[None]:
-    """Turn what the system says of a full disk or a folder without permission into an InputError."""
+    """Turn an error of the system, such as a full disk or a missing permission, into an InputError."""
     try:
         yield
     except OSError as error:
         raise InputError(
             f"{out} cannot be written",
             code="out-path",
-            expected="a folder that can be written, with room for a bundle",
+            expected="a folder that can be written, with enough free space for a bundle",
             found=str(error),
-            cure="make room, or give another --out",
+            cure="free some space, or give another --out",
         ) from error
 
 
@@ -164,14 +177,14 @@ def measure_precisions(
 ) -> dict[str, Any]:
     """Check every lower precision that runs here, except those of TensorRT.
 
-    Returns the records by "runtime/precision". One that fails is no fault of the bundle: it is refused
-    wherever the bundle goes.
+    Returns the records by "runtime/precision". A precision that fails is no fault of the bundle, but it is
+    refused on every machine.
     """
     records = {}
-    runs = [name for name in RUNTIMES if not name.startswith("tensorrt") and not why_not(name)]
+    runtimes = [name for name in RUNTIMES if not name.startswith("tensorrt") and not why_not(name)]
     with tempfile.TemporaryDirectory(dir=bundle.path.parent, prefix=".precision.") as cache:
         reference = open_engine(bundle, "onnxruntime-cpu", precision="fp32")
-        for name in runs:
+        for name in runtimes:
             for precision in precisions(name, bundle):
                 if precision != "fp32":
                     notify(f"ranks of {name} in {precision} on {len(queries)} {queries.source}")
@@ -185,19 +198,19 @@ def measure_precisions(
 
 def _validation_set(checkpoint: Checkpoint, manifest: Manifest, cases: Sequence[Case]) -> ValidationSet:
     if cases:
-        return make_validation_set(manifest, checkpoint.tokenizer, cases, "cases of the given table")
+        return make_validation_set(manifest, checkpoint.tokenizer, cases, "cases of the table")
     size = checkpoint.image.size
-    drawn = [
+    drawn_cases = [
         Case(str(n), picture, attributes=row)
         for n, (row, picture) in enumerate(
             random_lesions(MIN_QUERIES, seed=20261122, size=(3 * size // 2, size))
         )
     ]
-    return make_validation_set(manifest, checkpoint.tokenizer, drawn, "drawn images")
+    return make_validation_set(manifest, checkpoint.tokenizer, drawn_cases, "drawn images")
 
 
 def make_probe(checkpoint: Checkpoint, images: str | Path | None, count: int = MIN_IMAGES) -> ValidationSet:
-    """Gather images, from a folder or drawn by a program, and words to ask both sides with."""
+    """Gather images, from a folder or drawn by a program, and words, to query PyTorch and the graphs with."""
     lesions = list(
         random_lesions(count, seed=20261121, size=(3 * checkpoint.image.size // 2, checkpoint.image.size))
     )
@@ -205,9 +218,9 @@ def make_probe(checkpoint: Checkpoint, images: str | Path | None, count: int = M
         pixels, source = [np.asarray(picture) for _, picture in lesions], "drawn images"
     else:
         files = sorted(
-            p
-            for p in Path(images).rglob("*")
-            if p.suffix.lower() in (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", ".webp")
+            path
+            for path in Path(images).rglob("*")
+            if path.suffix.lower() in (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", ".webp")
         )
         if len(files) < count:
             raise InputError(
@@ -215,10 +228,10 @@ def make_probe(checkpoint: Checkpoint, images: str | Path | None, count: int = M
                 code="probe-images",
                 expected=f"at least {count}",
                 found=str(len(files)),
-                cure="name a folder of more, or leave --images out",
+                cure="name a folder with more images, or leave --images out",
             )
         step = len(files) // count
-        pixels, source = [decode(p) for p in files[: step * count : step]], "images of the given folder"
+        pixels, source = [decode(path) for path in files[: step * count : step]], "images of the folder"
     words = [attributes_to_text(row, checkpoint.text.phrases) for row, _ in lesions]
     ids, mask, _ = TextEncoderInput(checkpoint.tokenizer, checkpoint.text)(words)
     return ValidationSet(np.stack([preprocess(p, checkpoint.image) for p in pixels]), ids, mask, source)

@@ -1,4 +1,4 @@
-"""The four graphs: PyTorch modules to plain ONNX, and a static check of what came out."""
+"""The four graphs: export PyTorch modules to plain ONNX, and check the files without running them."""
 
 import logging
 import warnings
@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import onnx
-import onnxscript  # noqa: F401 - torch.onnx needs it, and says so late
+import onnxscript  # noqa: F401 - torch.onnx needs it, and would fail late without it
 import torch
 from torch import Tensor, nn
 
@@ -41,9 +41,9 @@ class GraphSpec:
 
 
 def graph_specs(model: Skinret, tokens: int) -> dict[str, GraphSpec]:
-    """Return the four graphs of the contract with examples of batch 2; 1 would be taken as fixed.
+    """Return the four graphs of the contract with examples of batch 2; torch would take 1 as a fixed size.
 
-    tokens : the most that a text has; the graphs take any number up to it.
+    tokens : the largest number of tokens of a text; the graphs take any number up to it.
     """
     size, text_width = model.config.image_size, model.text_encoder.channels
     maps = {
@@ -60,22 +60,22 @@ def graph_specs(model: Skinret, tokens: int) -> dict[str, GraphSpec]:
     modules["visual_encoder"] = export_form(model.visual_encoder, size)
     batch = torch.export.Dim("batch", min=1, max=4096)
     length = torch.export.Dim("tokens", min=1, max=tokens)
-    worded = {name: {0: batch, 1: length} for name in ("input_ids", "attention_mask", "tokens")}
+    text_axes = {name: {0: batch, 1: length} for name in ("input_ids", "attention_mask", "tokens")}
     return {
         name: GraphSpec(
             modules[name],
             examples[name],
             OUTPUTS[name],
-            {n: worded.get(n, {0: batch}) for n in examples[name]},
+            {n: text_axes.get(n, {0: batch}) for n in examples[name]},
         )
         for name in GRAPHS
     }
 
 
 def write_graph(spec: GraphSpec, path: Path) -> None:
-    """Export a module with its open axes to one file, without a trace of the machine."""
-    for chatty in ("torch.onnx", "onnxscript"):  # what they fear is measured by parity afterwards
-        logging.getLogger(chatty).setLevel(logging.ERROR)
+    """Export a module with its open axes to one file that holds no path of this machine."""
+    for package in ("torch.onnx", "onnxscript"):  # parity measures later what their warnings are about
+        logging.getLogger(package).setLevel(logging.ERROR)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
@@ -104,7 +104,7 @@ def write_graph(spec: GraphSpec, path: Path) -> None:
 
 
 def check_graph(path: Path, spec: GraphSpec) -> None:
-    """Check names, open axes, operators, opset and types without running. Raises ParityError."""
+    """Check names, open axes, operators, opset and types without running the graph. Raises ParityError."""
     model = onnx.load(path)
     graph = model.graph
     inputs, outputs = [i.name for i in graph.input], [o.name for o in graph.output]
@@ -126,7 +126,7 @@ def check_graph(path: Path, spec: GraphSpec) -> None:
         faults.append("weights outside the file")
     if faults:
         raise ParityError(
-            f"{path.name} is not what the contract says",
+            f"{path.name} breaks the contract of the graphs",
             code="graph-contract",
             found="; ".join(faults),
             expected=f"{list(spec.example)} -> {list(spec.outputs)}, open axes, one file",
@@ -135,7 +135,7 @@ def check_graph(path: Path, spec: GraphSpec) -> None:
 
 
 def _strip(proto: onnx.ModelProto) -> None:
-    """Take out what the exporter notes of the source: stack traces with paths, and nothing that runs."""
+    """Remove the exporter's notes, which are stack traces with paths. What the graph computes stays."""
     proto.doc_string = ""
     del proto.metadata_props[:]
     del proto.graph.metadata_props[:]

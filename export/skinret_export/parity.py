@@ -20,58 +20,41 @@ Array = npt.NDArray[Any]
 Feeds = dict[str, Array]
 BATCH = 8
 TOP = 10
-VALUE_TOLERANCE = 1e-4  # of a map's largest magnitude; of a descriptor and a mask, absolute
-SCORE_TOLERANCE = 3e-5  # of a score
-TIE = 1e-6  # of a score: two cases this close in PyTorch may stand in either order
+VALUE_TOLERANCE = 1e-4  # relative to a map's largest magnitude; absolute for a descriptor and a mask
+SCORE_TOLERANCE = 3e-5  # absolute, of a score
+TIE = 1e-6  # of a score: two cases this close in PyTorch may have either order
 
 
 def measure(model: Skinret, engine: Engine, probe: ValidationSet) -> dict[str, Any]:
     """Run PyTorch and the graphs on the probe and return how far apart they are; judge nothing.
 
-    Each graph is fed PyTorch's own inputs, so that its error is its own; scores and ranks come from
-    the graphs chained, as a query and a case run. Raises ParityError only where a graph gives other shapes
-    than PyTorch.
+    Each graph gets PyTorch's inputs, so that errors of the graphs before it do not count. Scores and ranks
+    come from the chained graphs, as in a query. Raises ParityError only if a graph gives other shapes than
+    PyTorch.
     """
     model.eval()
     errors: dict[str, dict[str, float]] = {name: {} for name in GRAPHS}
-    bad: set[str] = set()
-    described: dict[str, list[Array]] = {
-        "torch_query": [],
-        "torch_case": [],
-        "onnx_query": [],
-        "onnx_case": [],
-    }
+    not_finite: set[str] = set()
+    sides = "torch_query", "torch_case", "onnx_query", "onnx_case"
+    descriptors: dict[str, list[Array]] = {side: [] for side in sides}
     for start in range(0, len(probe.pixels), BATCH):
-        part = slice(start, start + BATCH)
-        pixels, ids, mask = probe.pixels[part], probe.ids[part], probe.mask[part]
+        rows = slice(start, start + BATCH)
+        pixels, ids, mask = probe.pixels[rows], probe.ids[rows], probe.mask[rows]
         expected = _reference(model, pixels, ids, mask)
-        words: Feeds = {"input_ids": ids, "attention_mask": mask}
-        seen: dict[str, Array] = {}
-        for graph, feeds in {
-            "visual_encoder": {"pixels": pixels},
-            "text_encoder": words,
-            "composer": {name: expected[name] for name in (*LEVELS, "tokens")} | {"attention_mask": mask},
-            "similarity_head": {name: expected[new] for name, new in zip(LEVELS, COMPOSED, strict=True)},
-        }.items():
+        outputs: dict[str, Array] = {}
+        for graph, feeds in _reference_feeds(expected, pixels, ids, mask).items():
             for name, found in _run(engine, graph, feeds).items():
-                seen[name] = found
-                errors[graph][name] = max(
-                    errors[graph].get(name, 0.0), _error(graph, name, found, expected[name])
-                )
+                outputs[name] = found
+                error = _error(graph, name, found, expected[name])
+                errors[graph][name] = max(errors[graph].get(name, 0.0), error)
                 if not np.isfinite(found).all():
-                    bad.add(f"{graph}.{name}")
-        maps = {name: seen[name] for name in LEVELS}
-        composed = _run(engine, "composer", maps | {"tokens": seen["tokens"], "attention_mask": mask})
-        query = _run(
-            engine,
-            "similarity_head",
-            {name: composed[new] for name, new in zip(LEVELS, COMPOSED, strict=True)},
-        )
-        described["torch_query"].append(expected["descriptor"])
-        described["torch_case"].append(expected["case_descriptor"])
-        described["onnx_query"].append(query["descriptor"])
-        described["onnx_case"].append(_run(engine, "similarity_head", maps)["descriptor"])
-    d = {name: np.concatenate(parts).astype(np.float64) for name, parts in described.items()}
+                    not_finite.add(f"{graph}.{name}")
+        query, case = _run_chain(engine, outputs, mask)
+        descriptors["torch_query"].append(expected["descriptor"])
+        descriptors["torch_case"].append(expected["case_descriptor"])
+        descriptors["onnx_query"].append(query)
+        descriptors["onnx_case"].append(case)
+    d = {side: np.concatenate(batches).astype(np.float64) for side, batches in descriptors.items()}
     layout = model.similarity_head.layout
     w = score_weights(layout, model.config.beta, model.config.gamma)
     s_torch, s_onnx = ((d[f"{side}_query"] * w) @ d[f"{side}_case"].T for side in ("torch", "onnx"))
@@ -82,7 +65,7 @@ def measure(model: Skinret, engine: Engine, probe: ValidationSet) -> dict[str, A
         "runtime": engine.name,
         "value_errors": errors,
         "value_tolerance": VALUE_TOLERANCE,
-        "not_finite": sorted(bad),
+        "not_finite": sorted(not_finite),
         "max_score_error": float(np.abs(s_torch - s_onnx).max()),
         "score_tolerance": SCORE_TOLERANCE,
         "top": min(TOP, len(probe.pixels)),
@@ -93,7 +76,7 @@ def measure(model: Skinret, engine: Engine, probe: ValidationSet) -> dict[str, A
 
 
 def judge(report: Mapping[str, Any]) -> None:
-    """Raise ParityError, naming the graph and how far off it is, unless the report passes."""
+    """Raise ParityError with the graph and its error, unless the report passes."""
     if report["not_finite"]:
         raise ParityError(
             "a graph gives NaN or infinity",
@@ -101,16 +84,16 @@ def judge(report: Mapping[str, Any]) -> None:
             expected="finite numbers",
             found=", ".join(report["not_finite"]),
         )
-    far = {
-        f"{g}.{n}": e
-        for g, outputs in report["value_errors"].items()
-        for n, e in outputs.items()
-        if not e <= report["value_tolerance"]
+    too_large = {
+        f"{graph}.{name}": error
+        for graph, outputs in report["value_errors"].items()
+        for name, error in outputs.items()
+        if not error <= report["value_tolerance"]  # true for NaN
     }
-    if far:
-        listed = ", ".join(f"{name} off by {error:.2e}" for name, error in far.items())
+    if too_large:
+        listed = ", ".join(f"{name} off by {error:.2e}" for name, error in too_large.items())
         raise ParityError(
-            "graphs and PyTorch disagree in value",
+            "values of the graphs and of PyTorch disagree",
             code="parity-value",
             expected=f"at most {report['value_tolerance']:g}",
             found=listed,
@@ -133,7 +116,7 @@ def judge(report: Mapping[str, Any]) -> None:
 
 @torch.inference_mode()
 def _reference(model: Skinret, pixels: Array, ids: Array, mask: Array) -> dict[str, Array]:
-    """Run a query through PyTorch, and its picture as a case, and return every output of the contract."""
+    """Run queries through PyTorch, and their images as cases; return every output of the contract."""
     p, i, m = (torch.from_numpy(a) for a in (pixels, ids, mask))
     maps = model.visual_encoder(p)
     tokens = model.text_encoder(i, m)
@@ -144,15 +127,34 @@ def _reference(model: Skinret, pixels: Array, ids: Array, mask: Array) -> dict[s
     return {name: value.numpy() for name, value in zip(names, values, strict=True)}
 
 
+def _reference_feeds(expected: dict[str, Array], pixels: Array, ids: Array, mask: Array) -> dict[str, Feeds]:
+    """Return the inputs that PyTorch's own steps have, by graph."""
+    return {
+        "visual_encoder": {"pixels": pixels},
+        "text_encoder": {"input_ids": ids, "attention_mask": mask},
+        "composer": {name: expected[name] for name in (*LEVELS, "tokens")} | {"attention_mask": mask},
+        "similarity_head": {name: expected[new] for name, new in zip(LEVELS, COMPOSED, strict=True)},
+    }
+
+
+def _run_chain(engine: Engine, outputs: dict[str, Array], mask: Array) -> tuple[Array, Array]:
+    """Return descriptors of queries and of cases, by the graphs alone, from the outputs of the encoders."""
+    maps = {name: outputs[name] for name in LEVELS}
+    composed = _run(engine, "composer", maps | {"tokens": outputs["tokens"], "attention_mask": mask})
+    query_maps = {name: composed[new] for name, new in zip(LEVELS, COMPOSED, strict=True)}
+    query = _run(engine, "similarity_head", query_maps)["descriptor"]
+    return query, _run(engine, "similarity_head", maps)["descriptor"]
+
+
 def _run(engine: Engine, graph: str, feeds: Feeds) -> dict[str, Array]:
     return engine.run(graph, feeds, OUTPUTS[graph])
 
 
 def _error(graph: str, name: str, found: Array, expected: Array) -> float:
-    """Return the largest difference: absolute for the head, else relative to the largest value."""
+    """Return the largest difference: absolute for the similarity head, else relative to the largest value."""
     if found.shape != expected.shape or found.dtype != expected.dtype:
         raise ParityError(
-            f"{graph} gives another {name}",
+            f"{graph} gives {name} in another shape or type",
             code="parity-shape",
             expected=f"{expected.dtype} {expected.shape}",
             found=f"{found.dtype} {found.shape}",
@@ -162,11 +164,11 @@ def _error(graph: str, name: str, found: Array, expected: Array) -> float:
 
 
 def _compare_ranks(reference: Array, found: Array) -> tuple[int, int]:
-    """Return how many queries have the same top list, to the letter and up to ties of the reference."""
+    """Return how many queries have the same top list, exactly and up to ties of the reference."""
     k = min(TOP, reference.shape[1])
     identical = equal = 0
     for expected, scores in zip(reference, found, strict=True):
-        best, given = np.argsort(-expected, kind="stable")[:k], np.argsort(-scores, kind="stable")[:k]
-        identical += bool((best == given).all())
-        equal += bool((np.abs(expected[best] - expected[given]) <= TIE).all())
+        best, top = np.argsort(-expected, kind="stable")[:k], np.argsort(-scores, kind="stable")[:k]
+        identical += bool((best == top).all())
+        equal += bool((np.abs(expected[best] - expected[top]) <= TIE).all())
     return identical, equal

@@ -1,4 +1,4 @@
-"""A static check that a graph is one that ONNX Runtime, OpenVINO and TensorRT all take."""
+"""Check, without running it, that ONNX Runtime, OpenVINO and TensorRT all accept a graph."""
 
 from collections.abc import Iterator
 
@@ -8,7 +8,7 @@ from onnx import TensorProto
 from skinret_infer.errors import ParityError
 
 OPSETS = range(18, 21)
-# What all three know; no control flow, no sequences, nothing whose output's size depends on values.
+# Operators of all three; no control flow, no sequences, no output whose size depends on values.
 _OPERATORS = """
     Abs Add And ArgMax ArgMin AveragePool BatchNormalization Cast CastLike Ceil Clip Concat Constant
     ConstantOfShape Conv ConvTranspose Cos CumSum DepthToSpace DequantizeLinear Div Einsum Elu Equal Erf Exp
@@ -20,8 +20,8 @@ _OPERATORS = """
     Tanh Tile Transpose Trilu Unsqueeze Where
 """
 OPERATORS = frozenset(_OPERATORS.split())
-# Inputs that make a shape: they may be computed from shapes, not from what runs through the graph.
-_SHAPING = {
+# Inputs, by position, that set a shape: they may depend on shapes, but not on values.
+_SHAPE_INPUTS = {
     "ConstantOfShape": (0,),
     "Expand": (1,),
     "Pad": (1,),
@@ -46,20 +46,22 @@ _TYPES = (
 def check_portable(model: onnx.ModelProto, name: str) -> None:
     """Check operators, domains, opset, types and that no shape depends on values.
 
-    name : the graph's, for the message. Raises ParityError, code "graph-portable", with the first faults.
+    name : the graph's name in the message. Raises ParityError, code "graph-portable", with the first faults.
     """
     faults = list(_faults(model))
     if faults:
+        more = [f"and {len(faults) - 3} more"] if len(faults) > 3 else []
         raise ParityError(
-            f"{name} is not a graph for every runtime",
+            f"{name} does not run on every runtime",
             code="graph-portable",
-            expected=f"opset {OPSETS[0]} to {OPSETS[-1]} as ONNX Runtime, OpenVINO and TensorRT know it",
-            found="; ".join(faults[:3]) + (f"; and {len(faults) - 3} more" if len(faults) > 3 else ""),
-            cure="write what the model does there in plainer operations, or choose another backbone",
+            expected=f"opset {OPSETS[0]} to {OPSETS[-1]}, operators and types of every runtime",
+            found="; ".join(faults[:3] + more),
+            cure="use simpler operations there in the model, or choose another backbone",
         )
 
 
 def _faults(model: onnx.ModelProto) -> Iterator[str]:
+    """Yield each fault of a graph as a noun for the message."""
     opsets = {o.domain or "ai.onnx": o.version for o in model.opset_import}
     if opsets.get("ai.onnx") not in OPSETS:
         yield f"opset {opsets.get('ai.onnx')}"
@@ -70,26 +72,27 @@ def _faults(model: onnx.ModelProto) -> Iterator[str]:
     graph = model.graph
     for value in (*graph.input, *graph.value_info, *graph.output):
         if value.type.tensor_type.elem_type not in _TYPES:
-            yield f"the value {value.name} of type {_type(value.type.tensor_type.elem_type)}"
+            yield f"the value {value.name} of type {_type_name(value.type.tensor_type.elem_type)}"
     for tensor in graph.initializer:
         if tensor.data_type not in _TYPES:
-            yield f"the constant {tensor.name} of type {_type(tensor.data_type)}"
-    fixed = {tensor.name for tensor in graph.initializer} | {""}  # known once the shapes of the inputs are
+            yield f"the constant {tensor.name} of type {_type_name(tensor.data_type)}"
+    fixed = {tensor.name for tensor in graph.initializer} | {""}  # values that follow from the input shapes
     for node in graph.node:
-        what = f"the node {node.name} ({node.domain + '.' if node.domain else ''}{node.op_type})"
+        operator = f"{node.domain}.{node.op_type}" if node.domain else node.op_type
+        label = f"the node {node.name} ({operator})"
         if node.domain not in ("", "ai.onnx") or node.op_type not in OPERATORS:
-            yield what
+            yield label
         for attribute in node.attribute:
             if attribute.name in ("to", "dtype") and attribute.i not in _TYPES:
-                yield f"{what} of type {_type(attribute.i)}"
+                yield f"{label} of type {_type_name(attribute.i)}"
             if attribute.HasField("t") and attribute.t.data_type not in _TYPES:
-                yield f"{what} of type {_type(attribute.t.data_type)}"
-        shaping = (node.input[i] for i in _SHAPING.get(node.op_type, ()) if i < len(node.input))
-        if any(name not in fixed for name in shaping):
-            yield f"{what}, whose output's shape depends on values"
+                yield f"{label} of type {_type_name(attribute.t.data_type)}"
+        shape_inputs = (node.input[i] for i in _SHAPE_INPUTS.get(node.op_type, ()) if i < len(node.input))
+        if any(name not in fixed for name in shape_inputs):
+            yield f"{label}, whose output shape depends on values"
         if node.op_type == "Shape" or all(name in fixed for name in node.input):
             fixed.update(node.output)
 
 
-def _type(number: int) -> str:
+def _type_name(number: int) -> str:
     return str(TensorProto.DataType.Name(number)).lower()

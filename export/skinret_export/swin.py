@@ -1,4 +1,4 @@
-"""The form in which a graph is exported: the same weights and numbers in fewer steps."""
+"""The form in which a Swin is exported: the same weights and outputs in fewer steps."""
 
 import copy
 
@@ -10,20 +10,20 @@ from transformers.models.swin.modeling_swin import SwinBackbone, SwinEmbeddings,
 
 from skinret_training.model import VisualEncoder
 
-_OFFSET = 128.0  # taken from pixels, which leaves them small, and exact in bfloat16
+_OFFSET = 128.0  # subtracted from pixels: the results are small, and exact in bfloat16
 
 
 @torch.no_grad()
 def export_form(visual_encoder: VisualEncoder, image_size: int) -> nn.Module:
-    """Return what to export in a visual encoder's place; itself if its backbone has no better form.
+    """Return the module to export in place of a visual encoder: the encoder itself if it has no faster form.
 
     Swin moves its tokens into windows and back around every attention, by rolls, reshapes and transposes.
-    What is done to a token between two attentions does not depend on where it lies, so one permutation from
-    window to window is enough, and only the maps that are given out must lie as the image does. What is the
-    same for every image is computed here: normalising pixels, scaling queries, and the bias of each attention
-    with the mask of its shifted windows.
+    Between two attentions a token's position has no effect, so one permutation from window order to window
+    order is enough. Only the output maps must have the order of the image. Everything that is the same for
+    every image is computed once, here: the normalisation of pixels, the scale of the attention's queries, and
+    the bias of each attention with the mask of its shifted windows.
     """
-    if not _fits(visual_encoder.backbone, image_size):
+    if not _is_plain_swin(visual_encoder.backbone, image_size):
         return visual_encoder
     form = copy.deepcopy(visual_encoder).eval()
     form.backbone = _WindowedSwin(form.backbone, image_size, form.mean, form.std)
@@ -31,43 +31,43 @@ def export_form(visual_encoder: VisualEncoder, image_size: int) -> nn.Module:
     return form
 
 
-def _fits(backbone: nn.Module, image_size: int) -> bool:
-    """Whether a backbone is a Swin whose windows tile the maps of every stage, with nothing unusual to it."""
+def _is_plain_swin(backbone: nn.Module, image_size: int) -> bool:
+    """Return whether a backbone is a Swin without extras whose windows tile the maps of every stage."""
     if not isinstance(backbone, SwinBackbone):
         return False
     embeddings, config = backbone.swin.embeddings, backbone.config
     height, width = embeddings.patch_embeddings.projection.kernel_size
-    window = height * config.window_size << (len(config.depths) - 1)  # of the last stage, in pixels
+    window = height * config.window_size << (len(config.depths) - 1)  # of the last stage, side in pixels
     unusual = embeddings.position_embeddings is not None or "stem" in backbone.out_features
     return height == width and image_size % window == 0 and not unusual
 
 
 class _WindowedSwin(nn.Module):
-    """A Swin backbone whose tokens stay in the order of the windows; it takes over the parts of another."""
+    """A Swin backbone whose tokens stay in window order; it reuses the modules of the original one."""
 
     def __init__(self, backbone: SwinBackbone, image_size: int, mean: Tensor, std: Tensor) -> None:
         super().__init__()
         self.stages, self.maps = nn.ModuleDict(), nn.ModuleDict()
         patches, window = backbone.swin.embeddings, backbone.config.window_size
         side = image_size // patches.patch_embeddings.projection.kernel_size[0]
-        here = _windows(side, window)  # which position of the map each token comes from
+        order = _windows(side, window)  # the position in the map of each token
         steps: list[nn.Module] = [_Patches(patches, side, window, mean, std)]
         for name, stage in zip(backbone.stage_names[1:], backbone.swin.encoder.layers, strict=True):
             for block in stage.blocks:
-                there = _windows(side, window, block.shift_size)
-                steps.append(_Block(block, side, here.argsort()[there]))
-                here = there
+                new = _windows(side, window, block.shift_size)
+                steps.append(_Block(block, side, order.argsort()[new]))
+                order = new
             self.stages[name] = nn.Sequential(*steps)
             if name in backbone.out_features:
-                self.maps[name] = _Map(backbone.hidden_states_norms[name], side, here.argsort())
+                self.maps[name] = _Map(backbone.hidden_states_norms[name], side, order.argsort())
             if stage.downsample is not None:
                 side //= 2
-                there = _windows(side, window)
-                steps = [_Merge(stage.downsample, here.argsort()[_fours(side)[there].flatten()])]
-                here = there
+                new = _windows(side, window)
+                steps = [_Merge(stage.downsample, order.argsort()[_fours(side)[new].flatten()])]
+                order = new
 
     def forward(self, pixels: Tensor) -> BackboneOutput:
-        """(B, 3, S, S), less the offset -> maps (B, d, h, w) of the stages that are given out."""
+        """(B, 3, S, S), less the offset -> maps (B, d, h, w) of the output stages."""
         x, maps = pixels, []
         for name, stage in self.stages.items():
             x = stage(x)
@@ -77,7 +77,7 @@ class _WindowedSwin(nn.Module):
 
 
 class _Patches(nn.Module):
-    """Pixels to Swin's first tokens by one product, in the order of the windows."""
+    """Compute Swin's first tokens from pixels by one matrix product, in window order."""
 
     weight: Tensor
     bias: Tensor
@@ -100,7 +100,7 @@ class _Patches(nn.Module):
 
 
 class _Block(nn.Module):
-    """A Swin layer whose tokens come in the order of the windows before it and go in that of its own."""
+    """A Swin layer that gets tokens in the previous window order and returns them in its own."""
 
     bias: Tensor
 
@@ -109,8 +109,8 @@ class _Block(nn.Module):
         self.block, self.order = block, _Order(order)
         for parameter in block.attention.q_proj.parameters():
             parameter.mul_(block.attention.scaling)
-        bias = block.attention.relative_position_bias()  # (1, heads, n, n), of the n tokens of a window
-        mask = block.get_attn_mask(side, side, bias.dtype, bias.device)  # (windows, n, n) of shifted ones
+        bias = block.attention.relative_position_bias()  # (1, heads, n, n), for the n tokens of a window
+        mask = block.get_attn_mask(side, side, bias.dtype, bias.device)  # (windows, n, n) if shifted
         self.register_buffer("bias", bias if mask is None else bias + mask[:, None], persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -138,7 +138,7 @@ class _Block(nn.Module):
 
 
 class _Merge(nn.Module):
-    """Swin's patch merging: four tokens to one, taken from where they are to where it is wanted."""
+    """Swin's patch merging, four tokens to one, which also puts the tokens into the next window order."""
 
     def __init__(self, downsample: SwinPatchMerging, order: Tensor) -> None:
         super().__init__()
@@ -153,7 +153,7 @@ class _Merge(nn.Module):
 
 
 class _Map(nn.Module):
-    """Tokens to a map, normed."""
+    """Normalise tokens and arrange them as a map."""
 
     def __init__(self, norm: nn.Module, side: int, order: Tensor) -> None:
         super().__init__()
@@ -166,7 +166,7 @@ class _Map(nn.Module):
 
 
 class _Order(nn.Module):
-    """Take tokens (B, n, d) in an order (n,), if it is another than their own."""
+    """Permute tokens (B, n, d) by an order (n,), unless it changes nothing."""
 
     order: Tensor | None
 
@@ -180,12 +180,12 @@ class _Order(nn.Module):
 
 
 def _windows(side: int, window: int, shift: int = 0) -> Tensor:
-    """Return which position of the map each token of its shifted windows comes from: (h w,)."""
+    """Return the position in the map of each token, in the order of the shifted windows: (h w,)."""
     position = torch.arange(side * side).reshape(side, side).roll((-shift, -shift), (0, 1))
     return position.reshape(side // window, window, side // window, window).transpose(1, 2).flatten()
 
 
 def _fours(side: int) -> Tensor:
-    """Return which four positions of the map before each position of the merged one is made of: (h w, 4)."""
+    """Return the four positions of the previous map that each position of the merged map has: (h w, 4)."""
     position = torch.arange(4 * side * side).reshape(side, 2, side, 2)
     return position.permute(0, 2, 3, 1).reshape(-1, 4)  # down, then across, as Swin takes them

@@ -65,7 +65,7 @@ def _export(*arguments: object) -> "tuple[int, str]":
     ],
 )
 def test_the_bundle_lies_beside_the_checkpoint_under_its_name(name: str, bundle: str, tmp_path: Path) -> None:
-    assert export_cli._beside(tmp_path / name) == tmp_path / bundle
+    assert export_cli._default_out(tmp_path / name) == tmp_path / bundle
 
 
 def test_what_is_no_bundle_is_never_written_over(checkpoint: Path, bundle: Path, tmp_path: Path) -> None:
@@ -236,7 +236,7 @@ def test_pytest_benchmarks_runs_as_typed(tmp_path: Path) -> None:
         environment.pop(name, None)
     done = subprocess.run(["pytest", "benchmarks"], cwd=ROOT, capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stdout[-3000:]
-    for said in ("beside PyTorch", "faiss Flat", "asked for with --durability", "asked for with --product"):
+    for said in ("beside PyTorch", "faiss Flat", "runs only with --durability", "runs only with --product"):
         assert said in done.stdout
     assert re.search(r"1\d passed, \d+ skipped", done.stdout)
     for name in ("latency", "search"):

@@ -1,6 +1,6 @@
-"""One contestant of the search benchmark in a process of its own; asked in lines of JSON, it answers in such.
+"""One competitor of the search benchmark in a process of its own; asked in lines of JSON, it answers in such.
 
-python benchmarks/search_contestant.py '{"kind": "skinret", "folder": "/tmp/x", "cases": 10000}'
+python benchmarks/search_competitors.py '{"kind": "skinret", "folder": "/tmp/x", "cases": 10000}'
 
 In the folder: cases.skinret, queries.npy, and masks.npz, which says what each filter lets through.
 """

@@ -1,4 +1,4 @@
-"""What the contestants are asked with, made by programs: a full-size bundle, pictures, words, an archive."""
+"""Inputs of the benchmarks, made by programs: a full-size bundle, images, texts, an archive."""
 
 import hashlib
 import os
@@ -23,12 +23,12 @@ from skinret_infer.imaging.recipe import ImageRecipe, preprocess
 from skinret_infer.text import TextRecipe, attributes_to_text, phrases_of
 from skinret_training.synthetic import random_lesions
 
-SHORT = os.environ.get("SKINRET_BENCHMARK") == "short"  # a tiny model and few rounds: does all of it run?
+SHORT = os.environ.get("SKINRET_BENCHMARK") == "short"  # a tiny model and few rounds, to see that all runs
 CASES = 1_000 if SHORT else 10_000
-RANK, CLUSTERS, NOISE = 256, 500, 0.003  # of descriptors that are like learned ones
-ALIKE = (0.3, 1.5)  # of another's descriptor in a case that is like an image: their cosines are 0.96 to 0.55
+RANK, CLUSTERS, NOISE = 256, 500, 0.003  # of descriptors like those of a trained model
+ALIKE = (0.3, 1.5)  # weight of a random descriptor that is added to an image's: cosines of 0.96 to 0.55
 SIZE = (768, 512)
-DRAWINGS = 4  # each is turned eight ways
+DRAWINGS = 4  # each in eight orientations
 SWIN_T = {"model_type": "swin", "out_features": ["stage2", "stage3", "stage4"]}
 BERT_BASE = {"model_type": "bert"}
 TINY_SWIN = SWIN_T | {
@@ -41,24 +41,24 @@ TINY_BERT = BERT_BASE | {
 
 
 @dataclass(frozen=True)
-class Material:
-    """What every contestant is asked with."""
+class Fixtures:
+    """The inputs that every competitor gets."""
 
     bundle: Bundle
     checkpoint: Path | None
-    random: bool  # the weights are
+    random: bool  # random weights
     images: list[Path]  # 32 JPEG files of 768 x 512
-    full: list[str]  # words of whole checklists, each once
-    short: list[str]  # of three findings
+    full: list[str]  # texts of complete checklists, all different
+    short: list[str]  # texts of three findings, all different
     archive: Path  # of 10,000 cases
     matrix: Path  # its descriptors, for numpy
-    cache: Path  # of built engines; empty at first
+    cache: Path  # of built engines; empty at the start
     threads: int
 
 
 @dataclass(frozen=True)
 class Product:
-    """A trained model, its archive, and pictures and facts of cases to ask with."""
+    """A trained model, its archive, and cases with images to query with."""
 
     bundle: Path
     archive: Path
@@ -67,9 +67,9 @@ class Product:
 
 
 def full_size(cache: Path) -> tuple[Path, Path]:
-    """Return a bundle of Swin-T and BERT-base with random weights, and its checkpoint; made once a source.
+    """Return a bundle of Swin-T and BERT-base with random weights, and its checkpoint.
 
-    In the short form it is a tiny model.
+    Both stay in the cache until the source code changes. In the short form it is a tiny model.
     """
     import torch
 
@@ -82,11 +82,11 @@ def full_size(cache: Path) -> tuple[Path, Path]:
     sources = [Path(__file__)]
     for package in (skinret_export, skinret_training):
         sources += sorted(Path(package.__file__).parent.glob("*.py"))
-    made_by = [path.read_bytes() for path in sources]
-    made_by += [version(name).encode() for name in ("torch", "transformers", "onnxscript")]
-    folder = cache / hashlib.sha256(b"".join(made_by)).hexdigest()[:16]
+    sources_content = [path.read_bytes() for path in sources]
+    sources_content += [version(name).encode() for name in ("torch", "transformers", "onnxscript")]
+    folder = cache / hashlib.sha256(b"".join(sources_content)).hexdigest()[:16]
     if not (folder / "bundle").is_dir():
-        shutil.rmtree(cache, ignore_errors=True)  # an older one is of no use, and of a gigabyte
+        shutil.rmtree(cache, ignore_errors=True)  # an older one has a gigabyte and is of no use
         torch.manual_seed(0)
         name, image = "full-size-random", ImageRecipe()
         config = ModelConfig(vision=SWIN_T, text=BERT_BASE, max_map_size=28)  # the paper's own maps
@@ -96,11 +96,10 @@ def full_size(cache: Path) -> tuple[Path, Path]:
                 vision=TINY_SWIN, text=TINY_BERT, image_size=64, max_map_size=8, head_width=16
             )
         model = Skinret(config)
-        for parameter in (
-            model.parameters() if SHORT else ()
-        ):  # so small a model tells nothing apart otherwise
-            if parameter.ndim > 1:
-                torch.nn.init.normal_(parameter, std=0.15)
+        if SHORT:  # with the usual start, so small a model gives every image the same descriptor
+            for parameter in model.parameters():
+                if parameter.ndim > 1:
+                    torch.nn.init.normal_(parameter, std=0.15)
         Checkpoint(
             config=model.config, image=image, text=TextRecipe(), tokenizer=tokenizer(),
             state=model.state_dict(), name=name, version="0",
@@ -115,7 +114,7 @@ def rows() -> list[dict[str, str]]:
 
 
 def tokenizer() -> str:
-    """Return a tokenizer.json of pieces so small that a whole checklist has as many as in BERT's own: 59."""
+    """Return a tokenizer.json with pieces so short that a complete checklist has 59, as with BERT's own."""
     words = Tokenizer(models.WordPiece(unk_token="[UNK]"))
     words.normalizer, words.pre_tokenizer = normalizers.BertNormalizer(), pre_tokenizers.BertPreTokenizer()
     special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
@@ -126,20 +125,19 @@ def tokenizer() -> str:
 
 
 def checklists(rows: Sequence[dict[str, str]]) -> list[str]:
-    """Say each row in full, no two alike."""
+    """Return the text of each row's complete checklist, without duplicates."""
     return list(dict.fromkeys(attributes_to_text(row, TextRecipe().phrases) for row in rows))
 
 
 def findings(rows: Sequence[dict[str, str]]) -> list[str]:
-    """Say three findings of each row that has them, no two alike."""
-    said = [
-        phrases_of({n: v for n, v in row.items() if v != "absent"}, TextRecipe().phrases)[:3] for row in rows
-    ]
-    return list(dict.fromkeys(", ".join(three) for three in said))
+    """Return a text of three findings of each row, without duplicates."""
+    phrases = TextRecipe().phrases
+    present = [{name: value for name, value in row.items() if value != "absent"} for row in rows]
+    return list(dict.fromkeys(", ".join(phrases_of(row, phrases)[:3]) for row in present))
 
 
 def draw(folder: Path) -> list[Path]:
-    """Draw JPEG files as a dermatoscope's camera might leave them."""
+    """Draw JPEG files like those of a dermatoscope's camera."""
     folder.mkdir()
     paths = []
     for n, (_, picture) in enumerate(random_lesions(DRAWINGS, seed=4, size=SIZE)):
@@ -151,18 +149,18 @@ def draw(folder: Path) -> list[Path]:
 
 
 def learned_like(count: int, layout: Layout, seed: int, noise: float = NOISE) -> Iterator[Vector]:
-    """Give descriptors [n, D] as a trained model's are: clustered, of low rank, with noise; n up to 2,048.
+    """Yield descriptors [n, D], n up to 2,048, like those of a trained model: clusters, low rank, noise.
 
-    The spectrum is that of the archive of the model trained on Derm7pt, whose six vectors (384 numbers) leave
-    24 % of their energy outside 8 dimensions, 2.7 % outside 64, 0.8 % outside 128 and 0.3 % outside 192. Here
-    it is about 15 %, 2 %, 0.9 % and 0.5 %, of which `noise` is the same in every direction. A tenth of the
-    clusters holds half of the cases, as common diagnoses do.
+    The spectrum is like that of a model trained on Derm7pt. Its six vectors (384 numbers) have 24 % of their
+    energy outside 8 dimensions, 2.7 % outside 64, 0.8 % outside 128 and 0.3 % outside 192. Here it is about
+    15 %, 2 %, 0.9 % and 0.5 %, of which `noise` is the same in every direction. A tenth of the clusters holds
+    half of the cases, as common diagnoses do.
     """
-    law = np.random.default_rng(0)  # the model's, the same for archive and queries
+    model_rng = np.random.default_rng(0)  # archive and queries have the same model
     spectrum = np.arange(1, RANK + 1, dtype=np.float32) ** -0.9
-    mixing = law.standard_normal((RANK, layout.length), np.float32)
-    centres = law.standard_normal((CLUSTERS, RANK), np.float32)
-    share = law.pareto(1.5, CLUSTERS) + 0.1
+    mixing = model_rng.standard_normal((RANK, layout.length), np.float32)
+    centres = model_rng.standard_normal((CLUSTERS, RANK), np.float32)
+    share = model_rng.pareto(1.5, CLUSTERS) + 0.1
     rng = np.random.default_rng(seed)
     for start in range(0, count, 2048):
         n = min(2048, count - start)
@@ -174,7 +172,7 @@ def learned_like(count: int, layout: Layout, seed: int, noise: float = NOISE) ->
 
 
 def formed(x: np.ndarray, layout: Layout) -> Vector:
-    """Return any numbers [n, D] as descriptors: six vectors of length 1, and distributions."""
+    """Turn any numbers [n, D] into descriptors: six vectors of length 1, and distributions."""
     six = layout.visual_length
     x = np.hstack([x[:, :six], np.exp(3 * x[:, six:])])
     sums = np.add.reduceat(np.hstack([x[:, :six] ** 2, x[:, six:]]), layout.starts, axis=1)
@@ -183,15 +181,15 @@ def formed(x: np.ndarray, layout: Layout) -> Vector:
 
 
 def write_archive(path: Path, bundle: Bundle, images: Sequence[Path]) -> np.ndarray:
-    """Write an archive of CASES descriptors, a tenth of them like those of the images; return them [N, D]."""
+    """Write an archive of CASES descriptors, a tenth of them like the images'; return them [N, D]."""
     layout, manifest = bundle.manifest.layout, bundle.manifest
     matrix = np.concatenate([*learned_like(CASES, layout, seed=5)])
     engine = open_engine(bundle, "onnxruntime-cpu", precision="fp32")
     pixels = np.stack([preprocess(decode(image), manifest.image) for image in images])
-    own = np.concatenate([engine.embed(pixels[n : n + 8], None) for n in range(0, len(pixels), 8)])
+    embedded = np.concatenate([engine.embed(pixels[n : n + 8], None) for n in range(0, len(pixels), 8)])
     share = np.random.default_rng(7).uniform(*ALIKE, (len(matrix[::10]), 1)).astype(np.float32)
-    alike = own[np.arange(len(share)) % len(own)] + share * matrix[::10]
-    matrix[::10] = formed(alike, layout)  # a query finds its like
+    alike = embedded[np.arange(len(share)) % len(embedded)] + share * matrix[::10]
+    matrix[::10] = formed(alike, layout)  # so that a query finds similar cases
     archive = Archive(path, manifest.fingerprint, layout, f"{manifest.model} {manifest.version}")
     records = [Record(f"{n:05}", "nevus", "nevus", "", {}, f"{n:05}.jpg", "") for n in range(CASES)]
     for start in range(0, CASES, 1000):

@@ -1,4 +1,4 @@
-"""The peer: the same road as one would write it in PyTorch, on the same weights, images and words."""
+"""The baseline: a query and indexing in plain PyTorch, with the same weights, images and words."""
 
 import copy
 from collections.abc import Mapping, Sequence
@@ -17,11 +17,11 @@ from skinret_training.checkpoint import Checkpoint
 from skinret_training.model import Skinret
 
 Array = np.ndarray
-Modules = Mapping[str, Any]  # the four parts of the model by the name of their graph
+Modules = Mapping[str, Any]  # the four modules of the model, by the name of their graph
 
 
 class PyTorch:
-    """A model in PyTorch, and the best cases of a matrix by one numpy product.
+    """A model in PyTorch; the search is one numpy product with a matrix.
 
     bf16 : run under autocast.
     """
@@ -34,20 +34,20 @@ class PyTorch:
         self._tokenize = TextEncoderInput(checkpoint.tokenizer, checkpoint.text)
 
     def run(self, graph: str, feeds: Mapping[str, Array], outputs: Sequence[str]) -> dict[str, Array]:
-        """Run one part on arrays by name and return the named outputs, which are its first."""
+        """Run one module on arrays by name and return its first outputs under the names in `outputs`."""
         with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16, enabled=self._bf16):
             out = self._modules[graph](**{name: torch.from_numpy(a) for name, a in feeds.items()})
         tensors = out if isinstance(out, tuple) else (out,)
         return {name: tensor.float().numpy() for name, tensor in zip(outputs, tensors, strict=False)}
 
     def embed(self, images: Sequence[Any], texts: Sequence[str] = ()) -> Array:
-        """Return descriptors [B, D] of queries, or without texts of cases."""
+        """Return descriptors [B, D]: of queries with texts, of cases without."""
         pixels = torch.from_numpy(np.stack([preprocess(decode(image), self._image) for image in images]))
         with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16, enabled=self._bf16):
             maps = self._modules["visual_encoder"](pixels)
             if texts:
                 ids, mask, _ = self._tokenize(texts)
-                n = int(mask.sum(axis=1).max())  # no longer than the words
+                n = int(mask.sum(axis=1).max())  # the longest text
                 ids, mask = torch.from_numpy(ids[:, :n]), torch.from_numpy(mask[:, :n])
                 maps = self._modules["composer"](*maps, self._modules["text_encoder"](ids, mask), mask)
             return self._modules["similarity_head"](*maps)[0].float().numpy()
@@ -60,29 +60,29 @@ class PyTorch:
 
 
 def load(checkpoint: Path, matrix: Path) -> PyTorch:
-    """Load everything from files, as a service would at its start."""
+    """Load everything from files, as a service does at its start."""
     loaded = Checkpoint.load(checkpoint)
     model = loaded.model()
-    return PyTorch(loaded, parts(model, "sdpa"), np.load(matrix), model.similarity_head.layout)
+    return PyTorch(loaded, modules_of(model, "sdpa"), np.load(matrix), model.similarity_head.layout)
 
 
 def load_modules(checkpoint: Path, matrix: Array) -> dict[str, PyTorch]:
-    """Return PyTorch in its ways, by label, on one set of weights."""
+    """Return the variants of PyTorch, by label, on one set of weights."""
     loaded = Checkpoint.load(checkpoint)
     model = loaded.model()
     layout = model.similarity_head.layout
-    written_out, fused = parts(model, "eager"), parts(model, "sdpa")
-    compiled = {name: torch.compile(module) for name, module in parts(model, "sdpa").items()}
+    eager, fused = modules_of(model, "eager"), modules_of(model, "sdpa")
+    compiled = {name: torch.compile(module) for name, module in modules_of(model, "sdpa").items()}
     return {
-        "PyTorch eager": PyTorch(loaded, written_out, matrix, layout),
+        "PyTorch eager": PyTorch(loaded, eager, matrix, layout),
         "PyTorch sdpa": PyTorch(loaded, fused, matrix, layout),
         "torch.compile": PyTorch(loaded, compiled, matrix, layout),
         "PyTorch bf16": PyTorch(loaded, fused, matrix, layout, bf16=True),
     }
 
 
-def parts(model: Skinret, attention: str) -> Modules:
-    """Return the four parts with one of transformers' attentions, on the weights of `model`."""
+def modules_of(model: Skinret, attention: str) -> Modules:
+    """Return the four modules with one of transformers' attentions; they share the weights of `model`."""
     shared = {id(t): t for t in (*model.parameters(), *model.buffers())}
     model = copy.deepcopy(model, shared).eval()
     for encoder in (model.visual_encoder.backbone, model.text_encoder.encoder):
