@@ -159,11 +159,7 @@ def _collect(
         warnings.update(dict.fromkeys(_constants(call.args[1]), _text(call.args[0])))
         return
     given = {k.arg: k.value for k in call.keywords if k.arg}
-    if name == "missing_extra" or not name.endswith(("Error", "Unavailable", "Extra")) or "code" not in given:
-        if name == "missing_extra" and len(call.args) == 4:
-            code = _constants(call.args[3])
-            for each in code:
-                rows.setdefault("MissingExtra", {}).setdefault(each, []).append((_text(call.args[0]), ""))
+    if not name.endswith(("Error", "Unavailable", "Extra")) or "code" not in given:
         return
     wrong = _text(call.args[0]) if call.args else ""
     cure = _text(given["cure"]) if "cure" in given else ""

@@ -1,9 +1,9 @@
 """skinret: the most similar confirmed cases of an archive, for a dermoscopy image and a few words.
 
-What is public is imported here. Of the modules below only `skinret_infer.testing` is part of the API.
+The public names are imported here. Of the modules below only `skinret_infer.testing` is part of the API.
 """
 
-from . import _telemetry as _telemetry  # first: it switches off the telemetry of whatever loads from here on
+from . import _telemetry as _telemetry  # first: it switches off the telemetry of libraries that load later
 from ._version import __version__ as __version__
 from .archive.filters import Range
 from .archive.store import AddReport, Match, Record, SearchResult, Store

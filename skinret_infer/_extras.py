@@ -4,22 +4,21 @@ import importlib.util
 
 from .errors import MissingExtra
 
-# Of what trains and exports there are versions that were tested together, as the README has it.
-_PINNED = dict.fromkeys(("train", "export"), " -c constraints.txt")
+# Training and export need versions that were tested together; the README gives the same command.
+_PINNED = dict.fromkeys(("train", "export"), " (with constraints.txt of the repository)")
 
 
-def missing_extra(wrong: str, error: Exception, extra: str, code: str = "") -> MissingExtra:
+def missing_extra(wrong: str, error: Exception, extra: str) -> MissingExtra:
     """Return the error to raise for what an import has raised.
 
     wrong : what cannot be done.
     extra : the extra that brings the package.
-    code : of the error; "" gives extra-missing, or extra-broken for a package that is there.
     """
     absent = _absent_package(error)
     install = f'pip install "skinret-infer[{extra}]"{_PINNED.get(extra, "")}'
     return MissingExtra(
         wrong,
-        code=code or ("extra-missing" if absent else "extra-broken"),
+        code="extra-missing" if absent else "extra-broken",
         expected=f"the extra {extra}",
         found=f"no package {absent}" if absent else f"{type(error).__name__}: {error}",
         cure=install if absent else f"install the named package again; {install} brings its version",
@@ -27,6 +26,6 @@ def missing_extra(wrong: str, error: Exception, extra: str, code: str = "") -> M
 
 
 def _absent_package(error: Exception) -> str:
-    """Return the package that an import did not find; "" if it is there, and something else is wrong."""
+    """Return the package that is not installed; "" if it is installed and the import failed otherwise."""
     package = (error.name or "").partition(".")[0] if isinstance(error, ModuleNotFoundError) else ""
     return package if package and importlib.util.find_spec(package) is None else ""

@@ -18,10 +18,10 @@ from .errors import InputError
 
 @contextlib.contextmanager
 def atomic_write(path: str | Path) -> Iterator[Path]:
-    """Give a temporary path beside `path`; a clean exit gives it the name `path`, any other removes it."""
+    """Yield a temporary path beside `path`; rename the file to `path` at a clean exit, else remove it."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = _beside(path, "partial")
+    temporary = _temporary_path(path, "partial")
     try:
         yield temporary
         sync(temporary)
@@ -33,16 +33,16 @@ def atomic_write(path: str | Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def atomic_folder(path: str | Path) -> Iterator[Path]:
-    """Give a temporary folder beside `path`; a clean exit gives it the name `path`, for the old one."""
+    """Yield a temporary folder beside `path`; a clean exit replaces `path` by it, any other removes it."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = _beside(path, "partial")
+    temporary = _temporary_path(path, "partial")
     temporary.mkdir()
     try:
         yield temporary
         for file in (*temporary.rglob("*"), temporary):
             sync(file)
-        old = _beside(path, "old")
+        old = _temporary_path(path, "old")
         if path.exists():
             path.rename(old)
         temporary.rename(path)
@@ -52,9 +52,9 @@ def atomic_folder(path: str | Path) -> Iterator[Path]:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def _beside(path: Path, what: str) -> Path:
-    """Return a name that no other thread, process or container that writes the same file has."""
-    return path.with_name(f".{path.name}.{secrets.token_hex(8)}.{what}")
+def _temporary_path(path: Path, ending: str) -> Path:
+    """Return a path beside `path` that no other thread, process or container has for the same file."""
+    return path.with_name(f".{path.name}.{secrets.token_hex(8)}.{ending}")
 
 
 def sync(path: Path) -> None:
@@ -67,14 +67,14 @@ def sync(path: Path) -> None:
         os.close(descriptor)
 
 
-Listings = dict[Path, dict[str, list[str]]]  # of a folder: its files by their names without case
+Listings = dict[Path, dict[str, list[str]]]  # for each folder: the names in it, by name without case
 
 
 def resolve_inside(folder: str | Path, name: str) -> Path:
-    """Return the path of a file by its name relative to a folder, which it may not leave.
+    """Return the path of a file by its name relative to a folder. Raises InputError for a name outside it.
 
-    Symbolic links are followed: what the folder's owner placed in it belongs to it. A name that is absolute,
-    has a drive or climbs out by `..`, as POSIX or Windows reads it, raises InputError.
+    A name is outside if it is absolute, has a drive or leaves the folder by `..`, as POSIX or Windows reads
+    it. Symbolic links are followed: the owner of the folder made them.
     """
     parts: list[str] = []
     outside = bool(PurePosixPath(name).root or PureWindowsPath(name).anchor)
@@ -85,55 +85,61 @@ def resolve_inside(folder: str | Path, name: str) -> Path:
                 parts.append(part)
             elif part == ".." and parts:
                 parts.pop()
-            else:  # Windows leaves spaces and dots at an end out, so that ".. " may be ".."
+            else:  # Windows ignores spaces and dots at the end of a name, so ".. " may be ".."
                 outside = True
     if outside:
         raise InputError(
             f"the image {name!r:.200} is outside its folder",
             code="image-outside",
             expected=f"a path relative to {folder}, and below it",
-            cure="name a folder above it",
+            cure="name a folder that holds it",
         )
     return Path(folder, *parts)
 
 
 def find_file(folder: str | Path, name: str, listings: Listings | None = None) -> Path:
-    """Return the path of a file by its name relative to a folder, as `below` does.
+    """Return the path of a file by its name relative to a folder, as `resolve_inside` does.
 
-    Where there is none of exactly that name, one that differs in the spelling of Unicode or in the case of
-    letters is taken; if two do, InputError is raised. Where there is none either, it is the path of the name.
+    If no file has exactly that name, the name of a file may differ in the spelling of Unicode or in the case
+    of letters; InputError is raised if two files match so. If none does, the path need not exist.
 
-    listings : of the folders that were read already, if many files are looked for.
+    listings : a dict that keeps the names in the folders between calls, for many files.
     """
     path = resolve_inside(folder, name)
     with contextlib.suppress(OSError, ValueError):  # a name that no file can have
         if path.exists():
             return path
     listings = {} if listings is None else listings
-    here = Path(folder)
+    current = Path(folder)
     for part in path.relative_to(folder).parts:
-        if here not in listings:
-            listings[here] = {}
-            with contextlib.suppress(OSError, ValueError):
-                for found in sorted(here.iterdir()):
-                    listings[here].setdefault(_folded(found.name), []).append(found.name)
-        there = listings[here].get(_folded(part), [])
-        alike = [n for n in there if n == part] or [n for n in there if nfc(n) == nfc(part)] or there
-        if len(alike) > 1:
+        if current not in listings:
+            listings[current] = _list_folder(current)
+        names = listings[current].get(_fold(part), [])
+        matches = [n for n in names if n == part] or [n for n in names if nfc(n) == nfc(part)] or names
+        if len(matches) > 1:
             raise InputError(
                 f"the image {name!r:.200} may be one of several files",
                 code="image-ambiguous",
                 expected="one file of that name, whatever the case of its letters",
-                found=f"{', '.join(map(repr, alike)):.200} in {here}",
-                cure="write its name just as the file has it, or rename one",
+                found=f"{', '.join(map(repr, matches)):.200} in {current}",
+                cure="write the name exactly as the file has it, or rename one",
             )
-        if not alike:
+        if not matches:
             return path
-        here /= alike[0]
-    return here
+        current /= matches[0]
+    return current
 
 
-def _folded(name: str) -> str:
+def _list_folder(folder: Path) -> dict[str, list[str]]:
+    """Return the names in a folder, by name without case; none if it cannot be read."""
+    names: dict[str, list[str]] = {}
+    with contextlib.suppress(OSError, ValueError):
+        for path in sorted(folder.iterdir()):
+            names.setdefault(_fold(path.name), []).append(path.name)
+    return names
+
+
+def _fold(name: str) -> str:
     return nfc(nfc(name).casefold())
 
 
@@ -144,7 +150,7 @@ def file_sha256(path: str | Path) -> str:
 
 
 def read_array(path: Path) -> npt.NDArray[Any]:
-    """Map the array of a .npy file. Raises OSError, and ValueError for whatever is wrong with it."""
+    """Map the array of a .npy file into memory. Raises OSError, and ValueError for a malformed file."""
     try:
         return np.lib.format.open_memmap(path, mode="r")
     except OSError:

@@ -12,7 +12,7 @@ _SIZES, _VALUES = tuple[int, ...], Mapping[str, list[str]]
 
 
 def build(cls: type[T], data: Any, where: str) -> T:
-    """Make a dataclass of a JSON object: no unknown field, each plain one of its type and in its range."""
+    """Return a JSON object as a dataclass. Raises TypeError or ValueError for a wrong field."""
     if not isinstance(data, dict):
         raise TypeError(f"{where}: {data!r:.80}")
     fields = {f.name: f for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
@@ -38,10 +38,10 @@ def _fits(kind: Any, value: Any) -> bool:
     if kind is str:
         return isinstance(value, str)
     if kind in (_SHAPE, _SIZES):
-        right = isinstance(value, tuple) and (
-            len(value) == 3 if kind == _SHAPE else len(value) <= MAX_CONCEPTS
-        )
-        return right and all(_fits(int, v) and v <= MAX_BLOCK for v in value)
+        if not isinstance(value, tuple):
+            return False
+        length_fits = len(value) == 3 if kind == _SHAPE else len(value) <= MAX_CONCEPTS
+        return length_fits and all(_fits(int, v) and v <= MAX_BLOCK for v in value)
     if kind == _VALUES:
         lists = isinstance(value, dict) and all(isinstance(v, list) for v in value.values())
         return lists and all(isinstance(name, str) for names in value.values() for name in names)

@@ -1,8 +1,8 @@
-"""Keep the libraries below from calling out: off before any of them loads, in every process of the package.
+"""Switch off the telemetry of libraries before they load, in every process of the package.
 
-Importing skinret_infer, on which all the rest stands, sets what they read. ONNX Runtime (from 1.29 on) and
-OpenVINO would write to the user's home and call their makers as soon as they are imported, so nothing else
-in the package imports them.
+Importing skinret_infer, as all the packages do, sets the environment variables that they read. ONNX Runtime
+(from 1.29 on) and OpenVINO would write to the user's home and call their makers at their import, so no other
+module of the package imports them.
 """
 
 import functools
@@ -17,7 +17,7 @@ _logger = logging.getLogger(__name__)
 
 
 def _switch_off() -> frozenset[str]:
-    """Set OFF, whatever was there; return the libraries that had loaded without it."""
+    """Set the variables of OFF, also if they have values; return the libraries that loaded without them."""
     on = os.environ.get("ORT_DISABLE_TELEMETRY", "").strip().lower() in ("", "0", "false", "no", "off")
     early = frozenset({"onnxruntime"} & sys.modules.keys()) if on else frozenset[str]()
     os.environ.update(OFF)
@@ -29,7 +29,7 @@ _EARLY = _switch_off()
 
 @functools.cache
 def onnxruntime() -> Any:
-    """Import ONNX Runtime without its telemetry. Raises ImportError, or what a half-installed one raises."""
+    """Import ONNX Runtime without its telemetry. Raises ImportError; a broken package may raise others."""
     import onnxruntime as ort
 
     if hasattr(ort, "disable_telemetry_events"):
@@ -40,7 +40,7 @@ def onnxruntime() -> Any:
 
 @functools.cache
 def openvino() -> Any:
-    """Import OpenVINO without the package that is its telemetry. Raises ImportError."""
+    """Import OpenVINO without its telemetry package. Raises ImportError."""
     if "openvino" not in sys.modules and _OPENVINO not in sys.modules:
         sys.modules[_OPENVINO] = None  # type: ignore[assignment]
         try:
@@ -54,11 +54,11 @@ def openvino() -> Any:
 
 
 def state(library: str) -> str:
-    """Return "off", or why not: where "onnxruntime" or "openvino" was imported first, it has begun."""
+    """Return "off", or why telemetry is on: "onnxruntime" or "openvino" was imported before this package."""
     on = library in _EARLY or (library == "openvino" and _OPENVINO in sys.modules)
     return f"not off from the start: {library} was imported before skinret_infer" if on else "off"
 
 
 def _warn(library: str) -> None:
-    if (said := state(library)) != "off":
-        _logger.warning("the telemetry of %s was %s; import skinret_infer first", library, said)
+    if (fault := state(library)) != "off":
+        _logger.warning("the telemetry of %s was %s; import skinret_infer first", library, fault)

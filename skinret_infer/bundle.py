@@ -1,4 +1,4 @@
-"""A bundle: four ONNX graphs, a tokenizer and the manifest that says what they are and proves their bytes."""
+"""A bundle: four ONNX graphs, a tokenizer and a manifest that describes them and has their hashes."""
 
 import dataclasses
 import hashlib
@@ -23,13 +23,13 @@ from .trust.onnx_check import check_graph
 
 Shapes = dict[str, tuple[int | str | None, ...]]
 SCHEMA = 1
-TOKENS = "tokens"  # an axis of any length: one that a graph has fixed is not to the contract
+TOKENS = "tokens"  # an axis of any length; a graph that fixes it breaks the contract
 GRAPHS = ("visual_encoder", "text_encoder", "composer", "similarity_head")
 FILES = (*(f"{name}.onnx" for name in GRAPHS), "tokenizer.json")
 CONCEPT_HEAD = "concept_head.npy"
-MAX_MANIFEST = 4_000_000  # bytes; one takes about ten thousand
+MAX_MANIFEST = 4_000_000  # bytes; most have about ten thousand
 MAX_TOKENIZER = 64_000_000
-_MOST = {
+_LIMITS = {
     "image.size": 2048,
     "text.length": 4096,
     "text.max_characters": 100_000,
@@ -56,10 +56,11 @@ class Level:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Manifest:
-    """What a bundle says of itself.
+    """The description of a bundle.
 
-    `files` maps each file to its SHA-256. `precision_checks` maps "runtime/precision" to what was measured
-    where the bundle was made: a precision below fp32 runs only if such a record says that it passed.
+    `files` maps each file to its SHA-256. `precision_checks` maps "runtime/precision" to the
+    record of the precision check where the bundle was made: a precision below fp32 runs only if such a record
+    says that it passed.
     """
 
     schema: int
@@ -93,12 +94,12 @@ class Manifest:
     def fingerprint(self) -> str:
         """SHA-256 of what a case's descriptor depends on: the weights, the image recipe, the layout.
 
-        Two bundles of one checkpoint, of different precision say, share it, and so may share an archive.
+        All bundles of one checkpoint have the same, in any precision, so they may share an archive.
         """
         facts = [
             self.origin.get("checkpoint_sha256"),
             dataclasses.asdict(self.image),
-            {part: lengths for part, lengths in dataclasses.asdict(self.layout).items() if lengths},
+            {name: lengths for name, lengths in dataclasses.asdict(self.layout).items() if lengths},
         ]
         return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
@@ -110,8 +111,8 @@ class Manifest:
 def contract(manifest: Manifest) -> dict[str, tuple[Shapes, Shapes]]:
     """Return for each graph the shapes, without the batch, of inputs and outputs.
 
-    None is a size that the manifest does not say, TOKENS an axis that must be free: no longer than the text
-    recipe's length, and as short as the words allow.
+    None is a size that is not in the manifest. TOKENS is an axis that must be free: its length is that of the
+    words, at most the text recipe's length.
     """
     maps: Shapes = {n: (v.height, v.width, v.channels) for n, v in zip(LEVELS, manifest.levels, strict=True)}
     composed = dict(zip(COMPOSED, maps.values(), strict=True))
@@ -132,77 +133,41 @@ class Bundle:
 
     path: Path
     manifest: Manifest
-    sha256: str = ""  # of the manifest as it was read, and so of every file
+    sha256: str = ""  # of the manifest, which has the hash of every file
 
     @classmethod
     def load(cls, path: str | Path, key: str | Path | None = None) -> "Bundle":
         """Read the manifest and check every file against its hash. Raises BundleError.
 
         key : a PEM file of Ed25519 public keys, of which one must have signed the bundle; None takes the file
-            that SKINRET_BUNDLE_KEY names, and asks for no signature where that is not set. Raises InputError
-            if it cannot be read, RuntimeUnavailable without the extra `sign`.
+            that SKINRET_BUNDLE_KEY names, and requires no signature if that is not set. Raises InputError
+            if the file cannot be read, RuntimeUnavailable without the extra `sign`.
         """
         return cls._load(Path(path), signing.trusted_keys(key))
 
     @classmethod
     def unverified(cls, path: str | Path) -> "Bundle":
-        """Load a bundle without asking who signed it, as one does who makes or signs it."""
+        """Load a bundle without a check of its signature, in order to make or sign it."""
         return cls._load(Path(path), None)
 
     @classmethod
     def _load(cls, path: Path, keys: signing.Keys | None) -> "Bundle":
-        try:
-            missing = not (path / "manifest.json").is_file()
-            found = "no such file in it" if path.is_dir() else "no such folder"
-        except OSError as error:
-            missing, found = True, str(error)
-        if missing:
-            raise BundleError(
-                f"{path} is not a bundle",
-                code="bundle-missing",
-                expected="a folder with manifest.json",
-                found=found,
-                cure="make one with skinret-export",
-            )
+        _check_folder(path)
         content = _read(path / "manifest.json")
         if keys is not None:
-            signing.verify(path, content, keys)  # before anything in it is believed
+            signing.verify(path, content, keys)  # before the content is used
         manifest = parse_manifest(content, path / "manifest.json")
-        half = {graph_file(graph, "fp16") for graph in GRAPHS}
-        if unknown := set(manifest.files) - {*FILES, CONCEPT_HEAD, *half}:
+        known = {*FILES, CONCEPT_HEAD, *(graph_file(graph, "fp16") for graph in GRAPHS)}
+        if unknown := set(manifest.files) - known:
             raise BundleError(
                 f"{path / 'manifest.json'} lists files that no bundle has",
                 code="bundle-manifest",
-                expected=", ".join(sorted({*FILES, CONCEPT_HEAD, *half})),
+                expected=", ".join(sorted(known)),
                 found=f"{', '.join(map(repr, sorted(unknown))):.200}",
                 cure="export the bundle again",
             )
         for name in sorted({*FILES, *manifest.files}):
-            file = path / name
-            if not file.is_file():
-                raise BundleError(
-                    f"{file} is missing",
-                    code="bundle-incomplete",
-                    expected=", ".join(sorted({*FILES, *manifest.files})),
-                    cure="copy the bundle again, whole",
-                )
-            expected = manifest.files.get(name)
-            try:
-                if file.stat().st_size > (most := MAX_TOKENIZER if name == "tokenizer.json" else MAX_GRAPH):
-                    raise _too_large(file, most)
-                found = file_sha256(file)
-            except OSError as error:
-                found = str(error)
-            if found != expected:
-                raise BundleError(
-                    f"{file} is not the file that was exported",
-                    code="bundle-hash",
-                    expected=f"SHA-256 {expected}",
-                    found=found,
-                    cure="copy the bundle again; if it was changed on purpose, export it again",
-                )
-            if file.suffix == ".onnx":
-                check_graph(file)
+            _check_file(path / name, manifest)
         return cls(path, manifest, hashlib.sha256(content).hexdigest())
 
     def graph(self, name: str, precision: str = "fp32") -> Path:
@@ -223,11 +188,11 @@ class Bundle:
             return None
         shape = (sum(layout.concepts), layout.visual_length + 1)
         try:
-            read = read_array(self.path / CONCEPT_HEAD)
-            found = f"{read.shape} of {read.dtype}"
+            head = read_array(self.path / CONCEPT_HEAD)
+            found = f"{head.shape} of {head.dtype}"
         except (OSError, ValueError) as error:
-            read, found = None, str(error)
-        if read is None or read.shape != shape or read.dtype != np.float32 or not np.isfinite(read).all():
+            head, found = None, str(error)
+        if head is None or head.shape != shape or head.dtype != np.float32 or not np.isfinite(head).all():
             raise BundleError(
                 f"{self.path / CONCEPT_HEAD} does not fit the manifest",
                 code="bundle-concepts",
@@ -235,7 +200,7 @@ class Bundle:
                 found=found,
                 cure="export the bundle again",
             )
-        return np.array(read)
+        return np.array(head)
 
     def tokenizer(self) -> bytes:
         """Return the content of tokenizer.json."""
@@ -249,23 +214,70 @@ def graph_file(name: str, precision: str = "fp32") -> str:
 
 def check_contract(bundle: Bundle, graph: str, inputs: Mapping[str, Any], outputs: Mapping[str, Any]) -> None:
     """Check the names and shapes, batch first, that a runtime finds in a graph. Raises BundleError."""
-    for said, found in zip(contract(bundle.manifest)[graph], (inputs, outputs), strict=True):
-        fits = list(said) == list(found) and all(
+    for expected, found in zip(contract(bundle.manifest)[graph], (inputs, outputs), strict=True):
+        fits = list(expected) == list(found) and all(
             len(found[name]) == len(shape) + 1
             and all(
-                want is None or not isinstance(have, int) or want == have
-                for want, have in zip(shape, found[name][1:], strict=True)
+                expected_size is None or not isinstance(size, int) or size == expected_size
+                for expected_size, size in zip(shape, found[name][1:], strict=True)
             )
-            for name, shape in said.items()
+            for name, shape in expected.items()
         )
         if not fits:
             raise BundleError(
-                f"{bundle.graph(graph)} is not the graph that the manifest speaks of",
+                f"{bundle.graph(graph)} is not the graph that the manifest describes",
                 code="bundle-graph",
-                expected=f"{said} for each of a batch",
+                expected=f"{expected}, after the axis of the batch",
                 found=str(dict(found)),
                 cure="export the bundle again",
             )
+
+
+def _check_folder(path: Path) -> None:
+    """Raise BundleError unless a path is a folder with a manifest."""
+    try:
+        if (path / "manifest.json").is_file():
+            return
+        found = "a folder without it" if path.is_dir() else "a file" if path.is_file() else "no such folder"
+    except OSError as error:
+        found = str(error)
+    raise BundleError(
+        f"{path} is not a bundle",
+        code="bundle-missing",
+        expected="a folder with manifest.json",
+        found=found,
+        cure="check the path, and the order of the arguments, which is BUNDLE ARCHIVE; "
+        "skinret-export or `make demo` makes a bundle",
+    )
+
+
+def _check_file(file: Path, manifest: Manifest) -> None:
+    """Raise BundleError for a file that is missing, too large, or not the one that was exported."""
+    if not file.is_file():
+        raise BundleError(
+            f"{file} is missing",
+            code="bundle-incomplete",
+            expected=", ".join(sorted({*FILES, *manifest.files})),
+            cure="copy the whole bundle again",
+        )
+    expected = manifest.files.get(file.name)
+    limit = MAX_TOKENIZER if file.name == "tokenizer.json" else MAX_GRAPH
+    try:
+        if file.stat().st_size > limit:
+            raise _too_large(file, limit)
+        found = file_sha256(file)
+    except OSError as error:
+        found = str(error)
+    if found != expected:
+        raise BundleError(
+            f"{file} is not the file that was exported",
+            code="bundle-hash",
+            expected=f"SHA-256 {expected}",
+            found=found,
+            cure="copy the bundle again; if it was changed on purpose, export it again",
+        )
+    if file.suffix == ".onnx":
+        check_graph(file)
 
 
 def parse_manifest(content: bytes, path: Path) -> Manifest:
@@ -294,22 +306,22 @@ def parse_manifest(content: bytes, path: Path) -> Manifest:
             raise TypeError(f"schema: {schema!r}")
         levels = tuple(build(Level, level, f"levels[{i}]") for i, level in enumerate(data["levels"]))
         if len(levels) != len(LEVELS):
-            raise TypeError(f"levels: {len(levels)} of them")
-        parts: dict[str, Any] = {
+            raise TypeError(f"levels: {len(levels)}, not {len(LEVELS)}")
+        nested: dict[str, Any] = {
             "image": build(ImageRecipe, data["image"], "image"),
             "text": build(TextRecipe, data["text"], "text"),
             "layout": build(Layout, data["layout"], "layout"),
             "levels": levels,
         }
-        manifest = build(Manifest, {**data, **parts}, "manifest")
+        manifest = build(Manifest, {**data, **nested}, "manifest")
         if tuple(map(len, manifest.concepts.values())) != manifest.layout.concepts:
             raise TypeError(
-                f"concepts: other numbers of values than layout.concepts, {manifest.layout.concepts}"
+                f"concepts: the numbers of values differ from layout.concepts, {manifest.layout.concepts}"
             )
         if manifest.gamma and not manifest.concepts:
             raise TypeError(f"gamma: {manifest.gamma} without concepts")
         if not isinstance(manifest.origin["checkpoint_sha256"], str):
-            raise TypeError("origin.checkpoint_sha256 is no text")
+            raise TypeError("origin.checkpoint_sha256 is not a text")
         _check_limits(manifest)
         json.dumps(data, allow_nan=False, ensure_ascii=False).encode("utf-8")  # no NaN, no lone surrogate
         return manifest
@@ -338,36 +350,36 @@ def _read(path: Path) -> bytes:
     return content
 
 
-def _too_large(path: Path, most: int) -> BundleError:
+def _too_large(path: Path, limit: int) -> BundleError:
     return BundleError(
         f"{path} has too many bytes",
         code="bundle-too-large",
-        expected=f"at most {most:,}",
+        expected=f"at most {limit:,}",
         found="more",
         cure="export the bundle again, and take bundles only from those you trust",
     )
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Make a JSON object, and refuse one with a name twice."""
-    made = dict(pairs)
-    if len(made) < len(pairs):
-        raise ValueError("a name that stands twice")
-    return made
+    """Return a JSON object as a dict. Raises ValueError for a name that appears twice."""
+    fields = dict(pairs)
+    if len(fields) < len(pairs):
+        raise ValueError("a name that appears twice")
+    return fields
 
 
 def _check_limits(manifest: Manifest) -> None:
-    """Raise ValueError for sizes that no model has, and for phrases that do more than take a word."""
-    said = [
+    """Raise ValueError for sizes that no model has, and for phrases with more than one {} or a format."""
+    sizes = [
         ("image.size", manifest.image.size),
         ("text.length", manifest.text.length),
         ("text.max_characters", manifest.text.max_characters),
         ("regions", manifest.regions),
         *((f"levels.{n}", v) for level in manifest.levels for n, v in dataclasses.asdict(level).items()),
     ]
-    for name, value in said:
-        if value > _MOST[name]:
-            raise ValueError(f"{name}: {value:,} where at most {_MOST[name]:,} is allowed")
+    for name, value in sizes:
+        if value > _LIMITS[name]:
+            raise ValueError(f"{name}: {value:,} where at most {_LIMITS[name]:,} is allowed")
     for name, phrase in manifest.text.phrases.items():
         if set("{}") & set(phrase.replace("{}", "", 1)):
-            raise ValueError(f"text.phrases.{name}: {phrase!r:.80}, where {{}} may stand once")
+            raise ValueError(f"text.phrases.{name}: {phrase!r:.80}, where {{}} may appear once")

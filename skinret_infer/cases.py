@@ -1,8 +1,9 @@
-"""A case: what is known of it, checked when it is made."""
+"""A case with its image and facts, checked when it is made."""
 
 from collections.abc import Mapping
 from dataclasses import KW_ONLY, dataclass, field
 from pathlib import Path
+from typing import Any
 
 from ._values import AttributeValue, is_storable, nfc
 from .errors import InputError
@@ -16,23 +17,23 @@ class Case:
     Parameters
     ----------
     case_id :
-        the key; unique in an archive.
+        its key; unique in an archive.
     image :
         a path, bytes, a binary file object, a PIL image or an H x W x 3 uint8 array.
     diagnosis :
         in the words of the source; never shown to the model.
     group :
-        the coarse diagnosis by which retrieval is judged; the diagnosis itself where none is given.
+        the coarse diagnosis by which retrieval is judged; by default the diagnosis itself.
     confirmed_by :
-        how the diagnosis was confirmed, such as "histopathology"; else "unknown".
+        how the diagnosis was confirmed, such as "histopathology", or "unknown".
     attributes :
-        anything else that is known, such as {"streaks": "irregular"}.
+        other facts, such as {"streaks": "irregular"}.
     image_ref :
-        what the archive remembers of where the image is; the path by default.
+        where the image is, for the archive; by default its path.
 
     Notes
     -----
-    Texts are normalised to Unicode's normal form C, in which one text has one spelling, except image_ref.
+    Texts, except image_ref, are changed to Unicode's normal form C, in which equal texts have one spelling.
     """
 
     case_id: str
@@ -58,17 +59,15 @@ class Case:
                 found=f"{self.attributes!r:.80}",
             )
         texts = ("case_id", "diagnosis", "group", "confirmed_by", "image_ref")
-        said = [(name, getattr(self, name), str) for name in texts]
-        for name, value, kind in (
-            *said,
-            *((n, v, str | int | float | bool) for n, v in self.attributes.items()),
-        ):
-            plain = isinstance(name, str) and isinstance(value, kind)
-            if not plain or not is_storable(name) or not is_storable(value):
+        facts: list[tuple[Any, Any, Any]] = [(name, getattr(self, name), str) for name in texts]
+        facts += [(name, value, AttributeValue) for name, value in self.attributes.items()]
+        for name, value, kind in facts:
+            is_plain = isinstance(name, str) and isinstance(value, kind)
+            if not is_plain or not is_storable(name) or not is_storable(value):
                 raise InputError(
                     f"case {self.case_id!r}: {name!r} cannot be stored",
                     code="case-attribute",
-                    expected="text in Unicode, or for an attribute also a finite number or bool",
+                    expected="text in Unicode, or for an attribute also a bool or a finite number",
                     found=f"{value!r:.80}, a {type(value).__name__}",
                 )
         for name in ("case_id", "diagnosis", "group", "confirmed_by"):
@@ -76,9 +75,9 @@ class Case:
         attributes = {nfc(n): nfc(v) if isinstance(v, str) else v for n, v in self.attributes.items()}
         if len(attributes) < len(self.attributes):
             raise InputError(
-                f"case {self.case_id!r}: two attributes have one name",
+                f"case {self.case_id!r}: two attributes have the same name",
                 code="case-attribute",
-                expected="names that differ in more than their spelling in Unicode",
+                expected="names that still differ in Unicode's normal form C",
                 found=f"{sorted(self.attributes)!r:.200}",
             )
         object.__setattr__(self, "attributes", attributes)

@@ -1,9 +1,9 @@
-"""The seven-point checklist as Derm7pt has it: attributes, their values and their phrases."""
+"""The seven-point checklist in the form of Derm7pt: attributes, their values and their phrases."""
 
 from collections.abc import Mapping
 
 # The ten columns of Derm7pt that may be words of a query, in the table's order. Diagnosis, management, the
-# seven-point score and the level of difficulty never are: they give the answer away.
+# seven-point score and the level of difficulty may not: they reveal the answer.
 DERM7PT_PHRASES: Mapping[str, str] = {
     "pigment_network": "{} pigment network",
     "streaks": "{} streaks",
@@ -19,7 +19,7 @@ DERM7PT_PHRASES: Mapping[str, str] = {
 CRITERIA = tuple(DERM7PT_PHRASES)[:7]  # those of the seven-point checklist
 
 
-# Every value of the released table; an empty cell says that nothing is known.
+# Every value of the released table; an empty cell means that the value is unknown.
 DERM7PT_VALUES: Mapping[str, set[str]] = {
     "pigment_network": {"absent", "typical", "atypical"},
     "streaks": {"absent", "regular", "irregular"},

@@ -1,4 +1,4 @@
-"""The algebra of the score: six unit vectors and the predicted concepts make a case one vector.
+"""The algebra of the score: a case is one vector, of six unit vectors and the predicted concepts.
 
     S(q,t) = beta * sum_i cos(e_q^i, e_t^i) + (1-beta) * sum_i cos(g_q^i, g_t^i),   i in {L, M, H}
     A(q,t) = sum_c w_c * p_q^c . p_t^c
@@ -10,7 +10,7 @@ the checklist, predicted from the six vectors by a linear layer and a softmax. A
 the probability that the concepts of q and t coincide, and to rank by it is the probability ranking principle
 (Robertson 1977). A model without concepts has gamma = 0 and scores S/3, as the paper does.
 
-All is one dot product: a descriptor is d = [e^L e^M e^H g^L g^M g^H p^1 ... p^C].
+The score is one dot product, for a descriptor is d = [e^L e^M e^H g^L g^M g^H p^1 ... p^C].
 """
 
 import math
@@ -25,7 +25,7 @@ from .errors import InputError
 
 Vector = npt.NDArray[np.float32]
 LEVELS = ("low", "mid", "high")
-# What the composer gives: in ONNX an output may not bear the name of an input.
+# The outputs of the composer: in ONNX an output may not have the name of an input.
 COMPOSED = ("composed_low", "composed_mid", "composed_high")
 MASKS = tuple(f"masks_{level}" for level in LEVELS)
 COSINES = tuple(f"{term}_{level}" for term in ("local", "global") for level in LEVELS)
@@ -33,7 +33,7 @@ COSINES = tuple(f"{term}_{level}" for term in ("local", "global") for level in L
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Layout:
-    """Where the parts of a descriptor lie: the lengths of e^L, e^M, e^H, of g^L, g^M, g^H, of each p^c."""
+    """The lengths of the parts of a descriptor: e^L, e^M, e^H, then g^L, g^M, g^H, then each p^c."""
 
     local: tuple[int, int, int]
     global_: tuple[int, int, int]
@@ -51,7 +51,7 @@ class Layout:
 
     @property
     def visual_length(self) -> int:
-        """How many of these numbers are the six unit vectors', which come first."""
+        """The length of the six unit vectors together, which come first."""
         return sum(self.local + self.global_)
 
     @property
@@ -61,26 +61,26 @@ class Layout:
 
     def check(self, descriptors: Vector, count: int) -> None:
         """Raise InputError unless these are `count` descriptors of this layout, float32 [count, D]."""
-        right = descriptors.shape == (count, self.length) and descriptors.dtype == np.float32
-        if not right or not self.well_formed(descriptors).all():
+        fits = descriptors.shape == (count, self.length) and descriptors.dtype == np.float32
+        if not fits or not self.well_formed(descriptors).all():
             raise InputError(
                 "the descriptors cannot be stored",
                 code="descriptor-shape",
-                found=f"{descriptors.dtype} {descriptors.shape}, or a part of another length or with NaN",
-                expected=f"{count} x {self.length} finite float32 in six unit vectors, then distributions",
+                found=f"{descriptors.dtype} {descriptors.shape}, or parts of other norms or sums",
+                expected=f"{count} x {self.length} finite float32: six unit vectors, then distributions",
             )
 
     def well_formed(self, descriptors: Vector) -> npt.NDArray[np.bool_]:
-        """Say for each descriptor [N, D] whether it is finite, six unit vectors and C distributions; [N]."""
-        right = np.empty(len(descriptors), bool)
+        """Return [N], whether each descriptor [N, D] is finite, with six unit vectors and C distributions."""
+        result = np.empty(len(descriptors), bool)
         for start in range(0, len(descriptors), 4096):
-            some = descriptors[start : start + 4096]
-            visual, concepts = some[:, : self.visual_length], some[:, self.visual_length :]
-            with np.errstate(over="ignore", invalid="ignore"):  # what overflows is not of length one
+            batch = descriptors[start : start + 4096]
+            visual, concepts = batch[:, : self.visual_length], batch[:, self.visual_length :]
+            with np.errstate(over="ignore", invalid="ignore"):  # a sum that overflows is not 1
                 sums = np.add.reduceat(np.concatenate([visual**2, concepts], axis=1), self.starts, axis=1)
                 positive = (concepts >= 0).all(axis=1)
-            right[start : start + 4096] = (np.abs(sums - 1) < 1e-3).all(axis=1) & positive
-        return right
+            result[start : start + 4096] = (np.abs(sums - 1) < 1e-3).all(axis=1) & positive
+        return result
 
 
 def check_weight(name: str, value: float, low: str, high: str) -> float:
@@ -96,15 +96,15 @@ def check_weight(name: str, value: float, low: str, high: str) -> float:
 
 
 def check_levels(levels: Mapping[str, float] | None) -> dict[str, float]:
-    """Return the weight of each level, those not given 1, or raise InputError."""
-    given = dict(levels) if isinstance(levels, Mapping) else {}
-    right = (levels is None or isinstance(levels, Mapping)) and set(given) <= set(LEVELS)
-    plain = all(
+    """Return the weight of each level, by default 1. Raises InputError."""
+    changes = dict(levels) if isinstance(levels, Mapping) else {}
+    names_fit = (levels is None or isinstance(levels, Mapping)) and set(changes) <= set(LEVELS)
+    are_numbers = all(
         isinstance(v, int | float | np.number) and not isinstance(v, bool) and v >= 0 and math.isfinite(v)
-        for v in given.values()
+        for v in changes.values()
     )
-    weights = dict.fromkeys(LEVELS, 1.0) | given
-    if not right or not plain or not any(weights.values()):
+    weights = dict.fromkeys(LEVELS, 1.0) | changes
+    if not names_fit or not are_numbers or not any(weights.values()):
         raise InputError(
             "levels cannot be used",
             code="levels-range",
@@ -117,11 +117,11 @@ def check_levels(levels: Mapping[str, float] | None) -> dict[str, float]:
 def part_weights(
     layout: Layout, beta: float, gamma: float, levels: Mapping[str, float] | None = None
 ) -> npt.NDArray[np.float64]:
-    """Return what each part's product counts in the score, float64 [6 + C].
+    """Return the weight of each product in the score, float64 [6 + C].
 
-    levels : the weights of the levels among the cosines, in the order of LEVELS; None: all alike.
+    levels : the weights of the levels among the cosines, in the order of LEVELS; None: all equal.
 
-    Of the agreement the group is one half, the criteria share the other.
+    The group has half of the weight of the concepts, the criteria share the other half.
     """
     share = np.array([*(levels or dict.fromkeys(LEVELS, 1.0)).values()])
     share /= share.sum()
@@ -143,10 +143,10 @@ def weigh(descriptor: Vector, layout: Layout, beta: float, gamma: float) -> Vect
 
 
 def products(query: Vector, cases: Vector, layout: Layout) -> npt.NDArray[np.float64]:
-    """Return the six cosines and the C agreements of a query [D] with each case [N, D], float64 [N, 6 + C].
+    """Return the products of a query [D] with each case [N, D]: six cosines, C concepts; float64 [N, 6 + C].
 
-    Summed row by row in float64, so that the same two vectors give the same bits whatever stands beside
-    them and however many threads run.
+    They are summed row by row in float64, so that the same two vectors give the same bits, whatever the other
+    rows are and however many threads run.
     """
     terms: npt.NDArray[Any] = cases.astype(np.float64) * query.astype(np.float64)
     return np.add.reduceat(terms, layout.starts, axis=1)

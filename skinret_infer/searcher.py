@@ -19,7 +19,7 @@ from .bundle import Bundle
 from .cases import Case
 from .descriptor import COSINES, Vector, part_weights
 from .encoder import BATCH, Encoded, Encoder, Picture
-from .errors import InputError, SkinretError
+from .errors import InputError, SkinretError, SkinretWarning
 from .explain import Explainer, QueryExplainer
 from .imaging.decode import ImageSource
 from .indexing import Indexer, Progress
@@ -40,9 +40,9 @@ class Searcher:
     archive :
         the path of the archive; the first `add` makes it. Or another Store of this model's cases.
     runtime :
-        "auto", or one by name, which is then used or refused, never exchanged.
+        "auto", or a name; a runtime that is named is used or refused, never replaced by another.
     precision :
-        "auto" takes the fastest that has passed the precision check for this bundle; or one by name.
+        "auto" takes the fastest that has passed the precision check for this bundle; or a name.
         Cases are added in fp32 unless the precision has passed the check for archives too.
     threads :
         for the runtime; None takes as many as the process may use.
@@ -52,17 +52,17 @@ class Searcher:
         a PEM file of Ed25519 public keys, of which one must have signed the bundle; None takes the
         file that SKINRET_BUNDLE_KEY names, and requires no signature if that is not set either.
     audit :
-        a file to which every query is recorded before its answer is returned, failed ones too: hashes of
-        picture and text, never these themselves; `context` says who queried (trust/audit.py).
+        a file in which every query is recorded before its answer is returned, also if it fails. It has
+        hashes of picture and text, never the picture or the text; `context` says who queried.
 
     Notes
     -----
-    `manifest` is the bundle's own description: the model, its metrics, its intended use.
+    `manifest` describes the bundle: the model, its metrics, its intended use.
 
-    Safe to call from several threads. A process that is forked from this one may use it too: it opens its
-    own runtime and connections at the first use. A pickled Searcher, for a process that is spawned, is
-    opened there from the same files. Raises BundleError, ArchiveError, AuditError, RuntimeUnavailable, and
-    InputError for keys that cannot be read.
+    Safe to call from several threads. A forked process may use it too: it opens its own runtime and
+    connections at the first use. A pickled Searcher, for a process that is spawned, is opened there from the
+    same files. Raises BundleError, ArchiveError, AuditError, RuntimeUnavailable, and InputError for keys that
+    cannot be read.
     """
 
     def __init__(
@@ -140,7 +140,7 @@ class Searcher:
         self._encoder.close()
 
     def warmup(self) -> None:
-        """Run every graph once, so that the first query is as fast as the next."""
+        """Run every graph once, so that the first query is as fast as later ones."""
         size = self.manifest.image.size
         self.embed(np.zeros((max(size, 32), max(size, 32), 3), np.uint8), "lesion")
 
@@ -152,31 +152,31 @@ class Searcher:
         on_error: str = "raise",
         progress: Progress | None = None,
     ) -> AddReport:
-        """Encode cases and write them to the archive, all or none of a batch of eight at a time.
+        """Encode cases and write them to the archive, eight in one transaction.
 
-        A case that is there already with the same picture and facts is left as it is, so that a call that was
-        interrupted can simply be made again. One that is there with other facts follows `on_duplicate`:
-        "error", "skip" or "replace". With on_error="skip" a case whose image cannot be used is left out, and
-        is in the report's `failed`.
+        A case that the archive has with the same picture and facts stays as it is, so an interrupted call can
+        simply be made again. `on_duplicate` decides about a case that the archive has with another picture or
+        other facts: "error", "skip" or "replace". With on_error="skip" a case whose image cannot be used is
+        left out, and is in the report's `failed`.
 
         Parameters
         ----------
         cases :
-            read lazily, a batch ahead; a list is checked whole before the first is added.
+            read lazily, a batch ahead; all cases of a list are checked before the first is added.
         progress :
             called with (done, total) after each batch; total is None for an iterable without a length.
 
         Notes
         -----
-        Raises InputError for an unusable image, ArchiveError for a case that is there with other facts, both
-        with its `case_id`; the batches before it stay added.
+        Raises InputError for an unusable image, ArchiveError for a case that the archive has with another
+        picture or other facts. Both have the `case_id`; the batches before it stay added.
         """
         return self._indexer.add(cases, on_duplicate, on_error, progress)
 
     def get(self, case_id: str) -> Record | None:
         """Return what the archive knows of a case, or None if there is no such case."""
-        [wanted] = check_ids("case_id", [case_id])
-        return self._store.get([wanted]).get(wanted)
+        [checked] = check_ids("case_id", [case_id])
+        return self._store.get([checked]).get(checked)
 
     def case_ids(self) -> list[str]:
         """Return the ids of all cases, sorted."""
@@ -193,19 +193,19 @@ class Searcher:
     ) -> Record:
         """Change facts of a case without its picture, as when pathology arrives; return the new record.
 
-        What is None stays as it is; `attributes` replaces all attributes. Raises InputError for values that
-        cannot be stored, ArchiveError if there is no such case.
+        A fact that is None stays as it is; `attributes` replaces all attributes. Raises InputError for values
+        that cannot be stored, and with the code case-unknown if the archive has no such case.
         """
         old = self.get(case_id)
         new = {
             "diagnosis": diagnosis, "group": group, "confirmed_by": confirmed_by, "attributes": attributes,
         }  # fmt: skip
         if old is not None:
-            changed = {name: value for name, value in new.items() if value is not None}
+            changes = {name: value for name, value in new.items() if value is not None}
             facts = {name: value for name, value in asdict(old).items() if name != "image_sha256"}
-            if old.group == old.diagnosis:  # it followed the diagnosis, and does so again
+            if old.group == old.diagnosis:  # the group was the diagnosis, and becomes the new one
                 facts["group"] = ""
-            case = Case(image=b"", **facts | changed)  # checks and normalises what can be stored
+            case = Case(image=b"", **facts | changes)  # checks and normalises the values
             record = Record.of(case, old.image_sha256)
             if self._store.update(record):
                 return record
@@ -218,7 +218,7 @@ class Searcher:
         )
 
     def remove(self, case_ids: Collection[str]) -> int:
-        """Remove cases from the archive and overwrite their bytes; return how many were there."""
+        """Remove cases from the archive and overwrite their bytes; return how many it had."""
         return self._store.remove(check_ids("case_ids", case_ids))
 
     def query(
@@ -243,24 +243,25 @@ class Searcher:
         text :
             findings in English, such as "atypical pigment network"; None or "" searches by image alone.
         k :
-            how many hits; fewer come back if the archive or the filter has fewer.
+            how many hits; fewer if the archive has fewer cases, or fewer pass the filter.
         where :
             only cases whose field or attribute has this value, one of these, or a number in a range, such
             as {"sex": "female", "diagnosis": ["melanoma", "nevus"], "age": Range(40, 60)}.
         exclude :
-            case ids that may not come back, such as the patient's own.
+            ids of cases to leave out, such as the patient's own.
         beta :
             the weight of local against global similarity (Eq. 9), 0 to 1; None takes the model's.
         gamma :
             the weight of concept against visual similarity, 0 to 1; None takes the model's.
         levels :
-            the weights of the levels in the visual similarity, such as {"low": 2, "high": 0.5}; those
-            not given are 1.
+            the weights of the levels in the visual similarity, such as {"low": 2, "high": 0.5}; a level
+            that is left out has the weight 1.
         context :
-            what the audit log shall record of the caller, such as {"user": "4711", "study": "..."}.
+            facts about the caller for the audit log, such as {"user": "4711", "study": "..."}.
 
         Notes
         -----
+        If no case passes `where` and `exclude`, there are no hits, and a warning has the code filter-empty.
         Raises InputError, ArchiveError, AuditError.
         """
         return self.query_batch(
@@ -315,7 +316,7 @@ class Searcher:
         levels: Mapping[str, float] | None = None,
         context: Context | None = None,
     ) -> Any:
-        """Answer many queries, eight at a time. The scores are those of `query`, to rounding.
+        """Answer many queries, eight at a time. The scores are those of `query`, up to rounding.
 
         Parameters
         ----------
@@ -344,12 +345,12 @@ class Searcher:
             )
             for start in range(0, len(batch.queries), BATCH):
                 with _forks.no_fork():
-                    some = batch.queries[start : start + BATCH]
-                    batch.answers += self._answer(some, batch.options, on_error == "return")
+                    chunk = batch.queries[start : start + BATCH]
+                    batch.answers += self._answer(chunk, batch.options, on_error == "return")
         return batch.answers
 
     def embed(self, image: ImageSource, text: str | None = None) -> Vector:
-        """Return the descriptor of a query, or without text of a case: float32 [D], as its Layout says."""
+        """Return a descriptor, float32 [D] (see Layout): of a query, or without text also of a case."""
         query = Query(image=image, given_text=text)
         with _forks.no_fork():
             encoded, _, _ = self._encode([query], skip_failed=False)
@@ -361,24 +362,24 @@ class Searcher:
         """Return the results of at most BATCH queries, or the error of a query that failed alone."""
         began = time.perf_counter()
         encoded, failed, timings = self._encode(queries, skip_failed)
-        answered = [query for n, query in enumerate(queries) if n not in failed]
+        usable = [query for n, query in enumerate(queries) if n not in failed]
         answers: list[Results] = []
-        if answered:
+        if usable:
             weights = part_weights(self.manifest.layout, options.beta, options.gamma, options.levels)
-            searching = time.perf_counter()
+            search_began = time.perf_counter()
             found = self._store.search(
-                np.stack([each.descriptor for each in encoded]),
+                np.stack([query.descriptor for query in encoded]),
                 weights,
                 options.k,
                 options.where,
                 options.exclude,
             )
-            timings["search"] = (time.perf_counter() - searching) * 1e3
+            timings["search"] = (time.perf_counter() - search_began) * 1e3
             timings["total"] = (time.perf_counter() - began) * 1e3
-            spent = {name: round(ms / len(answered), 3) for name, ms in timings.items()}
+            timings_ms = {name: round(ms / len(usable), 3) for name, ms in timings.items()}
             answers = [
-                self._results(query, each, options, matches, found, weights, spent)
-                for query, each, matches in zip(answered, encoded, found.matches, strict=True)
+                self._results(query, query_encoded, options, matches, found, weights, timings_ms)
+                for query, query_encoded, matches in zip(usable, encoded, found.matches, strict=True)
             ]
         remaining = iter(answers)
         return [failed[n] if n in failed else next(remaining) for n in range(len(queries))]
@@ -386,14 +387,14 @@ class Searcher:
     def _encode(
         self, queries: Sequence[Query], skip_failed: bool
     ) -> tuple[list[Encoded], dict[int, SkinretError], dict[str, float]]:
-        """Encode queries; return those that did not fail, the errors of the others, and milliseconds.
+        """Encode queries; return the encoded ones, the errors of the others by number, and milliseconds.
 
         The texts are encoded in another thread while the images are decoded.
         """
-        self._store.check_open()  # the runtime is closed with it
+        self._store.check_open()  # the runtime is closed with the store
         failed: dict[int, SkinretError] = {}
 
-        def failing(n: int, error: InputError) -> None:
+        def note_failure(n: int, error: InputError) -> None:
             if not skip_failed:
                 raise error
             failed[n] = error
@@ -402,7 +403,7 @@ class Searcher:
             try:
                 query.text = check_text(query.given_text, self.manifest.text)
             except InputError as error:
-                failing(n, error)
+                note_failure(n, error)
         started = None
         if not skip_failed:
             started = self._encoder.start_texts([query.text for query in queries])
@@ -412,14 +413,14 @@ class Searcher:
                 try:
                     query.picture = Picture.read(query.image, self.manifest.image)
                 except InputError as error:
-                    failing(n, error)
-        decoded = (time.perf_counter() - began) * 1e3
+                    note_failure(n, error)
+        decode_ms = (time.perf_counter() - began) * 1e3
         pictures = [query.picture for query in queries if query.picture]
         texts = [query.text for query in queries if query.picture]
         if not pictures:
             return [], failed, {}
         encoded, timings = self._encoder.encode(pictures, texts, started or self._encoder.start_texts(texts))
-        return encoded, failed, {"image": decoded, **timings}
+        return encoded, failed, {"image": decode_ms, **timings}
 
     def _results(
         self,
@@ -438,6 +439,9 @@ class Searcher:
             weights=weights,
         )
         hashes = query_hashes(query) | {"bundle": self._bundle_sha256, "archive": found.state}
+        warnings = encoded.warnings
+        if not found.searched and (options.where or options.exclude):
+            warnings += (SkinretWarning("no case passes the filter", "filter-empty"),)
         return Results(
             hits=tuple(self._hits(matches, options, explainer)),
             text=encoded.text,
@@ -455,7 +459,7 @@ class Searcher:
             request_id=query.request_id,
             time=query.time,
             hashes=hashes,
-            warnings=encoded.warnings,
+            warnings=warnings,
             explainer=explainer,
         )
 
@@ -466,15 +470,15 @@ class Searcher:
         by_level = part_weights(layout, 1.0, 0.0, options.levels)[:3]
         by_concept = part_weights(layout, options.beta, 1.0)[6:]
         for rank, match in enumerate(matches, 1):
-            cosines, agreement = match.products[:6], match.products[6:]
+            cosines, concepts = match.products[:6], match.products[6:]
             yield Hit(
                 rank=rank,
                 score=match.score,
                 local_similarity=float(cosines[:3] @ by_level),
                 global_similarity=float(cosines[3:] @ by_level),
                 cosines=dict(zip(COSINES, map(float, cosines), strict=True)),
-                concept_similarity=float(agreement @ by_concept) if len(agreement) else None,
-                concepts=dict(zip(self.manifest.concepts, map(float, agreement), strict=True)),
+                concept_similarity=float(concepts @ by_concept) if len(concepts) else None,
+                concepts=dict(zip(self.manifest.concepts, map(float, concepts), strict=True)),
                 explainer=explainer,
                 **{name: getattr(match.record, name) for name in match.record.__dataclass_fields__},
             )

@@ -111,7 +111,9 @@ def test_a_folder_without_a_manifest_is_no_bundle(copy: Path, tmp_path: Path) ->
 def test_what_is_no_folder_is_no_bundle(what: str, tmp_path: Path) -> None:
     (tmp_path / "a file").write_bytes(b"")
     name = {"too long": "x" * 300, "nul": "a\0b"}.get(what, what)
-    assert "skinret-export" in _refusal(tmp_path / name, "bundle-missing", tmp_path / name)
+    message = _refusal(tmp_path / name, "bundle-missing", tmp_path / name)
+    assert "skinret-export" in message and "BUNDLE ARCHIVE" in message
+    assert ("found a file." in message) == (what == "a file")
 
 
 # -- the manifest --

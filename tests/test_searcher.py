@@ -164,6 +164,16 @@ def test_filters_and_exclusions_apply_before_ranking(searcher: Searcher, cases: 
     assert len(searcher.query(cases[50].image, where={"diagnosis": "no such"})) == 0
 
 
+def test_a_filter_that_no_case_passes_gives_a_warning(searcher: Searcher, cases: list[Case]) -> None:
+    everyone = searcher.case_ids()
+    for options in ({"where": {"sex": "Female"}}, {"exclude": everyone}):
+        results = searcher.query(cases[50].image, **options)
+        assert len(results) == results.searched == 0
+        assert results.warnings == ("no case passes the filter",)
+        assert [warning.code for warning in results.warnings] == ["filter-empty"]
+    assert searcher.query(cases[50].image, where={"sex": "female"}, exclude=everyone[:1]).warnings == ()
+
+
 def test_warnings_say_what_was_not_read(searcher: Searcher, cases: list[Case]) -> None:
     long = searcher.query(cases[50].image, ", ".join(["irregular streaks"] * 40))
     assert any("64 tokens" in w for w in long.warnings)

@@ -139,7 +139,7 @@ def _reader(stream: DeadlineReader) -> Callable[[DeadlineReader, Check], Content
 def _open(source: str | Path | bytes | IO[bytes], max_seconds: float) -> DeadlineReader:
     """Read the bytes of a source. Raises InputError if they are none or too many, or for another type."""
     if isinstance(source, bytes):
-        name, data = "the image bytes", source
+        name, data = "the bytes object", source
     elif isinstance(source, str | Path):
         name, data = str(Path(source)), _read_path(Path(source))
     elif hasattr(source, "read"):
@@ -225,7 +225,7 @@ def _dicom_reader() -> Callable[[DeadlineReader, int, list[str]], Image.Image]:
         from . import dicom
     except (ImportError, AttributeError) as error:  # AttributeError with pydicom 2
         wrong = "a DICOM object cannot be read here"
-        raise missing_extra(wrong, error, "dicom", "image-dicom-extra") from None
+        raise missing_extra(wrong, error, "dicom") from None
     return dicom.read
 
 

@@ -101,7 +101,7 @@ def _template() -> "Template":
     try:
         import jinja2
     except ImportError as error:
-        raise missing_extra("a report cannot be written here", error, "report", "report-extra") from None
+        raise missing_extra("a report cannot be written here", error, "report") from None
     pages = jinja2.Environment(
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )

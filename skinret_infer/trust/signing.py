@@ -41,7 +41,7 @@ def _needs_cryptography(function: Callable[P, R]) -> Callable[P, R]:
             return function(*args, **kwargs)
         except ImportError as error:
             wrong = "keys and signatures of bundles cannot be read here"
-            raise missing_extra(wrong, error, "sign", "sign-extra") from None
+            raise missing_extra(wrong, error, "sign") from None
 
     return wrapped
 

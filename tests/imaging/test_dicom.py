@@ -77,7 +77,7 @@ def _refusal(data: bytes, code: str) -> str:
         decode(data)
     message = str(caught.value)
     assert caught.value.code == code, message
-    assert message.startswith("the image bytes")
+    assert message.startswith("the bytes object")
     assert re.search(r"\. To cure it: .+\.$", message), f"no cure: {message}"
     return message
 
@@ -913,7 +913,7 @@ except InputError as error:
     )
     shape, refusal = process.stdout.splitlines()
     assert shape == f"({HEIGHT}, {WIDTH}, 3)"
-    assert refusal.startswith("image-dicom-extra") and 'pip install "skinret-infer[dicom]"' in refusal
+    assert refusal.startswith("extra-missing") and 'pip install "skinret-infer[dicom]"' in refusal
 
 
 def test_pydicom_is_not_imported_for_other_files() -> None:

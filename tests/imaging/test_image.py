@@ -74,7 +74,7 @@ def test_a_file_that_is_no_usable_image_is_refused_by_name(content: bytes, code:
     path.write_bytes(content)
     image_refusal(path, code, name=str(path))
     image_refusal(str(path), code, name=str(path))
-    image_refusal(content, code, name="the image bytes")
+    image_refusal(content, code, name="the bytes object")
     image_refusal(io.BytesIO(content), code, name="the image file object")
 
 

@@ -366,7 +366,7 @@ def test_without_jinja2_the_error_names_the_extra(
     monkeypatch.setitem(sys.modules, "jinja2", None)
     with pytest.raises(InputError, match=r'pip install "skinret-infer\[report\]"') as caught:
         asked[0].to_html(tmp_path / "page.html")
-    assert caught.value.code == "report-extra"
+    assert caught.value.code == "extra-missing"
 
 
 def test_the_same_results_give_the_same_bytes(

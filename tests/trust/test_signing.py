@@ -367,7 +367,7 @@ def test_without_cryptography_a_key_that_is_configured_is_an_error_with_its_cure
     done = subprocess.run(
         [sys.executable, "-c", code, bundle, keys / "a.pub"], capture_output=True, text=True
     )
-    assert done.stdout.startswith("sign-extra 4 "), done
+    assert done.stdout.startswith("extra-missing 4 "), done
     assert 'pip install "skinret-infer[sign]"' in done.stdout
 
 
