@@ -1,1 +1,1 @@
-"""Where the cases are: the file, the pruning index beside it, and exact search."""
+"""The archive of cases: its file, the pruning index beside it, and exact search."""

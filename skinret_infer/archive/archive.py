@@ -26,9 +26,9 @@ from .store import Match, Record, SearchResult
 class Archive:
     """Cases in a SQLite file, bound to the model whose fingerprint it carries. A Store.
 
-    Safe from several threads and across a fork. A file that does not exist is made by the first `write`, not
-    by opening it. Raises ArchiveError for a file that is no archive, is damaged, is of another schema, or
-    holds descriptors of another model.
+    Safe for several threads and across a fork. The first `write` makes the file if there is none; opening
+    does not. Raises ArchiveError for a file that is not an archive, is damaged, has another schema, or holds
+    descriptors of another model.
     """
 
     def __init__(self, path: str | Path, fingerprint: str, layout: Layout, model: str) -> None:
@@ -39,7 +39,7 @@ class Archive:
 
     @classmethod
     def open(cls, path: str | Path) -> "Archive":
-        """Open an archive without its bundle: its model is the one that it names itself."""
+        """Open an archive without its bundle, for the model that its file names."""
         database = Database.open(path)
         return cls(path, database.fingerprint, database.layout, database.model)
 
@@ -52,9 +52,10 @@ class Archive:
 
     @property
     def state(self) -> str:
-        """The SHA-256 of the archive's history: of the model, and of every write and removal in its order.
+        """The SHA-256 of the archive's history: of the model, and of every write and removal in order.
 
-        It names what the archive held at a moment; a backup has the state of the moment of its making.
+        It identifies what the archive held at one moment. A backup has the state of the moment when it was
+        made.
         """
         with self.database.reading_if_there() as db:
             return self.database.state(db) if db else ""
@@ -74,20 +75,20 @@ class Archive:
             return table.case_ids(db) if db else []
 
     def get(self, case_ids: Collection[str]) -> dict[str, Record]:
-        """Return the records of those of the case ids that are in the archive."""
+        """Return the records of the case ids that are in the archive, by case id."""
         with self.database.reading_if_there() as db:
             return table.records(db, case_ids) if db else {}
 
     def get_with_descriptors(self, case_ids: Collection[str]) -> dict[str, tuple[Record, Vector]]:
-        """Return the records, with their descriptors, of those of the case ids that are in the archive."""
+        """Return record and descriptor of the case ids that are in the archive, by case id."""
         with self.database.reading_if_there() as db:
-            return table.stored(db, self.layout, case_ids) if db else {}
+            return table.records_with_descriptors(db, self.layout, case_ids) if db else {}
 
     @contextlib.contextmanager
     def snapshot(self) -> Iterator[tuple[int, Iterator[tuple[list[Record], Vector]]]]:
-        """Yield how many cases there are, and all of them with their descriptors, some at a time.
+        """Yield the number of cases, and an iterator over all cases with their descriptors, in batches.
 
-        All are of one moment: a writer waits until the context has ended.
+        All cases belong to one moment: a writer waits until the context has ended.
         """
         with self.database.reading_if_there() as db:
             if not db:
@@ -97,34 +98,34 @@ class Archive:
             yield len(table.row_ids(db)), ((records, vectors) for _, records, vectors in batches)
 
     def write(self, records: Sequence[Record], descriptors: Vector) -> None:
-        """Write cases in one transaction, all or none; a case id that is there already is replaced."""
+        """Write cases in one transaction, all or none. A case replaces the one with the same id."""
         self.layout.check(descriptors, len(records))
         vectors = np.ascontiguousarray(descriptors, "<f4")
-        started = self.index.start(records, vectors)
+        pending = self.index.start(records, vectors)
         with self.database.writing(create=True) as db:
-            point = self._point(db)
+            version = self._version(db)
             replaced = table.blank(db, [record.case_id for record in records])
-            written = self._insert(db, records, vectors)
-        update_after_write(self.index, started, point, written, replaced > 0)
+            new_rows = self._insert(db, records, vectors)
+        update_after_write(self.index, pending, version, new_rows, replaced > 0)
         if replaced:
             self.index.remove_stale()
 
     def update(self, record: Record) -> bool:
         """Change the facts of a case and keep its descriptor; return False if there is no such case."""
         with self.database.writing(create=False) as db:
-            point = self._point(db)
-            found = table.stored(db, self.layout, [record.case_id])
-            if record.case_id not in found:
+            version = self._version(db)
+            old = table.records_with_descriptors(db, self.layout, [record.case_id])
+            if record.case_id not in old:
                 return False
-            _, vector = found[record.case_id]
+            _, vector = old[record.case_id]
             table.blank(db, [record.case_id])
-            written = self._insert(db, [record], np.ascontiguousarray(vector[None], "<f4"))
-        update_after_write(self.index, None, point, written, replaced=True)
+            new_rows = self._insert(db, [record], np.ascontiguousarray(vector[None], "<f4"))
+        update_after_write(self.index, None, version, new_rows, replaced=True)
         self.index.remove_stale()
         return True
 
     def remove(self, case_ids: Collection[str]) -> int:
-        """Remove cases and overwrite their bytes in the file; return how many were there.
+        """Remove cases and overwrite their bytes in the file; return how many cases were removed.
 
         On return the pruning index no longer holds the cases. If the process is killed first, the next
         remove, replace or compact finishes the clean-up. After a killed `write`, free pages of the file may
@@ -147,9 +148,8 @@ class Archive:
     ) -> SearchResult:
         """Return the exact k best cases of each query by score, as `Store.search` says.
 
-        Everything is read in one transaction, so that a writer waits until the search has ended and the list
-        is of one moment. The scores are sums in float64 over the stored descriptors: pruning cannot change
-        the answer.
+        One transaction reads everything: a writer waits until the search has ended, and the list belongs to
+        one moment. The scores are sums in float64 over the stored descriptors, so pruning cannot change them.
         """
         with self.database.reading_if_there() as db:
             if not db or not table.count(db):
@@ -164,23 +164,24 @@ class Archive:
             segments = [segment for _, segment in view.segments.values()]
             conditions = parse_filter(where, [segment.columns for segment in segments])
             excluded = table.row_ids(db, exclude)
-            keeps = [segment.allowed(conditions, excluded) for segment in segments]
+            masks = [segment.allowed(conditions, excluded) for segment in segments]
             searched = sum(
-                len(segment) if keep is None else int(keep.sum())
-                for segment, keep in zip(segments, keeps, strict=True)
+                len(segment) if mask is None else int(mask.sum())
+                for segment, mask in zip(segments, masks, strict=True)
             )
             repeated = np.repeat(weights, self.layout.lengths)
-            weighed = [repeated * query.astype(np.float64) for query in queries]
-            longest = len(self.layout.lengths) ** 0.5  # no part of a descriptor is longer than 1
-            bounded = candidates(segments, keeps, view.projection, weighed, k, longest)
+            ys = [repeated * query.astype(np.float64) for query in queries]  # y of pruning.py
+            max_norm = len(self.layout.lengths) ** 0.5  # of a descriptor: no part is longer than 1
+            bounds = candidates(segments, masks, view.projection, ys, k, max_norm)
             fetch = partial(table.descriptors, db, self.layout)
             matches = [
-                _matches(db, k, *rescore(query, some, upper, weights, self.layout, k, fetch))
-                for query, (some, upper) in zip(queries, bounded, strict=True)
+                _matches(db, k, *rescore(query, ids, upper, weights, self.layout, k, fetch))
+                for query, (ids, upper) in zip(queries, bounds, strict=True)
             ]
             return SearchResult(matches, searched, self.database.state(db))
 
-    def _point(self, db: sqlite3.Connection) -> tuple[int, str]:
+    def _version(self, db: sqlite3.Connection) -> tuple[int, str]:
+        """Return the revision and the state."""
         return self.database.number(db, "revision"), self.database.state(db)
 
     def _insert(
@@ -200,7 +201,7 @@ def _matches(
     scores: npt.NDArray[np.float64],
     products: npt.NDArray[np.float64],
 ) -> list[Match]:
-    """Return the k best as matches, equal scores by case id."""
+    """Return the k best as matches, best first; equal scores are in the order of the case ids."""
     records = table.records_by_row(db, ids)
     matches = [Match(records[int(i)], float(s), p) for i, s, p in zip(ids, scores, products, strict=True)]
     return sorted(matches, key=lambda match: (-match.score, match.record.case_id))[:k]

@@ -1,6 +1,7 @@
 """The SQLite file of an archive: its schema, connections, transactions and errors.
 
-It is in rollback journal mode: one file, no reader sees half a change, and no commit passes a reader.
+It is in rollback journal mode: the archive is one file, no reader sees half a change, and a commit waits
+until the readers have finished.
 """
 
 import contextlib
@@ -22,13 +23,13 @@ from ..descriptor import Layout
 from ..errors import ArchiveError, InputError
 
 SCHEMA = 1
-OLDEST_SQLITE = (3, 26, 0)  # of RHEL 8; no older one was tried
+OLDEST_SQLITE = (3, 26, 0)  # of RHEL 8; older versions are not tested
 BUSY_SECONDS = 30.0  # how long a transaction waits for another process that writes
 _APPLICATION_ID = 0x534B4E52  # "SKNR"
-# A row id is given once. Segment n has the rows with id // SEGMENT = n. Its generation is a random number,
-# drawn when the segment loses a case or becomes full: it names what a full segment holds, in this file, in a
-# copy and in any other file. The history has the last states by revision: it tells a reader whether what it
-# remembers is of the past of this file, or of another file that was copied over it.
+# A row id is never used again. Segment n has the rows with id // SEGMENT = n. Its generation is a random
+# number, drawn when the segment loses a case or becomes full: it identifies the content of a full segment, in
+# this file, in a copy and in any other file. The history has the last states by revision: it tells a reader
+# whether the view in its memory belongs to the past of this file, or to another file copied over it.
 _TABLES = (
     """CREATE TABLE cases (
         id INTEGER PRIMARY KEY,
@@ -50,18 +51,18 @@ _TABLES = (
     f"PRAGMA application_id = {_APPLICATION_ID}",
     f"PRAGMA user_version = {SCHEMA}",
 )
-_REMEMBERED = 4096  # revisions in the history
+_HISTORY_LENGTH = 4096  # revisions in the history
 
 
 class Malformed(Exception):
-    """Something in the file is not what this package wrote."""
+    """The file holds something that this package did not write."""
 
 
 class Database:
-    """The file of one archive, bound to one model. Safe from several threads and across a fork.
+    """The file of one archive, bound to one model. Safe for several threads and across a fork.
 
-    A file that does not exist is made by the first transaction that writes. Raises ArchiveError for a file
-    that is no archive, is damaged, is of another schema, or holds descriptors of another model.
+    The first transaction that writes makes the file if there is none. Raises ArchiveError for a file that is
+    not an archive, is damaged, has another schema, or holds descriptors of another model.
     """
 
     def __init__(self, path: str | Path, fingerprint: str, layout: Layout, model: str) -> None:
@@ -70,14 +71,14 @@ class Database:
         self.file: tuple[int, int] | None = None  # device and inode; another file may take its place
         self._idle: list[sqlite3.Connection] = []
         self._closed = False
-        self._checked = False  # the file was looked at and is of this model
-        self._lock = threading.Lock()  # of the idle connections, and of closing
+        self._is_valid = False  # the file exists and is an archive of this model
+        self._lock = threading.Lock()  # guards the idle connections, and closing
         _forks.renew(self)
-        self._look()
+        self._inspect_file()
 
     @classmethod
     def open(cls, path: str | Path) -> "Database":
-        """Open an archive without its bundle: its model is the one that it names itself."""
+        """Open an archive without its bundle, for the model that its file names."""
         path = Path(path)
         with translated_errors(path):
             if not path.is_file() or not path.stat().st_size:
@@ -92,7 +93,7 @@ class Database:
         return cls(path, fingerprint, layout, model)
 
     def after_fork(self) -> None:
-        """Take new connections and locks, in a forked child."""
+        """Replace the connections and the lock, in a forked child."""
         _forks.abandon(self._idle, *self._idle)
         self._idle = []
         self._lock = threading.Lock()
@@ -105,7 +106,7 @@ class Database:
                 self._idle.pop().close()
 
     def check_open(self) -> None:
-        """Raise ArchiveError if it was closed."""
+        """Raise ArchiveError if the database was closed."""
         if self._closed:
             raise ArchiveError(
                 f"archive {self.path} is closed", code="archive-closed", cure="open a new Searcher"
@@ -115,8 +116,8 @@ class Database:
     def reading_if_there(self) -> Iterator[sqlite3.Connection | None]:
         """Yield a connection inside one read transaction, or None if there is no file yet."""
         self.check_open()
-        self._look()
-        if not self._checked:
+        self._inspect_file()
+        if not self._is_valid:
             yield None
             return
         with self.connection() as db:
@@ -139,22 +140,22 @@ class Database:
     def writing(self, *, create: bool) -> Iterator[sqlite3.Connection]:
         """Yield a connection inside one write transaction, which ends with a new revision.
 
-        create : make the file if there is none; otherwise that is an ArchiveError.
+        create : make the file if there is none. Raises ArchiveError if there is none and create is False.
         """
         self.check_open()
-        self._look()
-        if not self._checked:
+        self._inspect_file()
+        if not self._is_valid:
             if not create:
                 raise missing(self.path)
             self._create()
-            self._look()
+            self._inspect_file()
         with self.connection() as db:
             db.execute("BEGIN IMMEDIATE")
             try:
                 self._check_model(db)
                 yield db
                 db.execute("UPDATE meta SET value = value + 1 WHERE name = 'revision'")
-                self._remember(db)
+                self._add_to_history(db)
                 db.execute("COMMIT")
             except BaseException:
                 if db.in_transaction:
@@ -163,10 +164,10 @@ class Database:
 
     @contextlib.contextmanager
     def connection(self) -> Iterator[sqlite3.Connection]:
-        """Yield a connection to the file, which must be there.
+        """Yield a connection to the file, which must exist.
 
-        It holds no pages of the file: SQLite trusts its pages while a counter in the file is the same, which
-        it may be in a backup that was copied over the file.
+        It caches no pages of the file. SQLite trusts cached pages while a counter in the file is the same,
+        and a backup that was copied over the file may have the same counter.
         """
         with translated_errors(self.path), _forks.no_fork():
             with self._lock:
@@ -193,52 +194,54 @@ class Database:
         return int(row[0])
 
     def state(self, db: sqlite3.Connection) -> str:
-        """Return the SHA-256 of the archive's history: of the model, and of each change in its order."""
+        """Return the SHA-256 of the archive's history: of the model, and of each change in order."""
         row = db.execute("SELECT value FROM meta WHERE name = 'state'").fetchone()
         return str(row[0]) if row else hashlib.sha256(self.fingerprint.encode()).hexdigest()
 
     def advance_state(self, db: sqlite3.Connection, *change: bytes | memoryview) -> None:
-        """Take a change into the state, within its transaction."""
+        """Add a change to the state, inside the transaction that makes the change."""
         sha = hashlib.sha256(self.state(db).encode())
         for piece in change:
             sha.update(piece)
         db.execute("INSERT OR REPLACE INTO meta VALUES ('state', ?)", (sha.hexdigest(),))
 
     def was_in_state(self, db: sqlite3.Connection, revision: int, state: str) -> bool:
-        """Say whether this file once had a state at a revision."""
+        """Return whether this file had this state at this revision."""
         row = db.execute("SELECT state FROM history WHERE revision = ?", (revision,)).fetchone()
         return row is not None and row[0] == state
 
-    def _remember(self, db: sqlite3.Connection) -> None:
-        """Take the state into the history."""
+    def _add_to_history(self, db: sqlite3.Connection) -> None:
+        """Add the state of this revision to the history."""
         revision = self.number(db, "revision")
         db.execute("INSERT OR REPLACE INTO history VALUES (?, ?)", (revision, self.state(db)))
-        db.execute("DELETE FROM history WHERE revision <= ?", (revision - _REMEMBERED,))
+        db.execute("DELETE FROM history WHERE revision <= ?", (revision - _HISTORY_LENGTH,))
 
-    def _look(self) -> None:
-        """Look at the file, if there is one, and check that it is an archive of this model."""
+    def _inspect_file(self) -> None:
+        """If there is a file, check that it is an archive of this model. Forget a file that is gone."""
         with translated_errors(self.path):
             try:
                 stat = self.path.stat()
             except (FileNotFoundError, ValueError):  # or a name that no file can have
                 stat = None
             file = (stat.st_dev, stat.st_ino) if stat else None
-            if file != self.file:  # there is none yet, or another was put in its place
+            if file != self.file:  # the file is new, is gone, or was replaced by another
                 with self._lock:
                     while self._idle:
                         self._idle.pop().close()
-                self.file, self._checked = file, False
+                self.file, self._is_valid = file, False
             if stat is None or not stat.st_size or not self.path.is_file():
-                self._checked = False
+                self._is_valid = False
                 return
-            if self._checked:
+            if self._is_valid:
                 return
             with contextlib.closing(_connect(self.path)) as db:
                 pages = db.execute("PRAGMA page_count").fetchone()[0]
-                if not pages and not self.path.stat().st_size:  # a first commit that a kill undid
+                if (
+                    not pages and not self.path.stat().st_size
+                ):  # the first commit was rolled back after a kill
                     return
                 self._check_model(db)
-            self._checked = True
+            self._is_valid = True
 
     def _check_model(self, db: sqlite3.Connection) -> None:
         meta = _meta(db, self.path)
@@ -252,9 +255,9 @@ class Database:
             )
 
     def _create(self) -> None:
-        """Make the tables in one transaction: a kill leaves an empty file, which counts as none.
+        """Make the tables in one transaction: after a kill the file is empty, which counts as no file.
 
-        If another process was faster, its tables stay.
+        If another process made them first, its tables stay.
         """
         meta = {
             "fingerprint": self.fingerprint,
@@ -275,16 +278,16 @@ class Database:
 
 
 def missing(path: Path) -> ArchiveError:
-    """Return the error of an archive that does not exist."""
+    """Return the error for an archive that does not exist."""
     return ArchiveError(f"archive {path} does not exist", code="archive-empty", cure="check the path")
 
 
 def damaged(path: Path, found: str) -> ArchiveError:
-    """Return the error of an archive that is not what this package wrote."""
+    """Return the error for an archive with content that this package did not write."""
     return ArchiveError(
-        f"archive {path} is damaged or no archive",
+        f"archive {path} is damaged or is not an archive",
         code="archive-damaged",
-        expected="a whole SQLite file that `skinret index` made",
+        expected="a complete SQLite file that `skinret index` made",
         found=found,
         cure="restore it from a backup, or index the images again",
     )
@@ -292,18 +295,18 @@ def damaged(path: Path, found: str) -> ArchiveError:
 
 @contextlib.contextmanager
 def translated_errors(path: Path) -> Iterator[None]:
-    """Turn what SQLite raises into an ArchiveError."""
+    """Turn the exceptions of SQLite and of the file system into an ArchiveError or InputError."""
     try:
         yield
     except sqlite3.OperationalError as error:
-        # The module itself raises one without a code, for text that is not UTF-8. SQLITE_ERROR on one of our
-        # own statements says that a table or a column is missing.
+        # Python's module raises one without a code, for text that is not UTF-8. For our own statements,
+        # SQLITE_ERROR means that a table or a column is missing.
         name = getattr(error, "sqlite_errorname", None) or "SQLITE_ERROR"
         if name.startswith(("SQLITE_BUSY", "SQLITE_LOCKED")):
             raise ArchiveError(
                 f"archive {path} is locked by another writer",
                 code="archive-locked",
-                expected=f"it to be free within {BUSY_SECONDS:g} s",
+                expected=f"that the archive is free within {BUSY_SECONDS:g} s",
                 cure="wait until the other process has finished",
             ) from None
         if name == "SQLITE_ERROR" or name.startswith(("SQLITE_CORRUPT", "SQLITE_NOTADB")):
@@ -311,7 +314,7 @@ def translated_errors(path: Path) -> Iterator[None]:
         raise ArchiveError(
             f"archive {path} cannot be used",
             code="archive-io",
-            expected="a readable file, and to add, a writable folder with free space",
+            expected="a readable file; to add cases, also a writable folder with free space",
             found=str(error),
             cure="check its permissions and the free disk space",
         ) from None
@@ -336,18 +339,22 @@ def check_sqlite() -> None:
             code="archive-sqlite",
             expected=f"SQLite {'.'.join(map(str, OLDEST_SQLITE))} or newer, with JSON",
             found=f"SQLite {sqlite3.sqlite_version}{'' if _has_json() else ' without JSON'}",
-            cure="take a Python with a newer SQLite, such as one from conda, uv or python.org",
+            cure="use a Python with a newer SQLite, such as one from conda, uv or python.org",
         )
 
 
 def check_name(path: Path) -> None:
     """Raise ArchiveError for a name that no file can have."""
     if "\0" in str(path):
-        raise ArchiveError(f"archive {str(path)!r} cannot be", code="archive-io", cure="check the path")
+        raise ArchiveError(
+            f"archive {str(path)!r} cannot exist: its name has a NUL",
+            code="archive-io",
+            cure="check the path",
+        )
 
 
 def sqlite_uri(path: PurePath) -> str:
-    """Return the URI of an absolute path, as SQLite reads one: without an authority, also for a share."""
+    """Return the URI of an absolute path in SQLite's form: without an authority, also for a network share."""
     posix = path.as_posix()
     return f"file://{'' if posix.startswith('/') else '/'}{urllib.parse.quote(os.fsencode(posix), safe='/:')}"
 
@@ -371,7 +378,7 @@ def _connect(path: Path, mode: str = "rw") -> sqlite3.Connection:
             code="archive-forked",
             expected="a fork while no other thread uses an archive",
             found="a fork in the middle of a transaction",
-            cure='start processes with "spawn", or fork before the threads that use an archive',
+            cure='start processes with "spawn", or fork before threads use an archive',
         )
     db = sqlite3.connect(
         f"{sqlite_uri(path.absolute())}?mode={mode}",
@@ -381,13 +388,15 @@ def _connect(path: Path, mode: str = "rw") -> sqlite3.Connection:
         check_same_thread=False,
     )
     db.execute("PRAGMA secure_delete = ON")  # a removed case's bytes are overwritten
-    db.execute("PRAGMA synchronous = EXTRA")  # a commit outlives a loss of power
-    db.execute("PRAGMA temp_store = MEMORY")  # ids that a removal sorts go to no shared folder
+    db.execute("PRAGMA synchronous = EXTRA")  # a commit survives a power failure
+    db.execute(
+        "PRAGMA temp_store = MEMORY"
+    )  # so that the ids of a removal are not written to a shared folder
     return db
 
 
 def _meta(db: sqlite3.Connection, path: Path) -> dict[str, str]:
-    """Return the table meta, after a check that the file is an archive of this schema."""
+    """Check that the file is an archive of this schema, and return the table meta."""
     if db.execute("PRAGMA application_id").fetchone()[0] != _APPLICATION_ID:
         raise ArchiveError(
             f"{path} is not a skinret archive",
@@ -398,7 +407,7 @@ def _meta(db: sqlite3.Connection, path: Path) -> dict[str, str]:
         )
     if (schema := db.execute("PRAGMA user_version").fetchone()[0]) != SCHEMA:
         raise ArchiveError(
-            f"archive {path} is of another schema",
+            f"archive {path} has another schema",
             code="archive-schema",
             expected=f"schema {SCHEMA}",
             found=f"schema {schema}",

@@ -15,7 +15,7 @@ from ..errors import InputError
 
 FIELDS = ("diagnosis", "group", "confirmed_by")  # of every case; they hide an attribute of the same name
 _Key: TypeAlias = tuple[str, AttributeValue]  # the kind of a value, and the value
-# A text that is a number: 00123 and 1e3 are names.
+# A text that counts as a number. 00123 and 1e3 are names.
 _NUMBER = re.compile(r"-?(0|[1-9]\d{0,14})(\.\d{1,15})?", re.ASCII)
 
 
@@ -54,19 +54,19 @@ class Condition:
     name: str
     values: frozenset[_Key]
     range: Range | None
-    kind: str  # of value that it can be true of: "text", "a number", "true or false", or "" for any
-    wanted: str  # as it was written, for a message
+    kind: str  # the kind of value that can match: "text", "a number", "true or false", or "" for any
+    wanted: str  # the filter as it was written, for a message
 
 
 class Column:
-    """One field or attribute of n cases: each one's place among the values, -1 where it has none."""
+    """One field or attribute of n cases: a code for each case, the index of its value, -1 if it has none."""
 
     def __init__(self, values: Sequence[AttributeValue], codes: npt.NDArray[np.int32]) -> None:
         self.values, self.codes = values, codes
 
     def matches(self, condition: Condition) -> npt.NDArray[np.bool_]:
-        """Say of each case whether the condition is true of it, bool [n]."""
-        allowed = np.zeros(len(self.values) + 1, bool)  # the last is of those that have none
+        """Return for each case whether the condition is true, bool [n]."""
+        allowed = np.zeros(len(self.values) + 1, bool)  # the last is for cases without a value: code -1
         if condition.range:
             low = -math.inf if condition.range.low is None else condition.range.low
             high = math.inf if condition.range.high is None else condition.range.high
@@ -77,23 +77,23 @@ class Column:
 
     @functools.cached_property
     def kinds(self) -> frozenset[str]:
-        """What kinds of value there are."""
+        """The kinds of the values."""
         return frozenset(kind for kind, _ in self.places)
 
     @functools.cached_property
     def numbers(self) -> npt.NDArray[np.float64]:
-        """The values as numbers, NaN where one is none."""
+        """The values as numbers, NaN for a value that is not a number."""
         return np.array([np.nan if (x := parse_number(v)) is None else x for v in self.values], np.float64)
 
     @functools.cached_property
     def places(self) -> Mapping[_Key, list[int]]:
-        """The places of the values by what they are found by."""
+        """The indices of the values that a filter on a key finds. A text such as "63" is also found as 63."""
         places: dict[_Key, list[int]] = {}
         for place, value in enumerate(self.values):
             number = parse_number(value) if isinstance(value, str) else None
-            keys = [(_kind(value), value)] + ([] if number is None else [("a number", number)])
-            for key in keys:
-                places.setdefault(key, []).append(place)
+            places.setdefault((_kind(value), value), []).append(place)
+            if number is not None:
+                places.setdefault(("a number", number), []).append(place)
         return places
 
 
@@ -102,28 +102,29 @@ class Columns(dict[str, Column]):
 
     @classmethod
     def of(cls, facts: Sequence[Mapping[str, AttributeValue]]) -> "Columns":
-        """Code the facts of cases."""
+        """Return the facts of cases as columns of codes."""
         places: dict[str, dict[_Key, int]] = {}
         codes: dict[str, npt.NDArray[np.int32]] = {}
         for n, row in enumerate(facts):
             for name, value in row.items():
                 if name not in places:
                     places[name], codes[name] = {}, np.full(len(facts), -1, np.int32)
-                known = places[name]
-                codes[name][n] = known.setdefault((_kind(value), value), len(known))
+                places_of = places[name]
+                codes[name][n] = places_of.setdefault((_kind(value), value), len(places_of))
         return cls({name: Column([v for _, v in places[name]], codes[name]) for name in places})
 
     def rows(self, rows: slice) -> "Columns":
-        """Return the facts of some cases, and no value that none of them has."""
-        some = Columns()
+        """Return the facts of some of the cases, without the values that none of them has."""
+        columns = Columns()
         for name, column in self.items():
-            used, codes = np.unique(np.append(column.codes[rows], -1), return_inverse=True)
-            if len(used) > 1:  # -1 is the first
-                some[name] = Column([column.values[n] for n in used[1:]], codes[:-1].astype(np.int32) - 1)
-        return some
+            old_codes, codes = np.unique(np.append(column.codes[rows], -1), return_inverse=True)
+            if len(old_codes) > 1:  # the first is -1
+                values = [column.values[n] for n in old_codes[1:]]
+                columns[name] = Column(values, codes[:-1].astype(np.int32) - 1)
+        return columns
 
     def concat(self, more: "Columns", count: int, further: int) -> "Columns":
-        """Return the facts of these n cases and of those after them."""
+        """Return the facts of these `count` cases, followed by `further` more cases."""
         both = Columns()
         for name in dict.fromkeys([*self, *more]):
             places: dict[_Key, int] = {}
@@ -131,26 +132,26 @@ class Columns(dict[str, Column]):
             for columns, n in ((self, count), (more, further)):
                 column = columns.get(name)
                 values = column.values if column else ()
-                new = [places.setdefault((_kind(v), v), len(places)) for v in values]
-                places_of = np.array([*new, -1], np.int32)
-                codes.append(places_of[column.codes if column else np.full(n, -1, np.int32)])
+                new_codes = [places.setdefault((_kind(v), v), len(places)) for v in values]
+                old_codes = column.codes if column else np.full(n, -1, np.int32)
+                codes.append(np.array([*new_codes, -1], np.int32)[old_codes])
             both[name] = Column([v for _, v in places], np.concatenate(codes))
         return both
 
     def matches(self, conditions: Iterable[Condition], count: int) -> npt.NDArray[np.bool_]:
-        """Say of each of the n cases whether all conditions are true of it, bool [n]."""
-        kept = np.ones(count, bool)
+        """Return for each of the n cases whether all conditions are true, bool [n]."""
+        mask = np.ones(count, bool)
         for condition in conditions:
             column = self.get(condition.name)
-            kept &= column.matches(condition) if column else False
-        return kept
+            mask &= column.matches(condition) if column else False
+        return mask
 
 
 def check_filter(where: Mapping[str, Any] | None) -> dict[str, Filter]:
     """Return a filter with its names in Unicode's normal form C and its values as plain values and Ranges.
 
-    A value is a text, a number or a bool; a list, tuple or set of them, for any of these; a Range, or its
-    form in JSON. The result is accepted again, as is its form in JSON.
+    A value is a text, a number or a bool; or a list, tuple or set of them, which matches any of them; or a
+    Range, also in its JSON form. The function accepts its own result, and the JSON form of its result.
 
     Raises InputError.
     """
@@ -164,65 +165,65 @@ def check_filter(where: Mapping[str, Any] | None) -> dict[str, Filter]:
             found=f"{where!r:.80}",
         )
     return {
-        nfc(name) if isinstance(name, str) else str(name): _checked(name, wanted)
-        for name, wanted in where.items()
+        nfc(name) if isinstance(name, str) else str(name): _check_value(name, value)
+        for name, value in where.items()
     }
 
 
 def parse_filter(where: Mapping[str, Any] | None, columns: Sequence[Columns]) -> list[Condition]:
-    """Return the conditions of a filter on cases whose facts are in `columns`.
+    """Return the conditions of a filter on cases whose facts are in `columns`, one for each segment.
 
-    A text finds that text; a number finds that number, also where a table has it as a text.
+    A text finds that text. A number finds that number, also where a table has it as a text.
 
-    Raises InputError for a name that no case has, and for a condition that can be true of none.
+    Raises InputError for a name that no case has, and for a condition that no case can match.
     """
-    conditions = [_condition(name, wanted) for name, wanted in check_filter(where).items()]
+    conditions = [_condition(name, value) for name, value in check_filter(where).items()]
     for condition in conditions:
-        kinds = {kind for part in columns if (c := part.get(condition.name)) for kind in c.kinds}
+        kinds = {kind for segment in columns if (c := segment.get(condition.name)) for kind in c.kinds}
         if not kinds and condition.name not in FIELDS:
-            known = sorted({name for part in columns for name in part} - set(FIELDS))
+            known = sorted({name for segment in columns for name in segment} - set(FIELDS))
             raise InputError(
                 f"no case has the attribute {condition.name!r}",
                 code="filter-unknown",
                 found=repr(condition.name),
                 expected=f"one of {', '.join([*FIELDS, *known])}",
             )
-        if condition.kind and condition.kind not in (
-            kinds | ({"text"} if condition.name in FIELDS else set())
-        ):
+        if condition.name in FIELDS:
+            kinds.add("text")
+        if condition.kind and condition.kind not in kinds:
             raise InputError(
-                f"the filter on {condition.name!r} can be true of no case",
+                f"no case can match the filter on {condition.name!r}",
                 code="filter-type",
-                expected=" or ".join(sorted(kinds or {"text"})),
+                expected=" or ".join(sorted(kinds)),
                 found=f"{condition.wanted}, {condition.kind}",
             )
     return conditions
 
 
-def _checked(name: object, wanted: Any) -> Filter:
-    if isinstance(wanted, Range):
-        return wanted
-    if isinstance(wanted, Mapping) and set(wanted) == {"from", "to"}:
-        return Range(wanted["from"], wanted["to"])
-    is_list = isinstance(wanted, list | tuple | set | frozenset)
-    values = [v.item() if isinstance(v, np.generic) else v for v in (wanted if is_list else [wanted])]
+def _check_value(name: object, value: Any) -> Filter:
+    if isinstance(value, Range):
+        return value
+    if isinstance(value, Mapping) and set(value) == {"from", "to"}:
+        return Range(value["from"], value["to"])
+    is_list = isinstance(value, list | tuple | set | frozenset)
+    values = [v.item() if isinstance(v, np.generic) else v for v in (value if is_list else [value])]
     if not all(isinstance(v, str | int | float) and is_storable(v) for v in values):
         raise InputError(
             f"the filter on {name!r} cannot be used",
             code="filter-type",
             expected="a text, number or bool, a list of them, or a Range",
-            found=f"{wanted!r:.80}",
+            found=f"{value!r:.80}",
         )
     return values if is_list else values[0]
 
 
-def _condition(name: str, wanted: Filter) -> Condition:
-    if isinstance(wanted, Range):
-        return Condition(name, frozenset(), wanted, "a number", repr(wanted))
-    values = wanted if isinstance(wanted, list) else [wanted]
+def _condition(name: str, value: Filter) -> Condition:
+    if isinstance(value, Range):
+        return Condition(name, frozenset(), value, "a number", repr(value))
+    values = value if isinstance(value, list) else [value]
     keys = frozenset((_kind(v), nfc(v) if isinstance(v, str) else v) for v in values)
     kinds = {kind for kind, _ in keys}
-    return Condition(name, keys, None, kinds.pop() if len(kinds) == 1 else "", repr(wanted))
+    return Condition(name, keys, None, kinds.pop() if len(kinds) == 1 else "", repr(value))
 
 
 def _kind(value: AttributeValue) -> str:
@@ -232,7 +233,7 @@ def _kind(value: AttributeValue) -> str:
 
 
 def parse_number(value: AttributeValue) -> float | None:
-    """Return the number that a value is, also one that is written as a text; None for others."""
+    """Return a value as a number, also a number that is written as a text; None if it is not a number."""
     if not isinstance(value, str):
         return None if isinstance(value, bool) else value
     return float(value) if _NUMBER.fullmatch(value) else None

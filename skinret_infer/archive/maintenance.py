@@ -1,4 +1,4 @@
-"""The care of an archive: check, repair, compact, back up."""
+"""Maintenance of an archive: check, repair, compact, back up."""
 
 import contextlib
 import sqlite3
@@ -16,7 +16,7 @@ Progress = Callable[[int, int], None]
 
 
 def check(archive: Archive, progress: Progress | None = None) -> list[str]:
-    """Read everything, and return what is wrong, in words; [] for an archive that is whole."""
+    """Read the whole archive and return its faults as texts; [] if there are none."""
     faults: list[str] = []
     try:
         _check(archive, faults, progress)
@@ -28,7 +28,7 @@ def check(archive: Archive, progress: Progress | None = None) -> list[str]:
 
 
 def repair(archive: Archive) -> None:
-    """Make again all that follows from the cases: the counts of the segments, and the pruning index."""
+    """Compute again from the cases: the next row id, the counts of the segments, and the pruning index."""
     database, index = archive.database, archive.index
     with database.writing(create=False) as db:
         [last] = db.execute("SELECT coalesce(max(id), -1) FROM cases").fetchone()
@@ -42,9 +42,9 @@ def repair(archive: Archive) -> None:
 
 
 def compact(archive: Archive) -> None:
-    """Give back the space of removed cases, and fit the pruning index to the cases that are left.
+    """Free the space of removed cases, and fit the pruning index to the remaining cases.
 
-    The whole file is written again, and other processes wait meanwhile.
+    This writes the whole file again. Other processes wait until it has ended.
     """
     database, index = archive.database, archive.index
     with database.reading() as db:
@@ -52,7 +52,7 @@ def compact(archive: Archive) -> None:
         projection = Projection.fit(index.sample(db), database.layout) if enough else None
         full = database.number(db, "next_id") // SEGMENT
     if projection:
-        for number in range(full):  # before a search needs them
+        for number in range(full):  # write the index files now, before a search needs them
             with database.reading() as db, contextlib.suppress(OSError):
                 generations = {n: generation for n, generation, _ in table.segments(db)}
                 if number in generations:
@@ -68,26 +68,28 @@ def compact(archive: Archive) -> None:
 def backup(archive: Archive, target: str | Path, progress: Progress | None = None) -> None:
     """Copy an archive, while it is in use, to a file that does not exist yet.
 
-    The pruning index is not copied. If other processes keep writing, they wait while the last attempt copies
-    everything at once.
+    The pruning index is not copied. A write of another process starts the copy again. After the third such
+    write the copy is made in one step, and other writers wait.
     """
     database, target = archive.database, Path(target)
     check_name(target)
     with translated_errors(archive.path):
-        taken = target.exists()
-    if taken:
+        exists = target.exists()
+    if exists:
         raise ArchiveError(
-            f"{target} is there already",
+            f"{target} exists already",
             code="archive-exists",
             expected="a name that no file has",
             cure="give another name, or move the file away",
         )
-    attempts, left = 0, 0
+    restarts, last_remaining = 0, 0
 
-    def copied(_: int, remaining: int, total: int) -> None:
-        nonlocal attempts, left
-        attempts, left = attempts + (remaining > left > 0), remaining
-        if attempts > 2:
+    def on_step(_: int, remaining: int, total: int) -> None:
+        nonlocal restarts, last_remaining
+        if remaining > last_remaining > 0:
+            restarts += 1
+        last_remaining = remaining
+        if restarts > 2:
             raise InterruptedError
         if progress:
             progress(total - remaining, total)
@@ -95,17 +97,18 @@ def backup(archive: Archive, target: str | Path, progress: Progress | None = Non
     with database.reading():
         pass
     with database.connection() as db, atomic_write(target) as temporary:
-        with contextlib.closing(sqlite3.connect(temporary)) as other:
+        with contextlib.closing(sqlite3.connect(temporary)) as copy:
             try:
-                db.backup(other, pages=2048, progress=copied)
+                db.backup(copy, pages=2048, progress=on_step)
             except InterruptedError:
-                db.backup(other)
-            verdict = other.execute("PRAGMA quick_check(1)").fetchone()[0]
+                db.backup(copy)
+            verdict = copy.execute("PRAGMA quick_check(1)").fetchone()[0]
         if verdict != "ok":
             raise damaged(archive.path, f"a copy with a fault: {verdict}")
 
 
 def _check(archive: Archive, faults: list[str], progress: Progress | None) -> None:
+    """Add the faults of an archive to the list. Raises ArchiveError if it cannot be read to its end."""
     database, index = archive.database, archive.index
     with database.reading_if_there() as db:
         if not db:
@@ -122,19 +125,21 @@ def _check(archive: Archive, faults: list[str], progress: Progress | None) -> No
                 progress(sum(counts.values()), total)
         if last >= database.number(db, "next_id"):
             faults.append(f"row {last} is above the next row id")
-        stated = {number: count for number, _, count in table.segments(db) if count}
-        if stated != counts:
-            faults.append(f"{sum(counts.values())} cases, but {sum(stated.values())} are accounted for")
+        stored_counts = {number: count for number, _, count in table.segments(db) if count}
+        if stored_counts != counts:
+            faults.append(
+                f"{sum(counts.values())} cases, but {sum(stored_counts.values())} are accounted for"
+            )
         if faults:
             return
         projection = index.projection(db, None)
         for number, generation, _ in table.segments(db):
             if name := index.differs(db, projection, number, generation):
-                faults.append(f"{name} does not hold what the archive does")
+                faults.append(f"{name} does not match the cases of the archive")
 
 
 def _vacuum(database: Database) -> None:
-    """Write the file again, by a copy in a temporary file: memory may be too small."""
+    """Write the file again, with the copy in a temporary file: memory may be too small for it."""
     with database.connection() as db:
         db.execute("PRAGMA temp_store = FILE")
         try:
@@ -146,8 +151,8 @@ def _vacuum(database: Database) -> None:
                 f"archive {database.path} cannot be compacted",
                 code="archive-temporary",
                 expected="a folder for temporary files, with space for the archive",
-                found="none that can be written",
-                cure="set SQLITE_TMPDIR to one before the process starts",
+                found="no writable folder",
+                cure="set SQLITE_TMPDIR to such a folder before the process starts",
             ) from None
         finally:
             db.execute("PRAGMA temp_store = MEMORY")

@@ -1,18 +1,18 @@
 """The pruning index: exact search that reads few descriptors. It is derived from the archive.
 
-With w the weights of the products (descriptor.py), y = w * d_q and P an orthonormal projection [D, r] onto
-the directions in which the archive varies most, split y and each d_t into z = P^T y and z_t = P^T d_t, and a
-rest:
+Let w be the weights of the products (descriptor.py), y = w * d_q, and P an orthonormal projection [D, r] onto
+the directions in which the archive varies most. P splits y and each d_t into z = P^T y and z_t = P^T d_t, and
+a rest:
 
     score = z . z_t + rest,    |rest| <= rho * rho_t,    rho_t = |d_t - P z_t|       (Cauchy-Schwarz)
 
-So r numbers a case and one more bound every score from both sides. A case whose upper bound is below the k-th
-lower bound is pruned. The others are scored from the stored descriptors, best bound first, until no bound
-that is left reaches the k-th score (Seidl & Kriegel 1998). The list is exact for any P; a P that fits badly
-only costs time. P does not depend on the query, so weights may change from query to query.
+So r + 1 numbers for each case give a lower and an upper bound of every score. A case whose upper bound is
+below the k-th lower bound is pruned. The others are scored from the stored descriptors, best bound first,
+until no remaining bound reaches the k-th score (Seidl & Kriegel 1998). The list is exact for any P; a P that
+fits badly only costs time. P does not depend on the query, so weights may change from query to query.
 
 A segment is SEGMENT consecutive row ids of the archive. The index of a full segment is a memory-mapped file,
-named after the projection, the segment and the generation that the archive gives the segment.
+whose name has the projection, the segment and the generation of the segment in the archive.
 """
 
 import contextlib
@@ -33,26 +33,26 @@ from ..descriptor import Layout, Vector, products
 from .filters import Column, Columns, Condition
 
 SEGMENT = 1 << 14  # row ids: 8 MB of the index, and the most that is read again when a case is removed
-SAMPLE = 4096  # descriptors from which a projection is taken; an archive of fewer cases needs none
+SAMPLE = 4096  # descriptors to fit a projection to; an archive of fewer cases needs none
 _RANKS = (32, 64, 128, 256)
-_CHUNK = 256  # descriptors projected at once: in float64, within a cache
+_CHUNK = 256  # descriptors projected at once: their float64 copy fits into the cache
 _MAGIC = b"skinret segment 1\n"
-_WORDS = {"<f4": 1, "<i4": 1, "<i8": 2}  # of four bytes
-_BLOCK = 64  # cases first scored from their descriptors
-_FETCH = 80_000.0  # numbers that are scanned in the time that one descriptor is read from the archive
-_LEAST = float(np.finfo(np.float32).min)  # but for minus infinity
+_WORDS = {"<f4": 1, "<i4": 1, "<i8": 2}  # the size of a number in units of four bytes
+_BLOCK = 64  # the number of cases in the first block that is scored from descriptors
+_FETCH = 80_000.0  # numbers that a scan reads in the time in which the archive reads one descriptor
+_LEAST = float(np.finfo(np.float32).min)  # above minus infinity only
 
 Floats = npt.NDArray[np.float64]
 Ids = npt.NDArray[np.int64]
 
 
 class Stale(Exception):
-    """A file that is not the whole index of a segment of this archive."""
+    """A file is not the complete index of a segment of this archive."""
 
 
 @dataclass(frozen=True, slots=True)
 class Projection:
-    """Orthonormal vectors float64 [D, r], or none of them: then a scan holds the descriptors themselves."""
+    """Orthonormal vectors float64 [D, r], or None: then the index holds the descriptors themselves."""
 
     vectors: Floats | None
     key: str
@@ -60,8 +60,8 @@ class Projection:
     @classmethod
     def of(cls, vectors: Floats | None) -> "Projection":
         """Return a projection with its key."""
-        said = b"" if vectors is None else np.ascontiguousarray(vectors, "<f8").tobytes()
-        return cls(vectors, hashlib.sha256(said).hexdigest()[:16])
+        content = b"" if vectors is None else np.ascontiguousarray(vectors, "<f8").tobytes()
+        return cls(vectors, hashlib.sha256(content).hexdigest()[:16])
 
     def rank(self, layout: Layout) -> int:
         """Return r, or D where there are no vectors."""
@@ -71,9 +71,9 @@ class Projection:
     def fit(cls, descriptors: Vector, layout: Layout) -> "Projection":
         """Fit the projection to a sample of the descriptors.
 
-        The concepts are few numbers that weigh much, and are kept as they are; the visual part is projected.
-        Each rank's cost is estimated on the sample: the numbers that are scanned, and the descriptors that
-        its bounds do not prune. If no rank pays (descriptors without structure), there are no vectors.
+        The concepts are few numbers with large weights and stay as they are; the visual part is projected.
+        The sample gives an estimate of the cost of each rank: the numbers to scan, and the descriptors that
+        the bounds do not prune. If no rank saves time (descriptors without structure), there are no vectors.
         """
         visual = layout.visual_length
         sample = descriptors[:, :visual]
@@ -93,7 +93,7 @@ class Projection:
         return cls.of(both)
 
     def cases(self, descriptors: Vector) -> tuple[Vector, Vector]:
-        """Return z_t float32 [N, r] of descriptors [N, D], and rho_t float32 [N], never below what it is."""
+        """Return z_t float32 [N, r] of descriptors [N, D], and rho_t float32 [N], rounded up."""
         if self.vectors is None:
             return descriptors, np.zeros(len(descriptors), np.float32)
         starts = range(0, max(len(descriptors), 1), _CHUNK)
@@ -101,22 +101,22 @@ class Projection:
         z, rho = (np.concatenate(column) for column in zip(*chunks, strict=True))
         return z, np.nextafter(rho, np.float32(np.inf))
 
-    def query(self, weighed: Floats) -> tuple[Vector, float, float]:
-        """Return z float32 [r] of w * d_q [D], its rho, and what rounding may add to any score."""
+    def query(self, y: Floats) -> tuple[Vector, float, float]:
+        """Return z float32 [r] of y = w * d_q [D], its rho, and the largest rounding error of a score."""
         if self.vectors is None:
-            z, rho = weighed.astype(np.float32), 0.0
+            z, rho = y.astype(np.float32), 0.0
         else:
-            seen, dropped = self._split(weighed[None])
-            z, rho = seen[0], float(np.nextafter(dropped[0], np.float32(np.inf)))
+            zs, rhos = self._split(y[None])
+            z, rho = zs[0], float(np.nextafter(rhos[0], np.float32(np.inf)))
         # |fl(x.y) - x.y| <= r u |x||y| in any order of summation (Higham 2002, 3.5), x and y rounded before.
-        return z, rho, (len(z) + 16) * 2.0**-24 * float(np.linalg.norm(weighed))
+        return z, rho, (len(z) + 16) * 2.0**-24 * float(np.linalg.norm(y))
 
     def _split(self, x: npt.NDArray[Any]) -> tuple[Vector, Vector]:
         """Return z and rho of vectors [N, D], computed in float64."""
         x = x.astype(np.float64)
         z = x @ self.vectors
         squared = (x**2).sum(1)
-        # The difference of two sums of float64 has an error far below 1e-11 of the sum (D < 10,000).
+        # The error of the difference of two float64 sums is far below 1e-11 of the sum (D < 10,000).
         rho = np.sqrt(np.maximum(squared - (z**2).sum(1), 0) + 1e-11 * squared)
         return z.astype(np.float32), rho.astype(np.float32)
 
@@ -124,7 +124,7 @@ class Projection:
 def _principal_vectors(sample: Vector, x: Floats, count: int, rng: np.random.Generator) -> Floats:
     """Return orthonormal vectors [D, count] along which a sample varies most, the strongest first.
 
-    x : the sample in float64. By subspace iteration (Halko, Martinsson & Tropp 2011, algorithm 4.4).
+    x : the sample in float64. Subspace iteration (Halko, Martinsson & Tropp 2011, algorithm 4.4).
     """
     space = rng.standard_normal((sample.shape[1], count), np.float32)
     for _ in range(3):
@@ -137,12 +137,12 @@ def _principal_vectors(sample: Vector, x: Floats, count: int, rng: np.random.Gen
 
 
 def _costs(x: Floats, vectors: Floats, ranks: Sequence[int], rng: np.random.Generator) -> dict[int, float]:
-    """Return what a case costs at each rank, in numbers that are scanned, estimated on a sample."""
+    """Estimate on a sample what a case costs at each rank, in numbers that a scan reads."""
     z, squared = x @ vectors, (x**2).sum(1)
     queries = rng.choice(len(x), min(len(x), 64), replace=False)
     exact = x[queries] @ x.T
     exact[np.arange(len(queries)), queries] = -np.inf
-    best = exact.max(1, keepdims=True)  # of the sample: lower than the k-th of many more cases
+    best = exact.max(1, keepdims=True)  # of the sample; the k-th best of many more cases is higher
     costs = {}
     for r in ranks:
         rho = np.sqrt(np.maximum(squared - (z[:, :r] ** 2).sum(1), 0))
@@ -165,7 +165,7 @@ class SegmentIndex:
         return len(self.ids)
 
     def concat(self, more: "SegmentIndex") -> "SegmentIndex":
-        """Return the index of these cases and of those after them."""
+        """Return the index of these cases followed by `more`."""
         if not len(more):
             return self
         return SegmentIndex(
@@ -176,21 +176,21 @@ class SegmentIndex:
         )
 
     def rows(self, start: int, end: int) -> "SegmentIndex":
-        """Return the index of the cases with row ids from start to before end."""
-        at = slice(*np.searchsorted(self.ids, (start, end)))
-        return SegmentIndex(self.ids[at], self.z[at], self.rho[at], self.columns.rows(at))
+        """Return the index of the cases with start <= row id < end."""
+        span = slice(*np.searchsorted(self.ids, (start, end)))
+        return SegmentIndex(self.ids[span], self.z[span], self.rho[span], self.columns.rows(span))
 
     def allowed(self, conditions: Sequence[Condition], exclude: Ids) -> npt.NDArray[np.bool_] | None:
-        """Say which cases a filter lets through, bool [n]; None: all."""
-        keep = self.columns.matches(conditions, len(self)) if conditions else None
+        """Return which cases match a filter and are not excluded, bool [n]; None: all."""
+        mask = self.columns.matches(conditions, len(self)) if conditions else None
         if len(exclude):
             places = np.searchsorted(self.ids, exclude)
             inside = places < len(self)
-            there = places[inside][self.ids[places[inside]] == exclude[inside]]
-            if len(there):
-                keep = np.ones(len(self), bool) if keep is None else keep
-                keep[there] = False
-        return keep
+            excluded = places[inside][self.ids[places[inside]] == exclude[inside]]
+            if len(excluded):
+                mask = np.ones(len(self), bool) if mask is None else mask
+                mask[excluded] = False
+        return mask
 
     def save(self, path: Path) -> None:
         """Write the index to a file, atomically."""
@@ -213,7 +213,7 @@ class SegmentIndex:
 
     @classmethod
     def load(cls, path: Path, rank: int) -> "SegmentIndex":
-        """Map what `save` wrote. Raises Stale for a file that is not whole, OSError for none."""
+        """Map a file of `save` into memory. Raises Stale for a damaged file, OSError if there is none."""
         try:
             content = np.memmap(path, np.uint8, "r").view(np.ndarray)
             if zlib.crc32(content[:-4].data).to_bytes(4, "little") != content[-4:].tobytes():
@@ -223,15 +223,15 @@ class SegmentIndex:
             header = json.loads(content[begin : begin + length].tobytes())
             if header["name"] != path.name:
                 raise Stale(f"{path.name} was written as {header['name']}")
-            data = content[_padded(begin + length) :]
+            data = content[_round_up(begin + length) :]
             cases = header["arrays"]["ids"][1][0]
 
             def array(name: str, kind: str, *shape: int) -> npt.NDArray[Any]:
-                *said, start = header["arrays"][name]
-                if said != [kind, list(shape)]:
+                stored_kind, stored_shape, start = header["arrays"][name]
+                if (stored_kind, stored_shape) != (kind, list(shape)):
                     raise Stale(f"{path.name} has {name} of another kind or rank")
-                found: npt.NDArray[Any] = data[start : start + 4 * math.prod(shape) * _WORDS[kind]]
-                return found.view(kind).reshape(shape)
+                numbers: npt.NDArray[Any] = data[start : start + 4 * math.prod(shape) * _WORDS[kind]]
+                return numbers.view(kind).reshape(shape)
 
             columns = Columns(
                 {
@@ -240,93 +240,98 @@ class SegmentIndex:
                 }
             )
             ids = array("ids", "<i8", cases)
-            if (np.diff(ids) <= 0).any() or not all(map(_sound, columns.values())):
-                raise Stale(f"{path.name} has rows or values that no archive gives")
+            if (np.diff(ids) <= 0).any() or not all(map(_is_valid, columns.values())):
+                raise Stale(f"{path.name} has rows or values that no archive has")
             return cls(ids, array("z", "<f4", cases, rank), array("rho", "<f4", cases), columns)
         except (ValueError, KeyError, TypeError, IndexError, RecursionError) as error:
             raise Stale(f"{path.name}: {error}") from None
 
 
-def _sound(column: Column) -> bool:
-    """Say whether a column that was read has values as they are stored, and a place for each case."""
+def _is_valid(column: Column) -> bool:
+    """Return whether the values of a column from a file can be in an archive, and its codes have values."""
     kinds = set(map(type, column.values))
-    numbers = (v for v in column.values if type(v) is int) if int in kinds else ()
+    integers = (v for v in column.values if type(v) is int) if int in kinds else ()
     return (
         kinds <= {str, int, float, bool}
-        and all(-(2**63) <= v < 2**63 for v in numbers)
+        and all(-(2**63) <= v < 2**63 for v in integers)
         and bool(((column.codes >= -1) & (column.codes < len(column.values))).all())
     )
 
 
 def _pieces(header: bytes, arrays: Iterable[npt.NDArray[Any]]) -> Iterator[bytes | memoryview]:
+    """Yield the content of a file before its checksum: header and arrays, each padded to 64 bytes."""
     begin = _MAGIC + len(header).to_bytes(8, "little") + header
-    yield begin.ljust(_padded(len(begin)), b"\0")
+    yield begin.ljust(_round_up(len(begin)), b"\0")
     for array in arrays:
         yield np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
         yield bytes(-array.nbytes % 64)
 
 
-def _padded(length: int) -> int:
+def _round_up(length: int) -> int:
     return -(-length // 64) * 64
 
 
 def index_cases(
     ids: Sequence[int], descriptors: Vector, facts: Sequence[Mapping[str, Any]], projection: Projection
 ) -> SegmentIndex:
-    """Make the scan of cases: their row ids, descriptors [n, D] and facts."""
+    """Return the index of cases with these row ids, descriptors [n, D] and facts."""
     return SegmentIndex(np.array(ids, np.int64), *projection.cases(descriptors), Columns.of(facts))
 
 
 def candidates(
     segments: Sequence[SegmentIndex],
-    keeps: Sequence[npt.NDArray[np.bool_] | None],
+    masks: Sequence[npt.NDArray[np.bool_] | None],
     projection: Projection,
-    weighed: Sequence[Floats],
+    ys: Sequence[Floats],
     k: int,
-    longest: float,
+    max_norm: float,
 ) -> list[tuple[Ids, Vector]]:
     """Return for each query the row ids that may be among its k best, and their upper bounds, best first.
 
-    weighed : w * d_q of each query, float64 [D]. longest : no descriptor is.
+    masks : the allowed cases of each segment, bool [n]; None: all.
+    ys : y = w * d_q of each query, float64 [D].
+    max_norm : an upper bound of the norm of a descriptor.
     """
-    asked = [projection.query(y) for y in weighed]
-    zs = np.stack([z for z, _, _ in asked])
-    best = [np.empty(0, np.float32) for _ in asked]  # the k greatest lower bounds so far
-    least = [_LEAST] * len(asked)  # the k-th of them, once there are k
-    left: list[list[tuple[Ids, Vector]]] = [[] for _ in asked]
-    for segment, keep in zip(segments, keeps, strict=True):
-        z, rho, ids, out = segment.z, segment.rho, segment.ids, None
-        if keep is not None and 2 * np.count_nonzero(keep) > len(keep):
-            out = ~keep  # few: to copy the others would take longer
-        elif keep is not None:
-            rows = np.flatnonzero(keep)
+    queries = [projection.query(y) for y in ys]
+    zs = np.stack([z for z, _, _ in queries])
+    best = [np.empty(0, np.float32) for _ in queries]  # the k greatest lower bounds so far
+    least = [_LEAST] * len(queries)  # the k-th of them, once there are k
+    batches: list[list[tuple[Ids, Vector]]] = [
+        [] for _ in queries
+    ]  # the cases of each segment not pruned yet
+    for segment, mask in zip(segments, masks, strict=True):
+        z, rho, ids, excluded = segment.z, segment.rho, segment.ids, None
+        if mask is not None and 2 * np.count_nonzero(mask) > len(mask):
+            excluded = ~mask  # less than half: a copy of the allowed cases would take longer
+        elif mask is not None:
+            rows = np.flatnonzero(mask)
             z, rho, ids = z.take(rows, 0), rho.take(rows), ids.take(rows)
         if not len(ids):
             continue
-        # Few are not left to BLAS: its threads spin on for 20 ms, on the cores that the next query needs.
-        rough = zs @ z.T if len(zs) > 3 else [np.einsum("ij,j->i", z, one) for one in zs]
-        for n, (_, dropped, rounding) in enumerate(asked):
-            slack = np.float32(dropped) * rho + np.float32(rounding * longest)
-            lower, upper = rough[n] - slack, rough[n] + slack
-            if out is not None:
-                lower[out] = upper[out] = -np.inf
+        # Not BLAS for few queries: its threads spin for 20 ms more, on the cores that the next query needs.
+        estimates = zs @ z.T if len(zs) > 3 else [np.einsum("ij,j->i", z, query_z) for query_z in zs]
+        for n, (_, query_rho, rounding) in enumerate(queries):
+            slack = np.float32(query_rho) * rho + np.float32(rounding * max_norm)
+            lower, upper = estimates[n] - slack, estimates[n] + slack
+            if excluded is not None:
+                lower[excluded] = upper[excluded] = -np.inf
             # k cases score at least the k-th greatest lower bound: a case whose upper bound is below it is
             # not among the k best. Before there are k lower bounds, `least` prunes nothing.
-            if len(raised := lower[lower > least[n]]):
-                best[n] = np.concatenate([best[n], raised])
+            if len(greater := lower[lower > least[n]]):
+                best[n] = np.concatenate([best[n], greater])
                 if len(best[n]) >= k:
                     best[n] = np.partition(best[n], len(best[n]) - k)[-k:]
                     least[n] = float(best[n][0])
             rows = np.flatnonzero(upper >= least[n])
-            left[n].append((ids[rows], upper[rows]))
-    found = []
-    for n, pieces in enumerate(left):
-        ids = np.concatenate([i for i, _ in pieces] or [np.empty(0, np.int64)])
-        upper = np.concatenate([u for _, u in pieces] or [np.empty(0, np.float32)])
+            batches[n].append((ids[rows], upper[rows]))
+    results = []
+    for n, pairs in enumerate(batches):
+        ids = np.concatenate([i for i, _ in pairs] or [np.empty(0, np.int64)])
+        upper = np.concatenate([u for _, u in pairs] or [np.empty(0, np.float32)])
         rows = np.flatnonzero(upper >= least[n])
         rows = rows[np.argsort(-upper[rows], kind="stable")]
-        found.append((ids[rows], upper[rows]))
-    return found
+        results.append((ids[rows], upper[rows]))
+    return results
 
 
 def rescore(
@@ -340,32 +345,33 @@ def rescore(
 ) -> tuple[Ids, Floats, Floats]:
     """Score candidates from their descriptors; return row ids, scores and products [n, 6 + C] of the k best.
 
-    More than k come back where scores are equal to the k-th.
+    The result has more than k cases if several have the k-th score.
     """
-    known = np.empty(0, np.int64), np.empty(0), np.empty((0, len(layout.lengths)))
+    ranking = np.empty(0, np.int64), np.empty(0), np.empty((0, len(layout.lengths)))
     done, step, kth = 0, max(_BLOCK, k), -np.inf
     while done < len(ids) and upper[done] >= kth:
         block = ids[done : done + step]
         block = block[upper[done : done + step] >= kth]
         terms = products(query, fetch(block), layout)
-        score = (terms * weights).sum(axis=1)  # not BLAS: the same bits whatever stands beside
-        known = tuple(np.concatenate(pair) for pair in zip(known, (block, score, terms), strict=True))  # type: ignore[assignment]
-        if len(known[0]) >= k:
-            kth = np.partition(known[1], len(known[1]) - k)[-k]
+        score = (terms * weights).sum(axis=1)  # not BLAS: the bits of a score must not depend on other cases
+        pairs = zip(ranking, (block, score, terms), strict=True)
+        ranking = tuple(np.concatenate(pair) for pair in pairs)  # type: ignore[assignment]
+        if len(ranking[0]) >= k:
+            kth = np.partition(ranking[1], len(ranking[1]) - k)[-k]
         done, step = done + step, 2 * step
-    best = known[1] >= kth
-    return known[0][best], known[1][best], known[2][best]
+    best = ranking[1] >= kth
+    return ranking[0][best], ranking[1][best], ranking[2][best]
 
 
 def segment_file(projection: Projection, number: int, generation: int) -> str:
-    """Return the name of the file of a segment's index."""
+    """Return the file name of a segment's index."""
     return f"{projection.key}-{number:06}-{generation}.segment"
 
 
 def remove_stale(folder: Path, current: Collection[str]) -> None:
-    """Remove every file of a scan folder but the current ones: what is stale may hold a removed case."""
+    """Remove every file of an index folder but the current ones: a stale file may hold a removed case."""
     with contextlib.suppress(FileNotFoundError, NotADirectoryError):
         for path in folder.iterdir():
             if path.name not in current and path.suffix in (".segment", ".partial"):
-                with contextlib.suppress(OSError):  # Windows keeps what is mapped; the next sweep takes it
+                with contextlib.suppress(OSError):  # Windows keeps a mapped file; the next call removes it
                     path.unlink()

@@ -1,6 +1,6 @@
-"""The pruning index of an archive on disk and in memory, which follows what the archive holds.
+"""The pruning index of an archive on disk and in memory, and its update after changes of the archive.
 
-Every process keeps its own view of the index, and brings it up to date when the archive's revision has moved.
+Every process has its own view of the index, and updates it when the archive has a new revision.
 """
 
 import contextlib
@@ -23,17 +23,17 @@ from .store import Record
 
 @dataclass(frozen=True, slots=True)
 class View:
-    """The index at a revision and state: of each segment by number, its generation and its index."""
+    """The index at one revision and state of the archive."""
 
-    file: tuple[int, int] | None  # the archive's, by device and inode
+    file: tuple[int, int] | None  # device and inode of the archive
     revision: int
     state: str
     projection: Projection
-    segments: Mapping[int, tuple[int, SegmentIndex]]
+    segments: Mapping[int, tuple[int, SegmentIndex]]  # by number: generation and index
 
 
 class PruningIndex:
-    """The index of one archive, in a folder beside it. Safe from several threads and across a fork."""
+    """The index of one archive, in a folder beside it. Safe for several threads and across a fork."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
@@ -43,17 +43,17 @@ class PruningIndex:
         _forks.renew(self)
 
     def after_fork(self) -> None:
-        """Take a new lock and thread, in a forked child."""
-        self._lock = threading.Lock()  # of the view
+        """Make a new lock and thread, in a forked child."""
+        self._lock = threading.Lock()  # guards the view
         self._pool = ThreadPoolExecutor(1, "skinret-index")  # projects cases while SQLite writes them
 
     def close(self) -> None:
-        """Let go of the index."""
+        """Release the index."""
         self._pool.shutdown(wait=False)
         self.view = None
 
     def current(self, db: sqlite3.Connection) -> View:
-        """Return the view of the archive as this transaction sees it."""
+        """Return the view of the archive in this transaction."""
         database = self._database
         with self._lock:
             revision, state = database.number(db, "revision"), database.state(db)
@@ -74,17 +74,20 @@ class PruningIndex:
     def start(
         self, records: Sequence[Record], descriptors: Vector
     ) -> "tuple[View, Future[SegmentIndex]] | None":
-        """Begin to index cases that are about to be written; return None if there is no view to extend."""
+        """Start to index cases before they are written; return None if there is no view to extend."""
         if self.view is None:
             return None
         return self.view, self._pool.submit(_index, records, descriptors, self.view.projection)
 
     def extend(self, before: View, new: SegmentIndex, first: int, state: str) -> None:
-        """Add the cases that were written from row `first` on to the view from before the write."""
+        """Add new cases, with row ids from `first` on, to the view from before the write.
+
+        state : the state of the archive after the write.
+        """
         new = replace(new, ids=new.ids + first)
         with self._database.reading() as db, self._lock:
-            now = self._database.number(db, "revision"), self._database.state(db)
-            if self.view is not before or now != (before.revision + 1, state):
+            version = self._database.number(db, "revision"), self._database.state(db)
+            if self.view is not before or version != (before.revision + 1, state):
                 return  # another process wrote too
             segments, rank = dict(before.segments), before.projection.rank(self._database.layout)
             for number, generation, count in table.segments(db):
@@ -93,15 +96,16 @@ class PruningIndex:
                     if len(index) != count:
                         return
                     if self._is_full(db, number):
-                        index = self._mapped(index, segment_file(before.projection, number, generation), rank)
+                        name = segment_file(before.projection, number, generation)
+                        index = self._write_and_map(index, name, rank)
                     segments[number] = generation, index
-            self.view = View(self._database.file, *now, before.projection, segments)
+            self.view = View(self._database.file, *version, before.projection, segments)
 
     def rebuild(self) -> None:
-        """Bring the index up to date, and fit the projection if there are cases enough and none is fitted."""
+        """Update the index. Fit a projection first if there is none and the cases are enough."""
         with self._database.reading() as db:
-            fitted = db.execute("SELECT count(*) FROM projection").fetchone()[0]
-            sample = None if fitted or table.count(db) < SAMPLE else self.sample(db)
+            has_projection = db.execute("SELECT count(*) FROM projection").fetchone()[0]
+            sample = None if has_projection or table.count(db) < SAMPLE else self.sample(db)
         if sample is not None:
             self.take_projection(Projection.fit(sample, self._database.layout))
         with self._database.reading() as db:
@@ -115,23 +119,23 @@ class PruningIndex:
             remove_stale(self.folder, {segment_file(projection, n, g) for n, g, _ in table.segments(db)})
 
     def remove_all(self) -> None:
-        """Remove every file."""
+        """Remove all files of the index."""
         remove_stale(self.folder, ())
 
     def file_states(self) -> dict[str, str]:
-        """Return how each file is: "right", "missing" or "stale"; nothing is changed.
+        """Return the state of each file: "right", "missing" or "stale". Nothing is changed.
 
-        A search makes the missing and stale ones again, which costs only time.
+        A search makes missing and stale files again, which costs only time.
         """
         with self._database.reading_if_there() as db:
             if not db:
                 return {}
             projection, full = self.projection(db, None), self._database.number(db, "next_id") // SEGMENT
-            there = {path.name for path in self.folder.glob("*.segment")}
-            states = dict.fromkeys(there, "stale")
+            names = {path.name for path in self.folder.glob("*.segment")}
+            states = dict.fromkeys(names, "stale")
             for number, generation, _ in table.segments(db):
                 name = segment_file(projection, number, generation)
-                if name in there:
+                if name in names:
                     with contextlib.suppress(OSError, Stale):
                         SegmentIndex.load(self.folder / name, projection.rank(self._database.layout))
                         states[name] = "right"
@@ -140,16 +144,16 @@ class PruningIndex:
             return states
 
     def differs(self, db: sqlite3.Connection, projection: Projection, number: int, generation: int) -> str:
-        """Return the name of a segment's file if it does not hold what the archive does, else ""."""
+        """Return the name of a segment's file if it differs from the cases of the archive, else ""."""
         path = self.folder / segment_file(projection, number, generation)
         if path.exists():
             with contextlib.suppress(OSError, Stale):  # the next search makes it again
                 index = SegmentIndex.load(path, projection.rank(self._database.layout))
-                right = self.from_cases(db, projection, number * SEGMENT, (number + 1) * SEGMENT)
+                expected = self.from_cases(db, projection, number * SEGMENT, (number + 1) * SEGMENT)
                 if (
-                    len(index) != len(right)
-                    or (index.ids != right.ids).any()
-                    or (np.abs(index.z - right.z).max(initial=0) > 1e-5)
+                    len(index) != len(expected)
+                    or (index.ids != expected.ids).any()
+                    or (np.abs(index.z - expected.z).max(initial=0) > 1e-5)
                 ):
                     return path.name
         return ""
@@ -157,7 +161,7 @@ class PruningIndex:
     def from_cases(
         self, db: sqlite3.Connection, projection: Projection, start: int, end: int
     ) -> SegmentIndex:
-        """Return the index of the cases with these row ids, made from the cases themselves."""
+        """Compute the index of the cases with start <= row id < end from their descriptors and facts."""
         layout = self._database.layout
         index = index_cases([], np.empty((0, layout.length), np.float32), [], projection)
         for ids, records, descriptors in table.rows(db, layout, start, end):
@@ -165,7 +169,7 @@ class PruningIndex:
         return index
 
     def projection(self, db: sqlite3.Connection, known: Projection | None) -> Projection:
-        """Return the projection that the archive holds; `known` if that is the same."""
+        """Return the projection that the archive holds; `known` itself if it is the same."""
         row = db.execute("SELECT key FROM projection").fetchone()
         if known and known.key == (row[0] if row else Projection.of(None).key):
             return known
@@ -178,11 +182,11 @@ class PruningIndex:
             raise Malformed(f"the projection: {error}") from None
         projection = Projection.of(vectors)
         if projection.key != row[0]:
-            raise Malformed("another projection than was written")
+            raise Malformed("a projection that does not match its key")
         return projection
 
     def take_projection(self, projection: Projection) -> None:
-        """Write a projection to the archive; every segment is indexed by it from then on."""
+        """Write a projection to the archive. All segments are indexed with it from then on."""
         vectors = projection.vectors
         blob = b"" if vectors is None else np.ascontiguousarray(vectors, "<f8").tobytes()
         with self._database.writing(create=False) as db:
@@ -208,7 +212,7 @@ class PruningIndex:
         count: int,
         known: Mapping[int, tuple[int, SegmentIndex]],
     ) -> SegmentIndex:
-        """Return a segment's index: the known one and what was added, or its file, or made from the cases."""
+        """Return a segment's index: the known one with new cases, or that of its file, or a new one."""
         index: SegmentIndex | None = None
         if number in known and known[number][0] == generation and len(known[number][1]) <= count:
             index = known[number][1]
@@ -224,11 +228,11 @@ class PruningIndex:
             if len(index) != count:
                 raise Malformed(f"{len(index)} of {count} cases in segment {number}")
             if full:
-                index = self._mapped(index, name, rank)
+                index = self._write_and_map(index, name, rank)
         return index
 
-    def _mapped(self, index: SegmentIndex, name: str, rank: int) -> SegmentIndex:
-        """Write a full segment's index and map it; keep it in memory if it cannot be written."""
+    def _write_and_map(self, index: SegmentIndex, name: str, rank: int) -> SegmentIndex:
+        """Write a full segment's index and return the mapped file; return the index if writing fails."""
         with contextlib.suppress(OSError, Stale):
             index.save(self.folder / name)
             return SegmentIndex.load(self.folder / name, rank)
@@ -237,28 +241,30 @@ class PruningIndex:
 
 def update_after_write(
     index: PruningIndex,
-    started: "tuple[View, Future[SegmentIndex]] | None",
-    point: tuple[int, str],
-    written: tuple[int, int, str],
+    pending: "tuple[View, Future[SegmentIndex]] | None",
+    version: tuple[int, str],
+    new_rows: tuple[int, int, str],
     replaced: bool,
 ) -> None:
-    """Bring the index up to date after a write; a search makes what is missing if this fails.
+    """Update the index after a write. If this fails, the next search does it.
 
-    started : what `PruningIndex.start` returned before it.
-    point : revision and state in front of the write.
-    written : the first row id, the one after the last, and the state after the write.
-    replaced : cases were replaced, so that a view cannot be extended.
+    pending : the result of `PruningIndex.start` before the write.
+    version : the revision and state before the write.
+    new_rows : the first row id, the one after the last, and the state after the write.
+    replaced : the write replaced cases; then a view cannot be extended.
     """
-    first, end, state = written
+    first, end, state = new_rows
     with contextlib.suppress(ArchiveError):
-        if started and (started[0].revision, started[0].state) == point and not replaced:
-            index.extend(started[0], started[1].result(), first, state)
+        if pending and not replaced:
+            view, future = pending
+            if (view.revision, view.state) == version:
+                index.extend(view, future.result(), first, state)
         if first // SEGMENT != end // SEGMENT or first < SAMPLE <= end:
             index.rebuild()
 
 
 def _index(records: Sequence[Record], descriptors: Vector, projection: Projection) -> SegmentIndex:
-    """Index cases whose row ids count from 0."""
+    """Return the index of cases, with row ids that count from 0."""
     facts = [
         {**r.attributes, "diagnosis": r.diagnosis, "group": r.group, "confirmed_by": r.confirmed_by}
         for r in records

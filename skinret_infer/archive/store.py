@@ -1,4 +1,4 @@
-"""The seam between a Searcher and what holds its cases."""
+"""The interface between a Searcher and the store of its cases."""
 
 import json
 from collections.abc import Collection, Mapping, Sequence
@@ -60,7 +60,7 @@ class Record:
 
 @dataclass(frozen=True, slots=True)
 class Match:
-    """A record, its score, and its products [6 + C]: the six cosines, and the agreement of each concept."""
+    """A record, its score, and its products [6 + C]: six cosines, and the similarity of each concept."""
 
     record: Record
     score: float
@@ -69,18 +69,20 @@ class Match:
 
 @dataclass(slots=True)
 class AddReport:
-    """What adding or importing cases did, by case id.
+    """The outcome of adding or importing cases, by case id.
 
     Attributes
     ----------
-    added, replaced :
-        new in the archive, or in the place of a case with the same id.
+    added :
+        Cases that are new in the archive.
+    replaced :
+        Cases that took the place of a case with the same id.
     unchanged :
-        in the archive already.
+        Cases that were in the archive already.
     failed :
-        not added, with the error of each; only where errors are skipped.
+        Cases that were not added, each with its error; only where errors are skipped.
     warnings :
-        what a person should know of the pictures, such as of writing burned into one.
+        Warnings about the pictures of cases, such as of writing burned into one.
     """
 
     added: list[str] = field(default_factory=list)
@@ -105,21 +107,21 @@ class AddReport:
         }
 
     def warning_lines(self) -> list[str]:
-        """Return each warning once, with the first cases that it was given for."""
+        """Return each warning once, with the first of its cases."""
         ids: dict[str, list[str]] = {}
         for case_id, warnings in self.warnings.items():
             for warning in warnings:
                 ids.setdefault(warning, []).append(case_id)
-        return [f"{_first(cases)}: {warning}" for warning, cases in ids.items()]
+        return [f"{_list_first(case_ids)}: {warning}" for warning, case_ids in ids.items()]
 
 
-def _first(case_ids: Sequence[str], count: int = 5) -> str:
+def _list_first(case_ids: Sequence[str], count: int = 5) -> str:
     more = len(case_ids) - count
     return ", ".join(case_ids[:count]) + (f" and {more} more" if more > 0 else "")
 
 
 def check_on_duplicate(on_duplicate: str) -> None:
-    """Raise InputError unless this says what to do with a case that is there with other facts."""
+    """Raise InputError unless the value is "error", "skip" or "replace"."""
     if on_duplicate not in ("error", "skip", "replace"):
         raise InputError(
             "on_duplicate cannot be used",
@@ -130,9 +132,9 @@ def check_on_duplicate(on_duplicate: str) -> None:
 
 
 def keeps_old(case_id: str, differences: Sequence[str], on_duplicate: str) -> bool:
-    """Say whether the case in the archive stays when a new one differs from it in these facts.
+    """Return whether the case in the archive stays when a new one differs from it in these facts.
 
-    Raises ArchiveError if they differ and on_duplicate is "error".
+    Raises ArchiveError if there are differences and on_duplicate is "error".
     """
     if not differences or on_duplicate == "skip":
         return True
@@ -142,29 +144,29 @@ def keeps_old(case_id: str, differences: Sequence[str], on_duplicate: str) -> bo
         f"case {case_id!r:.80} is in the archive already, with other facts",
         code="case-duplicate",
         expected="a new case id, or the same facts",
-        found=f"another {', '.join(differences)}",
+        found=f"different {', '.join(differences)}",
         cure='pass on_duplicate="replace" (--replace) to replace it, or "skip" (--skip) to keep the old one',
         case_id=case_id,
     )
 
 
 class SearchResult(NamedTuple):
-    """What a search found: the k best cases of each query, how many the filter let through, the state."""
+    """The k best cases of each query, the number of cases that match the filter, the archive's state."""
 
     matches: list[list[Match]]
     searched: int
-    state: str  # names what the archive held at that moment, for an audit
+    state: str  # identifies the content of the archive at that moment, for an audit
 
 
 class Store(Protocol):
-    """What a Searcher asks of an archive: `Archive`, a file, is one; a server's database can be another.
+    """The methods of an archive that a Searcher needs. `Archive` (a file) has them; a database server can.
 
-    A store is bound to one model: it holds descriptors of one Layout, and refuses another model's. Every call
-    sees a state that was whole at one moment. Safe from several threads. All raise SkinretError alone.
+    A store is bound to one model: it holds descriptors of one Layout and refuses those of another model.
+    Every call sees the content of one moment. Calls are safe in several threads and raise only SkinretError.
     """
 
     def __len__(self) -> int:
-        """Return how many cases there are; 0 for a store that is not made yet."""
+        """Return the number of cases; 0 for a store that does not exist yet."""
         ...
 
     def case_ids(self) -> list[str]:
@@ -172,17 +174,17 @@ class Store(Protocol):
         ...
 
     def get(self, case_ids: Collection[str]) -> dict[str, Record]:
-        """Return the records of those of the case ids that are there."""
+        """Return the records of the case ids that are in the store, by case id."""
         ...
 
     def get_with_descriptors(self, case_ids: Collection[str]) -> dict[str, tuple[Record, Vector]]:
-        """Return the records, with their descriptors [D], of those of the case ids that are there."""
+        """Return record and descriptor [D] of the case ids that are in the store, by case id."""
         ...
 
     def write(self, records: Sequence[Record], descriptors: Vector) -> None:
-        """Write cases with their descriptors, float32 [N, D], all or none; an id that is there is replaced.
+        """Write cases with their descriptors, float32 [N, D], all or none. A case replaces one with its id.
 
-        What was written is durable when the call returns.
+        The cases are durable when the call returns.
         """
         ...
 
@@ -191,7 +193,7 @@ class Store(Protocol):
         ...
 
     def remove(self, case_ids: Collection[str]) -> int:
-        """Remove cases, so that none of their bytes stay; return how many were there."""
+        """Remove cases, so that none of their bytes stay; return how many cases were removed."""
         ...
 
     def search(
@@ -202,21 +204,21 @@ class Store(Protocol):
         where: Mapping[str, Any] | None = None,
         exclude: Collection[str] = (),
     ) -> SearchResult:
-        """Return the k best cases of each query, how many cases the filter let through, and the state.
+        """Return the k best cases of each query, the number of cases that match the filter, and the state.
 
         Parameters
         ----------
         queries :
-            the descriptors of the queries, float32 [Q, D].
+            The descriptors of the queries, float32 [Q, D].
         weights :
-            what the product of each part counts, float64 [6 + C] (descriptor.part_weights).
+            The weight of each product, float64 [6 + C] (descriptor.part_weights).
         where, exclude :
-            as `Searcher.query` has them; they apply before the ranking.
+            As in `Searcher.query`. They apply before the ranking.
 
         Notes
         -----
-        The score of a case is weights . descriptor.products(query, case), in float64; the best come first,
-        equal ones by case id. Raises ArchiveError where there are no cases, InputError for a bad filter.
+        The score of a case is weights . descriptor.products(query, case), in float64. The best cases come
+        first, equal ones by case id. Raises ArchiveError if there are no cases, InputError for a bad filter.
         """
         ...
 
@@ -225,5 +227,5 @@ class Store(Protocol):
         ...
 
     def close(self) -> None:
-        """Give back what is held. A closed store cannot be used again."""
+        """Release files and connections. A closed store cannot be used again."""
         ...

@@ -1,4 +1,4 @@
-"""What a runtime is to the rest of the package."""
+"""The interface of all runtimes, and the parts that they share."""
 
 import importlib.metadata
 from abc import ABC, abstractmethod
@@ -24,7 +24,7 @@ class Engine(Protocol):
 
     name : the runtime, such as "openvino".
     precision : "fp32", "bf16" or "fp16".
-    facts : version, device and threads that are in use.
+    facts : the version, device and threads in use.
     """
 
     name: str
@@ -42,12 +42,12 @@ class Engine(Protocol):
     def embed(self, pixels: Array, text: TextFeatures | None) -> Vector:
         """Return descriptors, float32 [B, D], of uint8 [B, S, S, 3]: of queries with `text`, else of cases.
 
-        `text` is called after the visual encoder has started: the text encoder may still be running.
+        `text` is called after the visual encoder has started, so that both encoders can run at once.
         """
         ...
 
     def close(self) -> None:
-        """Release what the runtime holds."""
+        """Release the memory of the runtime."""
         ...
 
 
@@ -59,9 +59,9 @@ class Runtime:
     extra : the extra of this package that installs it.
     on_card : it runs on an NVIDIA card, which a forked process cannot use.
     why_not : returns None if it can run here, or the reason why it cannot.
-    precisions : returns those in which it has a bundle's graphs here, the fastest first; called only if it
-        can run here.
-    open : opens a bundle in a precision, with a number of threads and a folder for what it builds.
+    precisions : returns the precisions in which it has a bundle's graphs here, the fastest first. Called only
+        if the runtime can run here.
+    open : opens a bundle in a precision, with a number of threads and a folder for built engines.
     cure : returns how to make it run here.
     """
 
@@ -75,7 +75,7 @@ class Runtime:
 
 
 class HostEngine(ABC):
-    """An engine whose graphs take and give arrays in main memory."""
+    """An engine whose graphs take and return arrays in main memory."""
 
     @abstractmethod
     def run(self, graph: str, feeds: Mapping[str, Array], outputs: Sequence[str]) -> dict[str, Array]: ...
@@ -94,17 +94,17 @@ class HostEngine(ABC):
         return descriptor
 
     def close(self) -> None:
-        """Do nothing: only memory is held."""
+        """Do nothing: the engine holds nothing but memory."""
         return
 
 
 def as_levels(composed: Mapping[str, T]) -> dict[str, T]:
-    """Rename the composer's outputs, composed_low and so on, to the levels that the head takes."""
+    """Rename the composer's outputs, composed_low and so on, to the levels, the inputs of the head."""
     return {level: composed[name] for level, name in zip(LEVELS, COMPOSED, strict=True)}
 
 
 def graph_error(bundle: Bundle, graph: str, precision: str, package: str, error: Exception) -> BundleError:
-    """Return the error of a graph that a runtime cannot load."""
+    """Return the error for a graph that a runtime cannot load."""
     return BundleError(
         f"{bundle.graph(graph, precision)} cannot be loaded",
         code="bundle-graph",
@@ -115,12 +115,12 @@ def graph_error(bundle: Bundle, graph: str, precision: str, package: str, error:
 
 
 def memory_error(what: str, found: str) -> RuntimeUnavailable:
-    """Return the error of a graphics card that is full."""
+    """Return the error for a graphics card without free memory."""
     return RuntimeUnavailable(
         f"the GPU has no memory for {what}",
         code="gpu-memory",
         found=found,
-        cure="end what else runs on the card, ask for fewer images at once, or use another runtime",
+        cure="stop other programs on the card, send fewer images at once, or use another runtime",
     )
 
 

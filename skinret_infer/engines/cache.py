@@ -1,4 +1,4 @@
-"""Built engines on disk. A file says what it was built from and for and proves its bytes, or is not used."""
+"""Built engines on disk. An engine is used only if its file has the right key and the right SHA-256."""
 
 import contextlib
 import functools
@@ -20,14 +20,16 @@ from .base import Notify
 
 Key = Mapping[str, str]  # everything an engine depends on, by name
 _MAGIC = b"skinret engine 2\n"
-_ALIGNED = 64  # bytes: where an engine begins in its file, so that a runtime may use it as it lies there
-# What sets apart engines that are used side by side. In the rest of a key the newer takes the older's place.
+_ALIGNMENT = (
+    64  # bytes: an engine begins at a multiple in its file, so that a runtime can use the mapped file
+)
+# The names of the key that go into the path. An engine that differs in another name replaces the older one.
 _PLACE = ("graph", "onnx", "runtime", "precision", "capability", "device", "platform")
 _logger = logging.getLogger(__name__)
 
 
-class _Building:
-    """The lock of the thread that builds; a child that is forked meanwhile takes another."""
+class _BuildLock:
+    """The lock of the thread that builds; a forked child makes a new one."""
 
     def __init__(self) -> None:
         self.after_fork()
@@ -37,7 +39,7 @@ class _Building:
         self.lock = threading.Lock()
 
 
-_building = _Building()
+_build_lock = _BuildLock()
 
 
 def cache_folder(folder: str | Path | None = None) -> Path:
@@ -45,8 +47,8 @@ def cache_folder(folder: str | Path | None = None) -> Path:
 
     For a user without a home, as in many containers, it is a folder that cannot be made.
     """
-    if chosen := folder or os.environ.get("SKINRET_CACHE"):
-        return Path(chosen)
+    if path := folder or os.environ.get("SKINRET_CACHE"):
+        return Path(path)
     try:
         return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "skinret"
     except RuntimeError:
@@ -54,7 +56,7 @@ def cache_folder(folder: str | Path | None = None) -> Path:
 
 
 def engine_path(folder: Path, key: Key) -> Path:
-    """Return where the engine of a key stands; engines that differ only in version or driver share it."""
+    """Return the path of the engine of a key. Engines that differ only in version or driver share a path."""
     place = hashlib.sha256(json.dumps([key[name] for name in _PLACE]).encode()).hexdigest()
     return (
         folder / key["runtime"] / f"{key['graph']}-{key['precision']}-{key['capability']}-{place[:16]}.engine"
@@ -67,61 +69,62 @@ def cached(
     build: Callable[[], bytes],
     *,
     notify: Notify,
-    refused: str = "",
+    rejection: str = "",
     required: bool = False,
 ) -> bytes | memoryview:
-    """Return the engine at `path` if it is whole and its key is `key`, else build it and keep it there.
+    """Return the engine at `path` if it is undamaged and its key is `key`, else build it and write it there.
 
-    It is mapped, so that its pages are the system's to share and to drop. Who finds another building the
-    same one waits for it. Where nothing can be written the engine serves this process alone, with a warning
-    in the log: an answer is worth more than a file; with `required` it is an error.
+    The file is mapped, so that the system can share its pages and free them. If another process or thread
+    builds the same engine, the call waits for it. If the file cannot be written, only this process has the
+    engine, with a warning in the log.
 
-    refused : why the runtime would not take the engine that is there; it is then built again.
+    rejection : why the runtime does not accept the engine in the file; it is then built again.
+    required : raise RuntimeUnavailable if the file cannot be written.
     """
-    payload, fault = (None, refused) if refused else _read(path, key)
+    payload, fault = (None, rejection) if rejection else _read(path, key)
     if payload is not None:
         return payload
-    with _building.lock, contextlib.ExitStack() as stack:
+    with _build_lock.lock, contextlib.ExitStack() as stack:
         try:
             path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            waited = stack.enter_context(_lock(path.with_suffix(".lock"), notify))
+            had_to_wait = stack.enter_context(_lock(path.with_suffix(".lock"), notify))
         except OSError as error:
-            _not_kept(path, error, required)
+            _report_unwritable(path, error, required)
             return build()
-        if waited or not refused:
+        if had_to_wait or not rejection:
             payload, fault = _read(path, key)
             if payload is not None:
                 return payload
         if fault:
             notify(f"{path.name} {fault}; it is built again")
-        built = build()
+        engine = build()
         try:
             with atomic_write(path) as temporary, temporary.open("wb") as file:
-                header = json.dumps({"key": dict(key), "sha256": hashlib.sha256(built).hexdigest()}).encode()
-                padding = b" " * (-(len(_MAGIC) + len(header) + 1) % _ALIGNED)
+                header = json.dumps({"key": dict(key), "sha256": hashlib.sha256(engine).hexdigest()}).encode()
+                padding = b" " * (-(len(_MAGIC) + len(header) + 1) % _ALIGNMENT)
                 file.write(_MAGIC + header + padding + b"\n")
-                file.write(built)
+                file.write(engine)
         except OSError as error:
-            _not_kept(path, error, required)
-            return built
-        return _read(path, key)[0] or built
+            _report_unwritable(path, error, required)
+            return engine
+        return _read(path, key)[0] or engine
 
 
 def drop(engine: bytes | memoryview) -> None:
-    """Let the system have the pages of an engine that was read; what is read again comes from its file."""
-    mapped = engine.obj if isinstance(engine, memoryview) else None
-    if isinstance(mapped, mmap.mmap) and hasattr(mmap, "MADV_DONTNEED"):
-        mapped.madvise(mmap.MADV_DONTNEED)
+    """Free the memory pages of a mapped engine. The system reads them from the file again if needed."""
+    mapping = engine.obj if isinstance(engine, memoryview) else None
+    if isinstance(mapping, mmap.mmap) and hasattr(mmap, "MADV_DONTNEED"):
+        mapping.madvise(mmap.MADV_DONTNEED)
 
 
 def _read(path: Path, key: Key) -> tuple[memoryview | None, str]:
-    """Return the payload, or None and what is wrong with the file; nothing, if there is none."""
+    """Return the engine and "", or None and the fault of the file; the fault is "" if there is no file."""
     try:
         with path.open("rb") as file:
             data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
     except (FileNotFoundError, NotADirectoryError):
         return None, ""
-    except ValueError:  # nothing in it
+    except ValueError:  # an empty file
         return None, "is not an engine of skinret"
     except OSError as error:
         return None, f"cannot be read ({error})"
@@ -130,11 +133,16 @@ def _read(path: Path, key: Key) -> tuple[memoryview | None, str]:
         return None, "is not an engine of skinret"
     try:
         header: dict[str, Any] = json.loads(data[len(_MAGIC) : end])
-        said, sha256 = dict(header["key"]), header["sha256"]
+        stored_key, sha256 = dict(header["key"]), header["sha256"]
     except (ValueError, KeyError, TypeError, RecursionError):
         return None, "has a header that cannot be read"
-    if other := [f"{n} {said.get(n)}, not {v}" for n, v in key.items() if said.get(n) != v]:
-        return None, f"is of another kind ({'; '.join(other)})"
+    differences = [
+        f"{name} {stored_key.get(name)}, not {value}"
+        for name, value in key.items()
+        if stored_key.get(name) != value
+    ]
+    if differences:
+        return None, f"is of another kind ({'; '.join(differences)})"
     payload = memoryview(data)[end + 1 :]
     if hashlib.sha256(payload).hexdigest() != sha256:
         return None, "is cut short or damaged"
@@ -143,11 +151,12 @@ def _read(path: Path, key: Key) -> tuple[memoryview | None, str]:
 
 @contextlib.contextmanager
 def _lock(path: Path, notify: Notify) -> Iterator[bool]:
-    """Hold a lock between processes and give whether it had to be waited for.
+    """Hold a lock between processes, and yield whether the call had to wait for it.
 
-    Without flock, on Windows and some network drives, two may build at once; each then puts a whole file.
+    Without flock, on Windows and some network drives, two processes may build at once; each then writes a
+    complete file.
     """
-    waited = False
+    had_to_wait = False
     with path.open("wb") as file:
         if sys.platform != "win32":
             import fcntl
@@ -155,37 +164,37 @@ def _lock(path: Path, notify: Notify) -> Iterator[bool]:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                waited = True
+                had_to_wait = True
                 notify(f"{path.stem} is being built by another process; waiting for it")
                 fcntl.flock(file, fcntl.LOCK_EX)
             except OSError:
                 pass
         try:
-            yield waited
-        finally:  # closing the file would not do: a child forked meanwhile holds it too
+            yield had_to_wait
+        finally:  # to close the file is not enough: a forked child may hold it too
             if sys.platform != "win32":
                 with contextlib.suppress(OSError):
                     fcntl.flock(file, fcntl.LOCK_UN)
 
 
-def _not_kept(path: Path, error: OSError, required: bool) -> None:
+def _report_unwritable(path: Path, error: OSError, required: bool) -> None:
     if required:
         raise RuntimeUnavailable(
             f"{path} cannot be written",
             code="engine-cache",
-            expected="a folder that can be written",
+            expected="a writable folder",
             found=str(error),
-            cure="give another cache folder, by option or as SKINRET_CACHE",
+            cure="give another cache folder, as an option or as SKINRET_CACHE",
         ) from None
     _warn(path.parent, error.strerror or str(error))
 
 
 @functools.cache
 def _warn(folder: Path, reason: str) -> None:
-    """Warn of a folder once in a process, whatever the number of engines."""
+    """Warn of a folder only once in a process, for all engines."""
     _logger.warning(
         "%s cannot be written (%s): engines are not cached and every start builds them again; "
-        "set SKINRET_CACHE to a folder that can be written",
+        "set SKINRET_CACHE to a writable folder",
         folder,
         reason,
     )

@@ -1,4 +1,4 @@
-"""The NVIDIA driver and its cards, read without any package."""
+"""The NVIDIA driver and its cards, without any package."""
 
 import ctypes
 import re
@@ -11,36 +11,36 @@ _MAJOR, _MINOR = 75, 76  # CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_*
 
 
 def nvidia_report() -> dict[str, Any]:
-    """Return the version and the cards of the NVIDIA driver, or why there are none. It needs no package."""
+    """Return the version and the cards of the NVIDIA driver, or the fault. It needs no package."""
     report: dict[str, Any] = {"driver": None, "cuda": None, "devices": [], "fault": ""}
     try:
         cuda = ctypes.CDLL(_DRIVERS.get(sys.platform, "libcuda.so"))
     except OSError:
         return report | {"fault": "no NVIDIA driver found"}
 
-    def ask(function: str, *arguments: Any) -> None:
+    def call(function: str, *arguments: Any) -> None:
         if status := getattr(cuda, function)(*arguments):
-            said = ctypes.c_char_p()
-            cuda.cuGetErrorString(status, ctypes.byref(said))
-            raise OSError(f"{function}: {(said.value or str(status).encode()).decode()}")
+            message = ctypes.c_char_p()
+            cuda.cuGetErrorString(status, ctypes.byref(message))
+            raise OSError(f"{function}: {message.value.decode() if message.value else status}")
 
     number, name = ctypes.c_int(), ctypes.create_string_buffer(256)
     value = ctypes.byref(number)
     try:
         report["driver"] = _driver_version()
-        ask("cuDriverGetVersion", value)
+        call("cuDriverGetVersion", value)
         report["cuda"] = f"{number.value // 1000}.{number.value % 1000 // 10}"
-        ask("cuInit", 0)
-        ask("cuDeviceGetCount", value)
+        call("cuInit", 0)
+        call("cuDeviceGetCount", value)
         for index in range(number.value):
-            ask("cuDeviceGet", value, index)
-            device, parts = number.value, []
-            ask("cuDeviceGetName", name, len(name), device)
+            call("cuDeviceGet", value, index)
+            device, capability = number.value, []
+            call("cuDeviceGetName", name, len(name), device)
             for attribute in (_MAJOR, _MINOR):
-                ask("cuDeviceGetAttribute", value, attribute, device)
-                parts.append(str(number.value))
+                call("cuDeviceGetAttribute", value, attribute, device)
+                capability.append(str(number.value))
             report["devices"].append(
-                {"name": name.value.decode(errors="replace"), "compute_capability": ".".join(parts)}
+                {"name": name.value.decode(errors="replace"), "compute_capability": ".".join(capability)}
             )
     except (OSError, AttributeError) as error:
         report["fault"] = f"an NVIDIA driver is installed, but does not answer: {error}"
@@ -48,10 +48,10 @@ def nvidia_report() -> dict[str, Any]:
 
 
 def _driver_version() -> str | None:
-    """Return the driver's own version, such as "580.65.06", where Linux tells it."""
+    """Return the driver's own version, such as "580.65.06"; None on other systems than Linux."""
     try:
-        said = Path("/proc/driver/nvidia/version").read_text("utf-8", "replace")
+        text = Path("/proc/driver/nvidia/version").read_text("utf-8", "replace")
     except OSError:
         return None
-    found = re.search(r"\b\d+\.\d+(\.\d+)?\b", said)
-    return found[0] if found else None
+    match = re.search(r"\b\d+\.\d+(\.\d+)?\b", text)
+    return match[0] if match else None

@@ -1,4 +1,4 @@
-"""ONNX Runtime: on the CPU, where it is the reference, and on NVIDIA cards, where the maps stay."""
+"""ONNX Runtime: on the CPU, as the reference, and on NVIDIA cards, where the feature maps stay."""
 
 import importlib.util
 from collections.abc import Mapping, Sequence
@@ -23,7 +23,7 @@ from .base import (
 )
 
 _PROVIDERS = {"onnxruntime-cpu": "CPUExecutionProvider", "onnxruntime-cuda": "CUDAExecutionProvider"}
-_CUDA_OPTIONS = {"use_tf32": "0"}  # fp32 is to be fp32; who wants speed takes a bundle's fp16 graphs
+_CUDA_OPTIONS = {"use_tf32": "0"}  # fp32 must be true fp32; a bundle's fp16 graphs are for speed
 
 
 def why_not(name: str) -> str | None:
@@ -38,12 +38,12 @@ def why_not(name: str) -> str | None:
         return f"the package {package} is not installed"
     try:
         ort = _telemetry.onnxruntime()
-    except Exception as error:  # what a half-installed package raises is its own affair
+    except Exception as error:  # a half-installed package may raise anything
         return f"the package onnxruntime cannot be imported: {error}"
     if not hasattr(ort, "InferenceSession"):
         return "onnxruntime lacks its files; uninstall onnxruntime and onnxruntime-gpu, then install one"
     if _PROVIDERS[name] not in ort.get_available_providers():
-        return "the installed onnxruntime is the one for the CPU; onnxruntime-gpu takes its place"
+        return "the installed onnxruntime is the one for the CPU; install onnxruntime-gpu in its place"
     return None if name == "onnxruntime-cpu" else _cuda_fault(ort)
 
 
@@ -65,9 +65,9 @@ class OnnxRuntimeCpu(HostEngine):
 
 
 class OnnxRuntimeCuda(HostEngine):
-    """The four graphs on an NVIDIA card; what one gives the next stays there.
+    """The four graphs on an NVIDIA card; the feature maps between them stay there.
 
-    device : where the maps are kept. A test uses "cpu" to run the same code without a card.
+    device : the memory of the maps. A test uses "cpu" to run the same code without a card.
     """
 
     name = "onnxruntime-cuda"
@@ -81,22 +81,23 @@ class OnnxRuntimeCuda(HostEngine):
 
     def run(self, graph: str, feeds: Mapping[str, Array], outputs: Sequence[str]) -> dict[str, Array]:
         """Run one graph on arrays by name and return the named outputs."""
-        return {name: value.numpy() for name, value in self._bound(graph, feeds, outputs, "cpu").items()}
+        return {name: value.numpy() for name, value in self._run_bound(graph, feeds, outputs, "cpu").items()}
 
     def embed(self, pixels: Array, text: TextFeatures | None) -> Vector:
         """Return descriptors, float32 [B, D]; only they leave the card."""
-        maps = self._bound("visual_encoder", {"pixels": pixels}, LEVELS, self._device)
+        maps = self._run_bound("visual_encoder", {"pixels": pixels}, LEVELS, self._device)
         if text is not None:
             tokens, mask = text()
             feeds = {**maps, "tokens": tokens, "attention_mask": mask}
-            maps = as_levels(self._bound("composer", feeds, COMPOSED, self._device))
-        head = self._bound("similarity_head", maps, ["descriptor"], "cpu")
+            maps = as_levels(self._run_bound("composer", feeds, COMPOSED, self._device))
+        head = self._run_bound("similarity_head", maps, ["descriptor"], "cpu")
         descriptor: Vector = head["descriptor"].numpy()
         return descriptor
 
-    def _bound(
+    def _run_bound(
         self, graph: str, feeds: Mapping[str, Any], outputs: Sequence[str], device: str
     ) -> dict[str, Any]:
+        """Run a graph on arrays or OrtValues; return its outputs as OrtValues in the memory of a device."""
         session = self._sessions[graph]
         binding = session.io_binding()
         try:
@@ -108,7 +109,7 @@ class OnnxRuntimeCuda(HostEngine):
             for name in outputs:
                 binding.bind_output(name, device)
             session.run_with_iobinding(binding)
-        except Exception as error:  # ONNX Runtime raises a family of its own, without a common base
+        except Exception as error:  # the exceptions of ONNX Runtime have no common base class
             if not _out_of_memory(error):
                 raise
             raise memory_error(graph, _first_line(error)) from None
@@ -121,7 +122,7 @@ def _session(bundle: Bundle, graph: str, runtime: str, precision: str, threads: 
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     options.log_severity_level = 3
-    # Each session has a pool of its own: none may spin in wait while another computes.
+    # Each session has its own thread pool. A pool without work must not spin while another one computes.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     provider = _PROVIDERS[runtime]
     providers: list[Any] = [provider]
@@ -129,7 +130,7 @@ def _session(bundle: Bundle, graph: str, runtime: str, precision: str, threads: 
         providers = [(provider, _CUDA_OPTIONS), _PROVIDERS["onnxruntime-cpu"]]
     try:
         session = ort.InferenceSession(str(bundle.graph(graph, precision)), options, providers=providers)
-    except Exception as error:  # ONNX Runtime raises a family of its own, without a common base
+    except Exception as error:  # the exceptions of ONNX Runtime have no common base class
         if _out_of_memory(error):
             raise memory_error(graph, _first_line(error)) from None
         raise graph_error(bundle, graph, precision, "onnxruntime", error) from None
@@ -141,28 +142,28 @@ def _session(bundle: Bundle, graph: str, runtime: str, precision: str, threads: 
     )
     if session.get_providers()[0] != provider:
         raise RuntimeUnavailable(
-            f"{graph} does not run where it should",
+            f"{graph} does not run on the right execution provider",
             code="runtime-provider",
             expected=provider,
             found=", ".join(session.get_providers()),
-            cure="see what `skinret doctor` says of onnxruntime-cuda",
+            cure="run `skinret doctor`, which shows the fault of onnxruntime-cuda",
         )
     return session
 
 
 def _cuda_fault(ort: Any) -> str | None:
-    """Say why CUDA does not work, by opening a graph on it: that it was compiled in says nothing."""
+    """Open a graph on CUDA; return None if that works, or the reason. A provider in the list may not work."""
     try:
         ort.preload_dlls()
         session = ort.InferenceSession(
             _IDENTITY, providers=[("CUDAExecutionProvider", _CUDA_OPTIONS), "CPUExecutionProvider"]
         )
-    except Exception as error:  # ONNX Runtime raises a family of its own, without a common base
+    except Exception as error:  # the exceptions of ONNX Runtime have no common base class
         return f"CUDA does not start: {_first_line(error)}"
     if session.get_providers()[0] != "CUDAExecutionProvider":
         return (
             "CUDA does not start, and ONNX Runtime would run on the CPU: an NVIDIA driver, CUDA or cuDNN is "
-            'missing; pip install "skinret-infer[gpu]" brings the last two'
+            'missing; pip install "skinret-infer[gpu]" installs CUDA and cuDNN'
         )
     return None
 
@@ -172,17 +173,16 @@ def _first_line(error: Exception) -> str:
 
 
 def _out_of_memory(error: Exception) -> bool:
-    said = str(error).lower()
-    return (
-        "failed to allocate memory" in said or "out of memory" in said or "cudaerrormemoryallocation" in said
-    )
+    message = str(error).lower()
+    signs = ("failed to allocate memory", "out of memory", "cudaerrormemoryallocation")
+    return any(sign in message for sign in signs)
 
 
 def _version() -> str | None:
     return version("onnxruntime-gpu") or version("onnxruntime")
 
 
-# y = Identity(x), float [1], opset 18: the smallest graph there is, as onnx.helper writes it.
+# y = Identity(x), float [1], opset 18: the smallest possible graph, as onnx.helper writes it.
 _IDENTITY = bytes.fromhex(
     "08083a370a100a017812017922084964656e746974791201675a0f0a0178120a0a08080112040a020801620f0a"
     "0179120a0a08080112040a02080142040a001012"
@@ -198,8 +198,9 @@ def _open_cuda(bundle: Bundle, precision: str, threads: int, cache: Path, log: N
 
 
 def _cuda_cure() -> str:
-    first = "pip uninstall onnxruntime, then " if version("onnxruntime") else ""  # the two must not meet
-    return f'{first}pip install "skinret-infer[gpu]"'
+    # onnxruntime and onnxruntime-gpu must not be installed together.
+    uninstall = "pip uninstall onnxruntime, then " if version("onnxruntime") else ""
+    return f'{uninstall}pip install "skinret-infer[gpu]"'
 
 
 CPU = Runtime(

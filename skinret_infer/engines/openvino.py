@@ -1,4 +1,4 @@
-"""OpenVINO on the CPU: the fastest there, most of all where it computes in bf16 (AMX, AVX512-BF16)."""
+"""OpenVINO on the CPU: the fastest runtime there, above all on a CPU with bf16 (AMX, AVX512-BF16)."""
 
 import ctypes
 import importlib
@@ -31,7 +31,7 @@ def why_not() -> str | None:
 
 
 def precisions() -> tuple[str, ...]:
-    """Return what this CPU computes in, the fastest first."""
+    """Return the precisions of this CPU, the fastest first."""
     capabilities = _core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
     return ("bf16", "fp32") if "BF16" in capabilities else ("fp32",)
 
@@ -39,7 +39,7 @@ def precisions() -> tuple[str, ...]:
 class OpenVino(HostEngine):
     """The four graphs compiled by OpenVINO for the CPU, and cached: the next start takes half the time.
 
-    In bf16 the weights are held in fp16: half the memory, and more digits than are then used.
+    For bf16 the weights are stored in fp16: half the memory, and more digits than bf16 has.
     """
 
     name = "openvino"
@@ -57,7 +57,7 @@ class OpenVino(HostEngine):
             "INFERENCE_NUM_THREADS": threads,
             "ENABLE_CPU_PINNING": False,  # several processes would pin themselves to the same cores
         }
-        everywhere = {
+        common_key = {
             "precision": precision,
             "runtime": self.name,
             "version": release,
@@ -67,18 +67,18 @@ class OpenVino(HostEngine):
             "flags": str(properties),
         }
         self._compiled: dict[str, Any] = {}
-        # A request serves one thread at a time and is kept for the next: its memory is made once.
+        # A request serves one thread at a time. The next call uses it again, so its memory is allocated once.
         self._idle: dict[str, list[Any]] = {graph: [] for graph in GRAPHS}
-        self._blobs: dict[str, bytes | memoryview] = {}  # what these read weights from: to go after them
-        self._met: set[tuple[Any, ...]] = set()  # graphs with shapes that they ran on, and packed weights for
+        self._blobs: dict[str, bytes | memoryview] = {}  # the graphs read weights from them: free them last
+        self._known_shapes: set[tuple[Any, ...]] = set()  # graphs with the shapes that they have run on
         for graph in GRAPHS:
             onnx = bundle.graph(graph)
-            key = everywhere | {"graph": graph, "onnx": bundle.manifest.files[onnx.name]}
+            key = common_key | {"graph": graph, "onnx": bundle.manifest.files[onnx.name]}
 
             def build(onnx: Path = onnx) -> bytes:
                 model = core.read_model(onnx)
                 if precision == "bf16":
-                    _halve(model)
+                    _store_in_fp16(model)
                 return bytes(core.compile_model(model, "CPU", properties).export_model().getvalue())
 
             path = engine_path(cache, key)
@@ -86,8 +86,8 @@ class OpenVino(HostEngine):
                 try:
                     compiled = self._load(graph, cached(path, key, build, notify=notify), core, properties)
                 except RuntimeError as error:
-                    refused = f"is refused by OpenVINO ({str(error).strip().splitlines()[-1]})"
-                    blob = cached(path, key, build, notify=notify, refused=refused)
+                    rejection = f"is refused by OpenVINO ({str(error).strip().splitlines()[-1]})"
+                    blob = cached(path, key, build, notify=notify, rejection=rejection)
                     compiled = self._load(graph, blob, core, properties)
             except RuntimeError as error:  # OpenVINO raises bare RuntimeErrors
                 raise graph_error(bundle, graph, "fp32", "openvino", error) from None
@@ -95,12 +95,13 @@ class OpenVino(HostEngine):
             self._compiled[graph] = compiled
 
     def _load(self, graph: str, blob: bytes | memoryview, core: Any, properties: Mapping[str, Any]) -> Any:
-        """Load what was compiled, as it lies in its file: it reads its weights there as long as it runs."""
+        """Load a compiled graph without a copy: it reads its weights from the blob as long as it runs."""
         self._blobs[graph] = blob
-        found = np.frombuffer(blob, np.uint8)
-        # By its address, for OpenVINO takes no array that is read-only, though it writes nothing.
-        address = found.ctypes.data_as(ctypes.POINTER(ctypes.c_uint8))
-        tensor = _telemetry.openvino().Tensor(np.ctypeslib.as_array(address, found.shape), shared_memory=True)
+        content = np.frombuffer(blob, np.uint8)
+        # By its address: OpenVINO does not accept a read-only array, although it writes nothing.
+        address = content.ctypes.data_as(ctypes.POINTER(ctypes.c_uint8))
+        array = np.ctypeslib.as_array(address, content.shape)
+        tensor = _telemetry.openvino().Tensor(array, shared_memory=True)
         return core.import_model(tensor, "CPU", properties)
 
     def run(self, graph: str, feeds: Mapping[str, Array], outputs: Sequence[str]) -> dict[str, Array]:
@@ -113,13 +114,13 @@ class OpenVino(HostEngine):
         request.infer(dict(feeds), share_inputs=True)
         results = {name: request.get_tensor(name).data.copy() for name in outputs}
         idle.append(request)
-        if (shapes := (graph, *(array.shape for array in feeds.values()))) not in self._met:
-            self._met.add(shapes)
+        if (shapes := (graph, *(array.shape for array in feeds.values()))) not in self._known_shapes:
+            self._known_shapes.add(shapes)  # for new shapes OpenVINO packs the weights, and reads all pages
             drop(self._blobs[graph])
         return results
 
     def close(self) -> None:
-        """Give back the compiled graphs."""
+        """Release the compiled graphs."""
         self._idle.clear()
         self._compiled.clear()
 
@@ -131,8 +132,8 @@ def _shapes(ports: Sequence[Any]) -> dict[str, list[int | None]]:
     }
 
 
-def _halve(model: Any) -> None:
-    """Hold a model's weights in fp16, as OpenVINO's save_model does, but without a file."""
+def _store_in_fp16(model: Any) -> None:
+    """Store a model's weights in fp16, as OpenVINO's save_model does, but without a file."""
     transformations = importlib.import_module("openvino._offline_transformations")
     transformations.compress_model_transformation(model)
 

@@ -17,7 +17,7 @@ from .cpus import available_cpus
 from .verdicts import refusal
 
 PRECISIONS = ("fp32", "bf16", "fp16")
-# The order of "auto": cards before CPUs; of two for the same, the one that was measured as the faster.
+# The order of "auto": cards before CPUs; for the same device, the runtime that was faster in measurements.
 RUNTIMES: dict[str, Runtime] = {
     runtime.name: runtime
     for runtime in (
@@ -49,11 +49,13 @@ def choose(
     *,
     check: bool = True,
 ) -> tuple[list[tuple[str, str]], dict[str, str]]:
-    """Return what is allowed to run, best first, and why the rest is not, by "runtime" or with "/precision".
+    """Return the pairs (runtime, precision) that are allowed to run, best first, and why others are not.
+
+    The reasons are by "runtime" or by "runtime/precision".
 
     check : False leaves out the precision check; see `open_engine`.
 
-    Raises InputError for a name that is not known.
+    Raises InputError for an unknown name.
     """
     _check_name("runtime", runtime, RUNTIMES)
     _check_name("precision", precision, PRECISIONS)
@@ -65,13 +67,13 @@ def choose(
             refused[name] = reason
             continue
         supported = precisions(name, bundle)
-        for wanted in supported if precision == "auto" else (precision,):
-            if wanted not in supported:
-                refused[f"{name}/{wanted}"] = f"{name} has {', '.join(supported)} here"
-            elif check and (reason := refusal(bundle, name, wanted, folder)):
-                refused[f"{name}/{wanted}"] = reason
+        for candidate in supported if precision == "auto" else (precision,):
+            if candidate not in supported:
+                refused[f"{name}/{candidate}"] = f"{name} has {', '.join(supported)} here"
+            elif check and (reason := refusal(bundle, name, candidate, folder)):
+                refused[f"{name}/{candidate}"] = reason
             else:
-                allowed.append((name, wanted))
+                allowed.append((name, candidate))
     return allowed, refused
 
 
@@ -87,12 +89,12 @@ def open_engine(
 ) -> Engine:
     """Open a bundle's graphs on a runtime in a precision. Raises RuntimeUnavailable, with the cure.
 
-    A runtime by name is used or refused; only "auto" chooses. If its choice does not open, it logs a warning
-    and takes the next.
+    A runtime by name is used or refused; only "auto" chooses. If its choice does not open, "auto" logs a
+    warning and tries the next one.
 
     cache : the folder of built engines and of precision checks; see `cache_folder`.
     notify : called when an engine is built, which can take minutes the first time.
-    check : False opens a precision that has not passed the precision check. To measure with, never to search.
+    check : False also opens a precision that has not passed the precision check; only for measurements.
     """
     if threads is not None and (isinstance(threads, bool) or not isinstance(threads, int) or threads < 1):
         raise InputError(
@@ -103,16 +105,16 @@ def open_engine(
         )
     folder = cache_folder(cache)
     allowed, refused = choose(bundle, runtime, precision, folder, check=check)
-    last: SkinretError | None = None
-    for name, wanted in allowed:
+    last_error: SkinretError | None = None
+    for name, candidate in allowed:
         try:
-            return _open(bundle, RUNTIMES[name], wanted, threads or available_cpus(), folder, notify)
+            return _open(bundle, RUNTIMES[name], candidate, threads or available_cpus(), folder, notify)
         except (RuntimeUnavailable, BundleError) as error:
             if runtime != "auto":
                 raise
-            _logger.warning("%s in %s is passed over: %s", name, wanted, error)
-            last = error
-    raise last or _unavailable(bundle, runtime, precision, refused)
+            _logger.warning("%s in %s is skipped: %s", name, candidate, error)
+            last_error = error
+    raise last_error or _unavailable(bundle, runtime, precision, refused)
 
 
 def _open(
@@ -120,25 +122,25 @@ def _open(
 ) -> Engine:
     try:
         return runtime.open(bundle, precision, threads, cache, notify)
-    except (OSError, RuntimeError) as error:  # of the system, such as a full disk, or OpenVINO's
+    except (OSError, RuntimeError) as error:  # from the system, such as a full disk, or from OpenVINO
         raise RuntimeUnavailable(
             f"{runtime.name} does not open in {precision}",
             code="runtime-failed",
             found=f"{type(error).__name__}: {error}",
-            cure="use another runtime, and see what `skinret doctor` says",
+            cure="use another runtime, or look for the cause with `skinret doctor`",
         ) from error
 
 
 def _unavailable(bundle: Bundle, runtime: str, precision: str, refused: dict[str, str]) -> RuntimeUnavailable:
-    """Return the error for a choice in which nothing is allowed to run."""
-    wanted = runtime if precision == "auto" else f"{runtime} in {precision}"
+    """Return the error for a runtime and a precision with which nothing is allowed to run."""
+    choice = runtime if precision == "auto" else f"{runtime} in {precision}"
     found = "; ".join(reason if runtime == name else f"{name}: {reason}" for name, reason in refused.items())
     running = [name for name in RUNTIMES if not why_not(name)]
     candidates = running if runtime == "auto" else [name for name in running if name == runtime]
     if not candidates:
         default = 'pip install "skinret-infer[openvino]" or "skinret-infer[cpu]"'
         return RuntimeUnavailable(
-            f"runtime {wanted} cannot run here",
+            f"runtime {choice} cannot run here",
             code="runtime-unavailable",
             expected=f"one of: {', '.join(running) or 'none is installed'}",
             found=found,
@@ -147,7 +149,7 @@ def _unavailable(bundle: Bundle, runtime: str, precision: str, refused: dict[str
     supported = list(dict.fromkeys(p for name in candidates for p in precisions(name, bundle)))
     if precision not in supported:
         return RuntimeUnavailable(
-            f"runtime {wanted} cannot run here",
+            f"runtime {choice} cannot run here",
             code="precision-unsupported",
             expected=f"a precision among {', '.join(supported)}",
             found=found,
@@ -155,9 +157,9 @@ def _unavailable(bundle: Bundle, runtime: str, precision: str, refused: dict[str
         )
     command = f"skinret validate-precision BUNDLE CASES --runtime ... --precision {precision}"
     return RuntimeUnavailable(
-        f"runtime {wanted} is not allowed to run",
+        f"runtime {choice} is not allowed to run",
         code="precision-refused",
-        expected="ranks that were measured, and are like those of fp32",
+        expected="a precision that has passed the precision check",
         found=found,
         cure=f'measure it: `{command}`; or use precision="fp32"',
     )

@@ -1,7 +1,7 @@
-"""TensorRT and TensorRT-RTX: one backend that takes the module, `tensorrt` or `tensorrt_rtx`.
+"""TensorRT and TensorRT-RTX: one backend for the modules `tensorrt` and `tensorrt_rtx`.
 
-TensorRT refuses with None, False and a line in its log, never with an exception, and without a driver it
-crashes. So every answer is looked at, and a device is proved before the first of its objects is made.
+TensorRT reports a failure by None or False and a line in its log, never by an exception, and without a driver
+it crashes. So every return value is checked, and a device is checked before the first object is made.
 """
 
 import collections
@@ -15,7 +15,7 @@ import platform
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,18 +29,18 @@ from .base import Array, Notify, Runtime, TextFeatures, memory_error
 from .cache import cache_folder, cached, engine_path
 
 MODULES = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
-BATCHES = ((1, 1, 1), (1, 8, 32))  # an optimization profile each: least, best and largest batch
+BATCHES = ((1, 1, 1), (1, 8, 32))  # of each optimization profile: least, best and largest batch
 _MAX_BATCH = BATCHES[-1][-1]
-_OLDEST = (10, 12)  # tensorrt; what tensorrt_rtx numbers is another thing
-_FLAGS = "strongly typed, no TF32"  # fp32 is to be fp32; who wants speed takes a bundle's fp16 graphs
+_OLDEST = (10, 12)  # of tensorrt; tensorrt_rtx has its own version numbers
+_FLAGS = "strongly typed, no TF32"  # fp32 must be true fp32; a bundle's fp16 graphs are for speed
 _TYPES = {"FLOAT": np.dtype("float32"), "INT64": np.dtype("int64"), "UINT8": np.dtype("uint8")}
-_QUIET = 10.0  # seconds between two words of a build's progress
+_REPORT_SECONDS = 10.0  # between two messages on the progress of a build
 _logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Target:
-    """The card an engine is for: TensorRT builds for the very card, TensorRT-RTX for a compute capability."""
+    """The card for an engine: TensorRT builds for this card only, TensorRT-RTX for a compute capability."""
 
     capability: str  # "8.6"
     device: str = "any"  # name and multiprocessors
@@ -53,23 +53,23 @@ def why_not(name: str) -> str | None:
         return f"the package {MODULES[name]} is not installed"
     try:
         cuda = _cuda()
-    except ImportError as missing:
-        return f"the package cuda-bindings cannot be imported: {missing}"
-    error, count = cuda.cudaGetDeviceCount()
-    if error != cuda.cudaError_t.cudaSuccess or not count:
-        return f"there is no CUDA device: {cuda.cudaGetErrorString(error)[1].decode()}"
+    except ImportError as error:
+        return f"the package cuda-bindings cannot be imported: {error}"
+    status, count = cuda.cudaGetDeviceCount()
+    if status != cuda.cudaError_t.cudaSuccess or not count:
+        return f"there is no CUDA device: {cuda.cudaGetErrorString(status)[1].decode()}"
     try:
-        trt, here = load(name), _first_device(cuda)
-    except RuntimeUnavailable as unavailable:
-        return str(unavailable)
-    # The head's products are of fp32, which TensorRT-RTX does not have for Turing, 7.5.
-    if name == "tensorrt-rtx" and here.capability not in _capabilities(trt).keys() - {"7.5"}:
-        return f"TensorRT-RTX does not build for {here.device}, of compute capability {here.capability}"
+        trt, card = load(name), _first_device(cuda)
+    except RuntimeUnavailable as error:
+        return str(error)
+    # The similarity head multiplies in fp32, which TensorRT-RTX does not have for Turing, 7.5.
+    if name == "tensorrt-rtx" and card.capability not in _capabilities(trt).keys() - {"7.5"}:
+        return f"TensorRT-RTX does not build for {card.device}, of compute capability {card.capability}"
     return None
 
 
 def cure(name: str) -> str:
-    """Return what makes the runtime work here."""
+    """Return how to make the runtime work here."""
     return f'pip install "skinret-infer[{name}]", and an NVIDIA driver with which nvidia-smi shows the card'
 
 
@@ -78,10 +78,10 @@ def load(name: str) -> Any:
     found = ""
     try:
         trt = importlib.import_module(MODULES[name])
-        version = tuple(int(part) for part in trt.__version__.split(".")[:2])
+        version = tuple(int(number) for number in trt.__version__.split(".")[:2])
         if name == "tensorrt" and version < _OLDEST:
             found = f"version {trt.__version__}"
-    except Exception as error:  # what a half-installed package raises is its own affair
+    except Exception as error:  # a half-installed package may raise anything
         found = f"{type(error).__name__}: {error}"
     if found:
         raise RuntimeUnavailable(
@@ -95,7 +95,7 @@ def load(name: str) -> Any:
 
 
 def target_here(name: str) -> Target:
-    """Return what engines must be built for to run here. Raises RuntimeUnavailable if none can."""
+    """Return the target of engines that run here. Raises RuntimeUnavailable if none can run here."""
     if reason := why_not(name):
         raise RuntimeUnavailable(
             f"runtime {name} cannot run here", code="runtime-unavailable", found=reason, cure=cure(name)
@@ -113,12 +113,12 @@ def load_or_build(
     *,
     cache: Path,
     notify: Notify,
-    refused: str = "",
+    rejection: str = "",
     required: bool = False,
 ) -> tuple[Path, bytes | memoryview]:
-    """Return the path of a graph's engine and the engine; build it if the cache has no good one.
+    """Return the path of a graph's engine and the engine; build it if the cache has no valid one.
 
-    refused, required : as in `cached`.
+    rejection, required : as in `cached`.
     """
     onnx = bundle.graph(graph, precision)
     if onnx.name not in bundle.manifest.files:
@@ -126,9 +126,9 @@ def load_or_build(
             f"{bundle.path} has no {precision} graphs",
             code="bundle-precision",
             expected=onnx.name,
-            cure=f"export it again with {precision}, or ask for fp32",
+            cure=f"export it again with {precision}, or use fp32",
         )
-    if name == "tensorrt-rtx":  # it compiles for the card and the driver when it runs
+    if name == "tensorrt-rtx":  # it compiles for the card and the driver at run time
         target = Target(capability=target.capability)
     key = {
         "graph": graph,
@@ -145,7 +145,7 @@ def load_or_build(
     }
     path = engine_path(cache, key)
 
-    def built() -> bytes:
+    def build_engine() -> bytes:
         notify(f"{graph}: building an engine of {precision} for compute capability {target.capability}")
         start = time.monotonic()
         capabilities = [target.capability] if name == "tensorrt-rtx" else []
@@ -160,7 +160,7 @@ def load_or_build(
         notify(f"{graph}: built in {time.monotonic() - start:.0f} s")
         return engine
 
-    return path, cached(path, key, built, notify=notify, refused=refused, required=required)
+    return path, cached(path, key, build_engine, notify=notify, rejection=rejection, required=required)
 
 
 def build(
@@ -174,28 +174,29 @@ def build(
 ) -> bytes:
     """Build an engine of an ONNX model, with a profile for single queries and one for batches.
 
-    tokens : the largest length of the token axis, where the model leaves it open.
-    capabilities : compute capabilities to build for, by tensorrt_rtx alone, which then needs no device;
-        none builds for the first device, which must have been proved to be there.
+    tokens : the largest length of the token axis, if the model leaves it open.
+    capabilities : compute capabilities to build for, with tensorrt_rtx only, which then needs no device.
+        Without them the engine is for the first device; the caller must have checked that there is one.
 
-    Raises RuntimeUnavailable with TensorRT's own words if it cannot parse or build the model.
+    Raises RuntimeUnavailable with TensorRT's own message if it cannot parse or build the model.
     """
     log = _log(trt)
     log.errors.clear()
-    builder = _made(trt.Builder(log), log, "a builder")
-    # TensorRT 11 and RTX know no other kind of network; 10.x needs the flag.
+    builder = _require(trt.Builder(log), log, "a builder")
+    # In TensorRT 11 and RTX every network is strongly typed; 10.x needs the flag.
     typed = getattr(trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED", None)
-    network = _made(builder.create_network(0 if typed is None else 1 << int(typed)), log, "a network")
-    parser = _made(trt.OnnxParser(network, log), log, "a parser")
+    flags = 0 if typed is None else 1 << int(typed)
+    network = _require(builder.create_network(flags), log, "a network")
+    parser = _require(trt.OnnxParser(network, log), log, "a parser")
     if not parser.parse(model):
         raise RuntimeUnavailable(
             f"{trt.__name__} cannot read {what}",
             code="engine-parse",
-            expected="operators and types that its ONNX parser knows",
+            expected="only operators and types that its ONNX parser knows",
             found="; ".join(str(parser.get_error(i)) for i in range(min(parser.num_errors, 3))) or log.last,
             cure="use another runtime, or export the bundle again",
         )
-    config = _made(builder.create_builder_config(), log, "a configuration")
+    config = _require(builder.create_builder_config(), log, "a configuration")
     config.clear_flag(trt.BuilderFlag.TF32)
     monitor = _monitor(trt, what, notify)
     config.progress_monitor = monitor
@@ -210,28 +211,27 @@ def build(
         config.num_compute_capabilities = len(capabilities)
         for index, capability in enumerate(capabilities):
             done = config.set_compute_capability(known[capability], index)
-            _must(done, log, f"compute capability {capability}")
+            _check(done, log, f"compute capability {capability}")
     for batch in BATCHES:
-        profile = _made(builder.create_optimization_profile(), log, "a profile")
+        profile = _require(builder.create_optimization_profile(), log, "a profile")
         for i in range(network.num_inputs):
             tensor = network.get_input(i)
             shape = tuple(tensor.shape)[1:]
-            least, most = (tuple(n if d < 0 else d for d in shape) for n in (1, tokens))
-            profile.set_shape(
-                tensor.name, *((b, *s) for b, s in zip(batch, (least, most, most), strict=True))
-            )
-        _must(config.add_optimization_profile(profile) >= 0, log, f"a profile of batch {batch}")
+            shortest = tuple(1 if size < 0 else size for size in shape)
+            longest = tuple(tokens if size < 0 else size for size in shape)
+            least, best, largest = batch
+            profile.set_shape(tensor.name, (least, *shortest), (best, *longest), (largest, *longest))
+        _check(config.add_optimization_profile(profile) >= 0, log, f"a profile of batch {batch}")
     engine = builder.build_serialized_network(network, config)
     if monitor.stopped is not None:
         raise monitor.stopped
-    return bytes(memoryview(_made(engine, log, f"to build {what}")))
+    return bytes(memoryview(_require(engine, log, f"to build {what}")))
 
 
 class TensorRT:
     """The four graphs of a bundle as TensorRT engines on the first CUDA device.
 
-    Each thread that is inside has a stream, execution contexts and device memory to itself; they are kept
-    for the next one.
+    Each call has a stream, execution contexts and device memory for itself. The next call uses them again.
     """
 
     def __init__(
@@ -243,12 +243,12 @@ class TensorRT:
         cache: str | Path | None = None,
         notify: Notify = lambda _: None,
     ) -> None:
-        """Load the engines from the cache, building those that are not there; `say` is called with each step.
+        """Load the engines from the cache, and build those that it lacks; `notify` is called with each step.
 
-        Raises RuntimeUnavailable if there is no device or an engine cannot be had.
+        Raises RuntimeUnavailable if there is no device, or if an engine cannot be built or loaded.
         """
         self.name, self.precision = name, precision
-        target = target_here(name)  # before the first object of TensorRT
+        target = target_here(name)  # must come before the first object of TensorRT
         self._cuda, self._trt = _cuda(), load(name)
         self._log = _log(self._trt)
         self.facts: Mapping[str, Any] = {
@@ -258,17 +258,19 @@ class TensorRT:
             "driver": target.driver,
         }
         folder = cache_folder(cache)
-        runtime = _made(self._trt.Runtime(self._log), self._log, "a runtime")
-        self._compiled: Any = None  # by TensorRT-RTX for this card, for all contexts, which it outlives
+        runtime = _require(self._trt.Runtime(self._log), self._log, "a runtime")
+        # TensorRT-RTX's kernels for this card. All contexts share them, and they must outlive the contexts.
+        self._kernel_cache: Any = None
         self._graphs = {graph: self._load(runtime, bundle, graph, target, folder, notify) for graph in GRAPHS}
-        # The text encoder runs beside the rest, so it has streams of its own: a stream keeps all it has run.
-        self._idle: dict[bool, list[_Stream]] = {True: [], False: []}
-        self._open, self._lock = True, threading.Lock()
+        # The text encoder runs in parallel to the rest. It has its own streams, since a stream keeps the
+        # memory of every graph that it has run.
+        self._idle: dict[str, list[_Stream]] = {"text": [], "image": []}
+        self._is_open, self._lock = True, threading.Lock()
 
     def run(self, graph: str, feeds: Mapping[str, Array], outputs: Sequence[str]) -> dict[str, Array]:
-        """Run one graph on arrays by name and return the named outputs; any batch."""
+        """Run one graph on arrays by name, of any batch size, and return the named outputs."""
         batches: dict[str, list[Array]] = {name: [] for name in outputs}
-        with self._borrow_stream(graph == "text_encoder") as stream:
+        with self._borrow_stream("text" if graph == "text_encoder" else "image") as stream:
             for batch in _batches(len(next(iter(feeds.values())))):
                 for name, array in feeds.items():
                     stream.put(name, array[batch])
@@ -284,12 +286,12 @@ class TensorRT:
     def embed(self, pixels: Array, text: TextFeatures | None) -> Vector:
         """Return the descriptors, float32 [B, D], of pixels, uint8 [B, H, W, 3]; the maps stay on the device.
 
-        text : returns tokens [B, n, d_T] and mask [B, n] to compose with; called when the device has started
-            on the first images.
+        text : returns tokens [B, n, d_T] and mask [B, n] to compose with. It is called after the device has
+            started with the first images.
         """
         features: tuple[Array, Array] | None = None
         descriptors = []
-        with self._borrow_stream(False) as stream:
+        with self._borrow_stream("image") as stream:
             for batch in _batches(len(pixels)):
                 stream.put("pixels", pixels[batch])
                 stream.enqueue("visual_encoder")
@@ -305,11 +307,11 @@ class TensorRT:
         return np.concatenate(descriptors)
 
     def close(self) -> None:
-        """Give the device memory back; a thread that is inside finishes, and then gives its own."""
+        """Free the device memory. A call in another thread finishes first, and then frees its own."""
         with self._lock:
-            self._open = False
-            streams = [stream for kind in self._idle.values() for stream in kind]
-            self._idle = {True: [], False: []}
+            self._is_open = False
+            streams = [*self._idle["text"], *self._idle["image"]]
+            self._idle = {"text": [], "image": []}
             self._graphs = {}
         for stream in streams:
             stream.close()
@@ -317,84 +319,68 @@ class TensorRT:
     def _load(
         self, runtime: Any, bundle: Bundle, graph: str, target: Target, folder: Path, notify: Notify
     ) -> "_Graph":
-        refused = ""
+        """Load the engine of a graph and check its tensors. A refused engine is built again."""
+        rejection = ""
         for _ in range(2):
-            payload = load_or_build(
+            _, payload = load_or_build(
                 self.name, self._trt, bundle, graph, self.precision, target,
-                cache=folder, notify=notify, refused=refused,
-            )[1]  # fmt: skip
+                cache=folder, notify=notify, rejection=rejection,
+            )  # fmt: skip
             self._log.errors.clear()
             engine = runtime.deserialize_cuda_engine(payload)
             if engine is not None or _out_of_memory(self._log.last):
                 break
-            refused = f"is refused by {self._trt.__name__} ({self._log.last})"
-        _made(engine, self._log, f"to load the engine of {graph}, which was built here")
-        said = contract(bundle.manifest)[graph]
-        shapes: tuple[dict[str, Any], dict[str, Any]] = ({}, {})
-        types: tuple[dict[str, Any], dict[str, Any]] = ({}, {})
-        for i in range(engine.num_io_tensors):
-            tensor = engine.get_tensor_name(i)
-            out = engine.get_tensor_mode(tensor).name == "OUTPUT"
-            shapes[out][tensor] = tuple(d if d >= 0 else None for d in engine.get_tensor_shape(tensor))
-            types[out][tensor] = _TYPES.get(engine.get_tensor_dtype(tensor).name)
-            if types[out][tensor] is None:
-                raise BundleError(
-                    f"{graph} has a tensor of another type",
-                    code="bundle-graph",
-                    expected=", ".join(map(str, _TYPES.values())),
-                    found=f"{tensor}: {engine.get_tensor_dtype(tensor)}",
-                    cure="export the bundle again",
-                )
-        # An engine has its tensors in an order of its own.
-        ordered = ({n: s[n] for n in (*c, *s) if n in s} for c, s in zip(said, shapes, strict=True))
-        check_contract(bundle, graph, *ordered)
+            rejection = f"is refused by {self._trt.__name__} ({self._log.last})"
+        _require(engine, self._log, f"to load the engine of {graph}, which was built here")
+        inputs, outputs = _check_tensors(engine, bundle, graph)
         scratch = [engine.get_device_memory_size_for_profile_v2(i) for i in range(len(BATCHES))]
-        how = self._trt.ExecutionContextAllocationStrategy.USER_MANAGED
+        options = self._trt.ExecutionContextAllocationStrategy.USER_MANAGED
         if self.name == "tensorrt-rtx":
-            config = _made(engine.create_runtime_config(), self._log, "a runtime configuration")
-            config.set_execution_context_allocation_strategy(how)
-            self._compiled = self._compiled or _made(
+            config = _require(engine.create_runtime_config(), self._log, "a runtime configuration")
+            config.set_execution_context_allocation_strategy(options)
+            self._kernel_cache = self._kernel_cache or _require(
                 config.create_runtime_cache(), self._log, "a kernel cache"
             )
-            _must(config.set_runtime_cache(self._compiled), self._log, "a shared kernel cache")
-            how = config
-        return _Graph(engine, how, *types, scratch)
+            _check(config.set_runtime_cache(self._kernel_cache), self._log, "a shared kernel cache")
+            options = config
+        return _Graph(engine, options, inputs, outputs, scratch)
 
     @contextlib.contextmanager
-    def _borrow_stream(self, text: bool) -> Iterator["_Stream"]:
+    def _borrow_stream(self, kind: str) -> Iterator["_Stream"]:
+        """Yield an idle stream for "text" or "image", or a new one. After an error it is closed."""
         with self._lock:
-            if not self._open:
+            if not self._is_open:
                 raise RuntimeUnavailable("the engine is closed", code="engine-closed", cure="open it again")
-            stream = self._idle[text].pop() if self._idle[text] else None
+            stream = self._idle[kind].pop() if self._idle[kind] else None
             graphs = self._graphs
         stream = stream or _Stream(self._cuda, self._log, graphs)
         try:
             yield stream
-        except BaseException:  # it may be half way: another thread must not continue from there
+        except BaseException:  # its work may be incomplete: another call must not continue from there
             stream.close()
             raise
         with self._lock:
-            if self._open:
-                self._idle[text].append(stream)
+            if self._is_open:
+                self._idle[kind].append(stream)
                 return
         stream.close()
 
 
 @dataclass(frozen=True, slots=True)
 class _Graph:
-    """An engine, how to make its contexts, what goes in and out, and the scratch bytes of each profile."""
+    """An engine with all that a stream needs to run it."""
 
     engine: Any
-    how: Any
+    context_options: Any  # of create_execution_context
     inputs: Mapping[str, np.dtype[Any]]
     outputs: Mapping[str, np.dtype[Any]]
-    scratch: Sequence[int]
+    scratch: Sequence[int]  # bytes for each profile
 
 
 class _Stream:
     """A stream with its execution contexts and device memory, for one thread at a time.
 
-    Memory goes by the name of the tensor: what one graph leaves, the next one finds.
+    Each tensor name has one block of memory, so a graph finds the outputs of the graph before it.
     """
 
     def __init__(self, cuda: Any, log: Any, graphs: Mapping[str, _Graph]) -> None:
@@ -402,25 +388,26 @@ class _Stream:
         self._contexts: dict[tuple[str, int], Any] = {}
         self._memory: dict[str, tuple[int, int]] = {}  # address and size in bytes
         self._tensors: dict[str, tuple[tuple[int, ...], np.dtype[Any]]] = {}
-        self._sent: list[Array] = []  # alive until the stream has been waited for
+        self._sources: list[Array] = []  # of copies to the device: they must live until the stream is done
         self._stream = int(_call(cuda, "cudaStreamCreateWithFlags", cuda.cudaStreamNonBlocking))
 
     def put(self, name: str, array: Array) -> None:
         """Copy an array to the device."""
         array = np.ascontiguousarray(array)
-        self._sent.append(array)
+        self._sources.append(array)
         address = self._reserve(name, array.shape, array.dtype)
         kind = self._cuda.cudaMemcpyKind.cudaMemcpyHostToDevice
         _call(self._cuda, "cudaMemcpyAsync", address, array.ctypes.data, array.nbytes, kind, self._stream)
 
     def enqueue(self, name: str, sources: Mapping[str, str] | None = None) -> None:
-        """Run a graph on what is on the device and leave its outputs there.
+        """Run a graph on tensors on the device and leave its outputs there.
 
-        sources : the tensor to take for an input, where that is not the one of its name.
+        sources : for an input, the tensor to use in place of the one with its name.
         """
         graph, log = self._graphs[name], self._log
         inputs = {tensor: (sources or {}).get(tensor, tensor) for tensor in graph.inputs}
-        profile = int(self._tensors[next(iter(inputs.values()))][0][0] > 1)
+        first_shape, _ = self._tensors[next(iter(inputs.values()))]
+        profile = 1 if first_shape[0] > 1 else 0  # of BATCHES
         log.errors.clear()
         context = self._context(name, profile)
         for tensor, source in inputs.items():
@@ -432,13 +419,13 @@ class _Stream:
                     expected=str(graph.inputs[tensor]),
                     found=str(dtype),
                 )
-            _must(context.set_input_shape(tensor, shape), log, f"{source} of {shape} in {name}")
-            _must(context.set_tensor_address(tensor, self._memory[source][0]), log, f"{source} in {name}")
-        _must(not context.infer_shapes(), log, f"the shapes in {name}")
+            _check(context.set_input_shape(tensor, shape), log, f"{source} of {shape} in {name}")
+            _check(context.set_tensor_address(tensor, self._memory[source][0]), log, f"{source} in {name}")
+        _check(not context.infer_shapes(), log, f"the shapes in {name}")
         for tensor, dtype in graph.outputs.items():
             address = self._reserve(tensor, tuple(context.get_tensor_shape(tensor)), dtype)
-            _must(context.set_tensor_address(tensor, address), log, f"{tensor} of {name}")
-        _must(context.execute_async_v3(self._stream), log, f"to run {name}")
+            _check(context.set_tensor_address(tensor, address), log, f"{tensor} of {name}")
+        _check(context.execute_async_v3(self._stream), log, f"to run {name}")
 
     def get(self, name: str) -> Array:
         """Wait for a tensor and return it."""
@@ -447,11 +434,11 @@ class _Stream:
         kind, source = self._cuda.cudaMemcpyKind.cudaMemcpyDeviceToHost, self._memory[name][0]
         _call(self._cuda, "cudaMemcpyAsync", array.ctypes.data, source, array.nbytes, kind, self._stream)
         _call(self._cuda, "cudaStreamSynchronize", self._stream)
-        self._sent.clear()
+        self._sources.clear()
         return array
 
     def close(self) -> None:
-        """Give everything back. No error is raised: the one that led here is the one to tell."""
+        """Free everything. No error is raised, so that it cannot hide the one that led here."""
         self._cuda.cudaStreamSynchronize(self._stream)
         self._contexts.clear()
         for address, _ in self._memory.values():
@@ -461,18 +448,17 @@ class _Stream:
 
     def _context(self, name: str, profile: int) -> Any:
         """Return the context of a graph's profile, with the scratch memory of the stream."""
-        graph, new = self._graphs[name], (name, profile) not in self._contexts
-        if new:
-            context = _made(
-                graph.engine.create_execution_context(graph.how), self._log, f"a context of {name}"
-            )
+        graph, is_new = self._graphs[name], (name, profile) not in self._contexts
+        if is_new:
+            context = graph.engine.create_execution_context(graph.context_options)
+            _require(context, self._log, f"a context of {name}")
         else:
             context = self._contexts[name, profile]
-        size = graph.scratch[profile]  # one block for all graphs, which a stream runs one after another
+        size = graph.scratch[profile]  # all graphs share one block: a stream runs one after another
         context.set_device_memory(self._allocate("", size), size)
-        if new:
+        if is_new:
             done = context.set_optimization_profile_async(profile, self._stream)
-            _must(done, self._log, f"profile {profile} of {name}")
+            _check(done, self._log, f"profile {profile} of {name}")
             self._contexts[name, profile] = context
         return context
 
@@ -482,8 +468,8 @@ class _Stream:
 
     def _allocate(self, name: str, size: int) -> int:
         """Return the address of at least `size` bytes; its content is lost when it grows."""
-        address, had = self._memory.get(name, (0, 0))
-        if not address or had < size:
+        address, old_size = self._memory.get(name, (0, 0))
+        if not address or old_size < size:
             if address:
                 _call(self._cuda, "cudaStreamSynchronize", self._stream)  # it may still be in use
                 del self._memory[name]
@@ -521,7 +507,7 @@ def _first_device(cuda: Any) -> Target:
 
 
 def _call(cuda: Any, function: str, *arguments: Any) -> Any:
-    """Call CUDA and return what it gives. Raises RuntimeUnavailable unless it succeeds."""
+    """Call a function of CUDA and return its result. Raises RuntimeUnavailable if it fails."""
     error, *values = getattr(cuda, function)(*arguments)
     if error == cuda.cudaError_t.cudaSuccess:
         return values[0] if values else None
@@ -533,8 +519,41 @@ def _call(cuda: Any, function: str, *arguments: Any) -> Any:
         f"{function} failed",
         code="gpu-failed",
         found=found,
-        cure="see what nvidia-smi and the system's log say, and start the process again",
+        cure="look at nvidia-smi and the system's log for the cause, and start the process again",
     )
+
+
+def _check_tensors(
+    engine: Any, bundle: Bundle, graph: str
+) -> tuple[dict[str, np.dtype[Any]], dict[str, np.dtype[Any]]]:
+    """Check the tensors of an engine against the manifest; return the types of its inputs and outputs.
+
+    Raises BundleError.
+    """
+    shapes: dict[str, dict[str, Any]] = {"INPUT": {}, "OUTPUT": {}}
+    types: dict[str, dict[str, Any]] = {"INPUT": {}, "OUTPUT": {}}
+    for i in range(engine.num_io_tensors):
+        tensor = engine.get_tensor_name(i)
+        mode = engine.get_tensor_mode(tensor).name
+        shapes[mode][tensor] = tuple(d if d >= 0 else None for d in engine.get_tensor_shape(tensor))
+        types[mode][tensor] = _TYPES.get(engine.get_tensor_dtype(tensor).name)
+        if types[mode][tensor] is None:
+            raise BundleError(
+                f"{graph} has a tensor of another type",
+                code="bundle-graph",
+                expected=", ".join(map(str, _TYPES.values())),
+                found=f"{tensor}: {engine.get_tensor_dtype(tensor)}",
+                cure="export the bundle again",
+            )
+    input_names, output_names = contract(bundle.manifest)[graph]
+    inputs, outputs = _order(shapes["INPUT"], input_names), _order(shapes["OUTPUT"], output_names)
+    check_contract(bundle, graph, inputs, outputs)
+    return types["INPUT"], types["OUTPUT"]
+
+
+def _order(shapes: Mapping[str, Any], names: Iterable[str]) -> dict[str, Any]:
+    """Put shapes in the order of the names, others after them: the order of an engine is arbitrary."""
+    return {name: shapes[name] for name in (*names, *shapes) if name in shapes}
 
 
 def _out_of_memory(message: str) -> bool:
@@ -542,19 +561,20 @@ def _out_of_memory(message: str) -> bool:
 
 
 def _capabilities(trt: Any) -> dict[str, Any]:
-    """Return TensorRT-RTX's values by compute capability, such as "8.6"."""
+    """Return TensorRT-RTX's enum values by compute capability, such as "8.6"."""
     members = trt.ComputeCapability.__members__.items()
     return {f"{name[2:-1]}.{name[-1]}": value for name, value in members if name.startswith("SM")}
 
 
-def _made(thing: Any, log: Any, what: str) -> Any:
-    """Return what TensorRT has made. Raises RuntimeUnavailable if that is nothing."""
-    _must(thing is not None, log, what)
+def _require(thing: Any, log: Any, what: str) -> Any:
+    """Return an object that TensorRT was asked to make. Raises RuntimeUnavailable if it is None."""
+    _check(thing is not None, log, what)
     return thing
 
 
-def _must(done: bool, log: Any, what: str) -> None:
-    if done:
+def _check(success: bool, log: Any, what: str) -> None:
+    """Raise RuntimeUnavailable, with the last lines of TensorRT's log, unless a call was a success."""
+    if success:
         return
     if _out_of_memory(log.last):
         raise memory_error(what, log.last)
@@ -565,7 +585,7 @@ def _must(done: bool, log: Any, what: str) -> None:
 
 @functools.cache
 def _log(trt: Any) -> Any:
-    """Return TensorRT's log: it must outlive every object, and there is but one in a process."""
+    """Return TensorRT's log: it must outlive every object, and there is only one in a process."""
 
     class Log(trt.ILogger):  # type: ignore[misc]
         def __init__(self) -> None:
@@ -574,7 +594,7 @@ def _log(trt: Any) -> Any:
 
         @property
         def last(self) -> str:
-            return "; ".join(self.errors) or "no word of why"
+            return "; ".join(self.errors) or "no message in TensorRT's log"
 
         def log(self, severity: Any, message: str) -> None:
             if severity <= trt.ILogger.ERROR:
@@ -585,13 +605,13 @@ def _log(trt: Any) -> Any:
 
 
 def _monitor(trt: Any, what: str, notify: Notify) -> Any:
-    """Return a monitor that reports a build every ten seconds, and stops it at Ctrl-C."""
+    """Return a monitor that reports the progress of a build every ten seconds, and stops it at Ctrl-C."""
 
     class Monitor(trt.IProgressMonitor):  # type: ignore[misc]
         def __init__(self) -> None:
             super().__init__()
             self.stopped: BaseException | None = None
-            self.start = self.said = time.monotonic()
+            self.start = self.last_report = time.monotonic()
 
         def phase_start(self, phase: str, parent: str | None, steps: int) -> None:
             pass
@@ -602,10 +622,10 @@ def _monitor(trt: Any, what: str, notify: Notify) -> Any:
         def step_complete(self, phase: str, step: int) -> bool:
             try:
                 now = time.monotonic()
-                if now - self.said > _QUIET:
-                    self.said = now
+                if now - self.last_report > _REPORT_SECONDS:
+                    self.last_report = now
                     notify(f"{what}: {phase.lower()}, {now - self.start:.0f} s so far")
-            except BaseException as error:  # nothing may be raised through TensorRT
+            except BaseException as error:  # an exception must not pass through TensorRT
                 self.stopped = error
             return self.stopped is None
 

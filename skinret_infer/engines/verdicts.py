@@ -1,4 +1,4 @@
-"""The verdicts of the precision check, on disk or in the bundle: which precision is allowed to run."""
+"""The records of the precision check, on disk or in the bundle, decide which precision is allowed to run."""
 
 import json
 from collections.abc import Mapping
@@ -15,7 +15,7 @@ def refusal(
 ) -> str | None:
     """Return None if a precision is allowed to run, or the reason why not. fp32 always is.
 
-    for_archive : the descriptors are written to an archive; otherwise they are those of queries.
+    for_archive : the descriptors are for an archive, not for queries.
 
     A record made on site takes precedence over the bundle's own.
     """
@@ -23,7 +23,9 @@ def refusal(
         return None
     record = read_record(bundle, runtime, precision, cache)
     if record is None:
-        return "its ranks were not measured with this bundle; `skinret validate-precision` does that"
+        return (
+            "its ranks were not measured with this bundle; run `skinret validate-precision` to measure them"
+        )
     prefix = "archive_" if for_archive else ""
     if record.get(f"{prefix}passed") is True:
         return None
@@ -32,19 +34,19 @@ def refusal(
 
 
 def read_record(bundle: Bundle, runtime: str, precision: str, cache: Path) -> dict[str, Any] | None:
-    """Return what was measured of a runtime and a precision, on site or where the bundle was made."""
+    """Return the record of a runtime and a precision, made on site or with the bundle, or None."""
     try:
         record = json.loads(_path(bundle, runtime, precision, cache).read_text("utf-8"))
         if isinstance(record, dict) and record.get("bundle") == dict(bundle.manifest.files):
             return record
     except (OSError, ValueError):
         pass
-    own = bundle.manifest.precision_checks.get(f"{runtime}/{precision}")
-    return own if isinstance(own, dict) else None
+    record = bundle.manifest.precision_checks.get(f"{runtime}/{precision}")
+    return record if isinstance(record, dict) else None
 
 
 def save_record(bundle: Bundle, record: Mapping[str, Any], cache: Path) -> Path:
-    """Save a record made on site, for this bundle alone. Raises RuntimeUnavailable."""
+    """Save a record made on site, for this bundle only. Raises RuntimeUnavailable if it cannot be written."""
     path = _path(bundle, record["runtime"], record["precision"], cache)
     try:
         with atomic_write(path) as temporary:
@@ -54,9 +56,9 @@ def save_record(bundle: Bundle, record: Mapping[str, Any], cache: Path) -> Path:
         raise RuntimeUnavailable(
             f"{path} cannot be written",
             code="engine-cache",
-            expected="a folder that can be written",
+            expected="a writable folder",
             found=str(error),
-            cure="set SKINRET_CACHE to one",
+            cure="set SKINRET_CACHE to a writable folder",
         ) from None
     return path
 

@@ -1,9 +1,9 @@
 """The audit trail: an append-only log of JSON lines, each chained to the one before it by its hash.
 
-The hash of a record is the SHA-256 of its line as far as before ``,"hash":``. Beside the log lies its head
-file, which names the last acknowledged record, so that a log whose end was cut off is found out, and which is
-the lock of those who write. The log is written and synced, then the head file, then `append` returns: the
-head file may be behind by what was not acknowledged, and is never ahead of a log that is whole.
+The hash of a record is the SHA-256 of its line up to ``,"hash":``. The head file beside the log names the
+last acknowledged record, so that `verify` detects a log whose end was cut off. It is also the lock of the
+writers. `append` writes and syncs the log, then the head file, and then returns: the head file may lack
+records that were not acknowledged, and never names a record that a complete log lacks.
 """
 
 import contextlib
@@ -24,9 +24,9 @@ from .._files import sync
 from ..errors import AuditError, printable
 
 _RESERVED = ("sequence", "previous", "hash")
-_LONGEST = 4_000_000  # bytes of a line
-_BUSY_SECONDS = 30.0
-_TOLD = 20  # faults, and notes
+_MAX_LINE = 4_000_000  # bytes
+_BUSY_SECONDS = 30.0  # how long a call waits for the lock
+_MAX_TEXTS = 20  # faults in a report, and notes
 _RECORD = re.compile(
     rb'\{"sequence":(\d{1,18}),"previous":"([0-9a-f]{64})".*,"hash":"([0-9a-f]{64})"\}', re.DOTALL
 )
@@ -37,7 +37,7 @@ if sys.platform == "win32":
     import msvcrt
 
     def _flock(file: int, *, hold: bool) -> None:
-        os.lseek(file, 1 << 20, os.SEEK_SET)  # past what is read, for nobody else may read what is locked
+        os.lseek(file, 1 << 20, os.SEEK_SET)  # beyond the content: no other process can read locked bytes
         msvcrt.locking(file, msvcrt.LK_NBLCK if hold else msvcrt.LK_UNLCK, 1)
 else:
     import fcntl
@@ -57,8 +57,8 @@ _START = _Link(0, "0" * 64)
 class AuditLog:
     """An append-only file of JSON lines, one record a query, each chained to the one before by its hash.
 
-    Any number of threads and processes may append. Nothing is held open between two appends, so that a log
-    may be used on both sides of a fork. A file that would pass `max_bytes` is renamed to
+    Any number of threads and processes may append. No file stays open between two appends, so a log can be
+    used on both sides of a fork. A file that would become larger than `max_bytes` is renamed to
     ``<stem>.<its last sequence><suffix>``, and a new one continues the chain.
 
     Raises AuditError if the log cannot be written.
@@ -70,59 +70,63 @@ class AuditLog:
         self.append(())
 
     def append(self, records: Sequence[Mapping[str, Any]]) -> None:
-        """Write records, all in one go; on return they outlive a kill and a loss of power.
+        """Write records in one step; on return they survive a kill and a power failure.
 
-        Raises AuditError; then none, some or all of them are in the log.
+        Raises AuditError. Then none, some or all of the records are in the log.
         """
         members = [_members(record) for record in records]
-        with _told(self.path, "write"):
+        with _translated_errors(self.path, "write"):
             if self.path.is_dir():
                 raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(self.path))
-            with _opened(_head_file(self.path), os.O_RDWR | os.O_CREAT) as head, _locked(head, self.path):
+            with _open_file(_head_file(self.path), os.O_RDWR | os.O_CREAT) as head, _lock(head, self.path):
                 self._append(members, head)
 
     def _append(self, members: list[bytes], head: int) -> None:
-        noted = _noted(head, self.path)
-        if noted is None:
+        acknowledged = _read_head(head, self.path)
+        if acknowledged is None:
             raise AuditError(
                 f"the head file of audit log {self.path} is missing or damaged",
                 code="audit-head",
-                expected=f"{_head_file(self.path).name} to name the last record",
+                expected=f"a file {_head_file(self.path).name} that names the last record",
                 found="records without it",
-                cure="restore it, or move all files of the log to another folder: a new one then begins",
+                cure="restore it, or move all files of the log to another folder to begin a new log",
             )
-        if noted == _START:
-            _note(head, noted)  # before there is a log
+        if acknowledged == _START:
+            _write_head(head, acknowledged)  # before there is a log
         last, size = self._end()
-        last = max(noted, last, key=lambda link: link.sequence)  # if records were cut off, the chain shows it
+        # If the end of the log was cut off, the chain goes on after the acknowledged record: the gap shows.
+        last = max(acknowledged, last, key=lambda link: link.sequence)
         before, lines = last, []
-        for more in members:
-            line = b'{"sequence":%d,"previous":"%s"%s' % (last.sequence + 1, last.hash.encode(), more)
+        for text in members:
+            line = b'{"sequence":%d,"previous":"%s"%s' % (last.sequence + 1, last.hash.encode(), text)
             last = _Link(last.sequence + 1, hashlib.sha256(line).hexdigest())
             lines.append(b'%s,"hash":"%s"}\n' % (line, last.hash.encode()))
         data = b"".join(lines)
         if data and size and size + len(data) > self.max_bytes:
             self._rotate(before, head)
-        with _opened(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT) as log:
+        with _open_file(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT) as log:
             if not os.fstat(log).st_size:
-                sync(self.path.parent)  # before there is a record in it
+                sync(self.path.parent)  # the name of the log must be durable before its first record
             if data:
                 _write(log, data)
                 os.fsync(log)
-                _note(head, last)
+                _write_head(head, last)
 
     def _end(self) -> tuple[_Link, int]:
-        """Return the last whole record and the size of the log; end its last line if that was cut off."""
+        """Return the last complete record and the size of the log; end its last line if that was cut off."""
         last = _START
         try:
-            with _opened(self.path, os.O_RDWR | os.O_APPEND) as log:
+            with _open_file(self.path, os.O_RDWR | os.O_APPEND) as log:
                 size = os.lseek(log, 0, os.SEEK_END)
-                for length in (1 << 14, 3 * _LONGEST):  # lines that were cut off may follow the record
+                for length in (1 << 14, 3 * _MAX_LINE):  # lines that were cut off may follow the record
                     start = os.lseek(log, max(0, size - length), os.SEEK_SET)
                     data = os.read(log, length)
-                    parsed = map(_parsed, reversed(data.split(b"\n")[start > 0 :]))
-                    if found := next((one[0] for one in parsed if one and one[2]), None):
-                        last = found
+                    lines = data.split(b"\n")
+                    if start:
+                        del lines[0]  # its beginning was not read
+                    records = filter(None, map(_parse, reversed(lines)))
+                    if link := next((link for link, _, intact in records if intact), None):
+                        last = link
                         break
                 if data and not data.endswith(b"\n"):
                     _write(log, b"\n")
@@ -131,30 +135,31 @@ class AuditLog:
             return last, 0
 
     def _rotate(self, last: _Link, head: int) -> None:
-        with _opened(self.path, os.O_WRONLY | os.O_APPEND) as log:
+        """Rename the log to an older file that ends with record `last`."""
+        with _open_file(self.path, os.O_WRONLY | os.O_APPEND) as log:
             os.fsync(log)
-        _note(head, last)  # for a writer that finds no log, if this one is killed
+        _write_head(head, last)  # if this process is killed, the next writer finds no log
         target = self.path.with_name(f"{self.path.stem}.{last.sequence:012}{self.path.suffix}")
         try:
             if target.exists():
                 raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(target))
             self.path.rename(target)
         except OSError as error:
-            _log.warning("audit log %s is past its size, but cannot be renamed (%s)", self.path, error)
+            _log.warning("audit log %s is too large, but cannot be renamed (%s)", self.path, error)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Verified:
-    """What `verify` found.
+    """The result of `verify`.
 
     Parameters
     ----------
-    records : how many whole records there are.
-    first : the sequence of the first, 0 if there is none.
-    files : how many files hold them.
-    head : the hash of the last. Stored elsewhere, it proves later that the log was not replaced.
-    faults : what is wrong, in words: the first twenty, and how many more.
-    notes : oddities without a missing record; at most 20.
+    records : the number of complete records.
+    first : the sequence of the first record, 0 if there is none.
+    files : the number of files of the log.
+    head : the hash of the last record. Stored elsewhere, it proves later that the log was not replaced.
+    faults : the first 20 faults as texts, and how many more there are.
+    notes : oddities without a missing record, in the same form.
     """
 
     records: int
@@ -169,168 +174,176 @@ class Verified:
         return asdict(self)
 
     def __str__(self) -> str:
-        said = [
+        lines = [
             f"records: {self.records}, from {self.first} on",
             f"files: {self.files}",
             f"head: {self.head}",
         ]
-        said += [f"note: {note}" for note in self.notes]
-        said += [f"fault: {fault}" for fault in self.faults]
-        return "\n".join(map(printable, said))
+        lines += [f"note: {note}" for note in self.notes]
+        lines += [f"fault: {fault}" for fault in self.faults]
+        return "\n".join(map(printable, lines))
 
 
 def verify(path: str | Path, *, removed: int = 0, head: str | None = None) -> Verified:
-    """Read all files of a log, which may be in use, and say whether they are what was written.
+    """Read all files of a log, which may be in use, and report every change that is not an append.
 
     Parameters
     ----------
-    removed : how many records, the first ones, were removed on purpose.
-    head : a hash that was noted elsewhere; it must be that of a record.
+    removed : how many records were removed from the start of the log on purpose.
+    head : a hash that was stored elsewhere; a record must have it.
 
     Raises AuditError if there is no log or it cannot be read.
     """
     path = Path(path)
-    with _told(path, "read"), contextlib.ExitStack() as stack:
-        with contextlib.ExitStack() as lock:  # only for a moment: what is written from then on is not read
-            noted = newest = None
+    with _translated_errors(path, "read"), contextlib.ExitStack() as stack:
+        with contextlib.ExitStack() as lock:  # only for a moment: later records are not read
+            acknowledged = newest = None
             if _head_file(path).is_file():
-                descriptor = lock.enter_context(_opened(_head_file(path), os.O_RDONLY))
-                lock.enter_context(_locked(descriptor, path))
-                noted = _noted(descriptor, path)
+                descriptor = lock.enter_context(_open_file(_head_file(path), os.O_RDONLY))
+                lock.enter_context(_lock(descriptor, path))
+                acknowledged = _read_head(descriptor, path)
             files = _files(path)
             if path in files:
                 newest = stack.enter_context(path.open("rb"))
                 size = os.fstat(newest.fileno()).st_size
-        if noted is None and not files:
+        if acknowledged is None and not files:
             raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path))
-        chain = _Chain(noted, removed, head if head is None else head.lower())
+        chain = _Chain(acknowledged, removed, head if head is None else head.lower())
         for file in files:
             if file == path and newest:
                 chain.read(file.name, newest, size)
             else:
                 with file.open("rb") as older:
                     chain.read(file.name, older)
-        return chain.verified(len(files), _head_file(path).name)
+        return chain.report(len(files), _head_file(path).name)
 
 
 class _Texts:
-    """The first of some texts, and how many more there are."""
+    """The first texts of many, and the number of the others."""
 
     def __init__(self) -> None:
         self.first: list[str] = []
         self.more = 0
 
     def add(self, text: str) -> None:
-        if len(self.first) < _TOLD:
+        if len(self.first) < _MAX_TEXTS:
             self.first.append(text)
         else:
             self.more += 1
 
-    def told(self) -> tuple[str, ...]:
-        return (*self.first, *([f"and {self.more} more"] if self.more else []))
+    def lines(self) -> tuple[str, ...]:
+        return (*self.first, f"and {self.more} more") if self.more else tuple(self.first)
 
 
 class _Chain:
-    """What is known of a log as far as it is read."""
+    """The state of a check that reads a log line by line.
 
-    def __init__(self, noted: _Link | None, removed: int, asked: str | None) -> None:
-        self.noted, self.removed, self.asked = noted, removed, asked
-        self.wanted: set[object] = {noted, asked}  # not met in the log so far
+    acknowledged : the record that the head file names.
+    removed, head : as in `verify`.
+    """
+
+    def __init__(self, acknowledged: _Link | None, removed: int, head: str | None) -> None:
+        self.acknowledged, self.removed, self.head = acknowledged, removed, head
+        self.not_found: set[object] = {acknowledged, head}  # that the log did not have so far
         self.records = self.first = 0
         self.last = _START
-        self.cut = _Texts()  # lines that are perhaps of writes that were cut off
+        self.incomplete = _Texts()  # lines that may come from writes that were cut off
         self.faults, self.notes = _Texts(), _Texts()
 
     def read(self, name: str, file: BinaryIO, size: int | None = None) -> None:
-        """Read a file of the log; the newest, which may grow meanwhile, as far as `size`."""
-        left, number = sys.maxsize if size is None else size, 0
-        while line := file.readline(min(left, _LONGEST)):
-            left -= len(line)
+        """Read a file of the log up to `size`: the newest file may grow during the check."""
+        remaining, number = sys.maxsize if size is None else size, 0
+        while line := file.readline(min(remaining, _MAX_LINE)):
+            remaining -= len(line)
             number += 1
             where = f"{name} line {number}"
-            ended = line.endswith(b"\n")
-            if len(line) < _LONGEST or ended:
-                self._take(where, line.removesuffix(b"\n"))
+            has_end = line.endswith(b"\n")
+            if len(line) < _MAX_LINE or has_end:
+                self._check_line(where, line.removesuffix(b"\n"))
             else:
                 self.faults.add(f"{where} is too long for a record")
-                while not ended and (line := file.readline(min(left, _LONGEST))):
-                    left -= len(line)
-                    ended = line.endswith(b"\n")
-            unnoted = self.cut.first or (self.noted and self.last.sequence > self.noted.sequence)
-            if not ended and not unnoted:
+                while not has_end and (line := file.readline(min(remaining, _MAX_LINE))):
+                    remaining -= len(line)
+                    has_end = line.endswith(b"\n")
+            is_behind = self.acknowledged and self.last.sequence > self.acknowledged.sequence
+            if not has_end and not self.incomplete.first and not is_behind:
                 self.faults.add(f"{where} lacks its end")
 
-    def _take(self, where: str, line: bytes) -> None:
-        parsed, last = _parsed(line), self.last
-        if parsed is None:
-            right = b'{"sequence":%d,"previous":"%s"' % (last.sequence + 1, last.hash.encode())
-            start = line.rstrip(b"\0")  # which some file systems leave after a loss of power
-            if line and (start.startswith(right) or right.startswith(start)):
-                self.cut.add(where)
+    def _check_line(self, where: str, line: bytes) -> None:
+        record, last = _parse(line), self.last
+        if record is None:
+            expected = b'{"sequence":%d,"previous":"%s"' % (last.sequence + 1, last.hash.encode())
+            start = line.rstrip(b"\0")  # some file systems leave zeros after a power failure
+            if line and (start.startswith(expected) or expected.startswith(start)):
+                self.incomplete.add(where)
             else:
                 self.faults.add(f"{where} is not a record")
             return
-        link, previous, intact = parsed
-        number, due = link.sequence, last.sequence + 1
-        fits = intact and number == due and previous == last.hash
-        self._settle(fits)
+        link, previous, intact = record
+        number, expected_number = link.sequence, last.sequence + 1
+        fits = intact and number == expected_number and previous == last.hash
+        self._report_incomplete(proven=fits)
         if not intact:
             self.faults.add(f"{where} was changed")
-            self.last = link._replace(sequence=max(due, min(number, self.removed + 1)))
+            self.last = link._replace(sequence=max(expected_number, min(number, self.removed + 1)))
             return
-        if number < due:
+        if number < expected_number:
             self.faults.add(f"{where}: record {number} stands after record {last.sequence}")
             return
-        if number > due and (last != _START or number > self.removed + 1):
-            self.faults.add(f"{where}: records {due} to {number - 1} are missing before it")
-        elif number == due and not fits:
+        if number > expected_number and (last != _START or number > self.removed + 1):
+            self.faults.add(f"{where}: records {expected_number} to {number - 1} are missing before it")
+        elif number == expected_number and not fits:
             self.faults.add(f"{where}: the record before it is not the one that it was chained to")
         self.records += 1
         self.first = self.first or number
         self.last = link
-        self.wanted -= {link, link.hash, previous}
+        self.not_found -= {link, link.hash, previous}
 
-    def _settle(self, proven: bool) -> None:
-        """Tell of lines that look cut off; it is proven if what follows shows that no record was there."""
-        for where in self.cut.first:
+    def _report_incomplete(self, *, proven: bool) -> None:
+        """Report lines that look cut off.
+
+        proven : the next record, or the head file, proves that the lines were never records.
+        """
+        for where in self.incomplete.first:
             if proven:
                 self.notes.add(f"{where} is of a write that was cut off")
             else:
                 self.faults.add(f"{where} is not a record")
-        (self.notes if proven else self.faults).more += self.cut.more
-        self.cut = _Texts()
+        (self.notes if proven else self.faults).more += self.incomplete.more
+        self.incomplete = _Texts()
 
-    def verified(self, files: int, head_name: str) -> Verified:
-        noted, last = self.noted, self.last
-        self._settle(noted is not None and noted.sequence <= last.sequence)
-        if noted is None:
+    def report(self, files: int, head_name: str) -> Verified:
+        """Return the result at the end of the log."""
+        acknowledged, last = self.acknowledged, self.last
+        self._report_incomplete(proven=acknowledged is not None and acknowledged.sequence <= last.sequence)
+        if acknowledged is None:
             self.faults.add(f"{head_name} is missing or damaged")
-        elif not self.records and noted.sequence <= self.removed:
-            last = noted
-        elif noted.sequence > last.sequence:
-            self.faults.add(
-                f"records {last.sequence + 1} to {noted.sequence}, which {head_name} names, are missing"
-            )
-        elif noted in self.wanted and noted != _START:
-            self.faults.add(f"{head_name} names record {noted.sequence} with another hash, {noted.hash}")
-        elif late := last.sequence - noted.sequence:
-            self.notes.add(f"the last {late} records were written, but are not acknowledged in {head_name}")
+        elif not self.records and acknowledged.sequence <= self.removed:
+            last = acknowledged
+        elif acknowledged.sequence > last.sequence:
+            first, end = last.sequence + 1, acknowledged.sequence
+            self.faults.add(f"records {first} to {end}, which {head_name} names, are missing")
+        elif acknowledged in self.not_found and acknowledged != _START:
+            number, wrong_hash = acknowledged
+            self.faults.add(f"{head_name} names record {number} with another hash, {wrong_hash}")
+        elif count := last.sequence - acknowledged.sequence:
+            self.notes.add(f"the last {count} records were written, but are not acknowledged in {head_name}")
         if self.removed > last.sequence:
             self.faults.add(f"{self.removed} records cannot have been removed from {last.sequence}")
-        if self.asked in self.wanted - {None, last.hash}:
-            self.faults.add(f"no record has the hash {self.asked!r}")
+        if self.head in self.not_found - {None, last.hash}:
+            self.faults.add(f"no record has the hash {self.head!r}")
         return Verified(
             records=self.records,
             first=self.first,
             files=files,
             head=last.hash,
-            faults=self.faults.told(),
-            notes=self.notes.told(),
+            faults=self.faults.lines(),
+            notes=self.notes.lines(),
         )
 
 
-def _parsed(line: bytes) -> tuple[_Link, str, bool] | None:
-    """Return the place of a record, the hash of the one before, and whether it is intact."""
+def _parse(line: bytes) -> tuple[_Link, str, bool] | None:
+    """Return the sequence and hash of a record, the hash of the one before, and whether it is intact."""
     if not (match := _RECORD.fullmatch(line)):
         return None
     link = _Link(int(match[1]), match[3].decode())
@@ -339,28 +352,31 @@ def _parsed(line: bytes) -> tuple[_Link, str, bool] | None:
 
 
 def _members(record: Mapping[str, Any]) -> bytes:
-    """Return a record's members as they stand in its line, each after a comma."""
-    text = ""
+    """Return a record's members as they are written in its line, each after a comma."""
+    text = fault = ""
     try:
         text = json.dumps(dict(record), allow_nan=False, separators=(",", ":"))
-        wrong = "".join([f"the name {n!r}" for n in record if n in _RESERVED or not isinstance(n, str)][:1])
+        for name in record:
+            if name in _RESERVED or not isinstance(name, str):
+                fault = f"the name {name!r}"
+                break
     except (TypeError, ValueError, RecursionError) as error:
-        wrong = str(error)
-    if len(text) > _LONGEST - 1000:
-        wrong = f"{len(text)} bytes"
-    if wrong:
+        fault = str(error)
+    if len(text) > _MAX_LINE - 1000:
+        fault = f"{len(text)} bytes"
+    if fault:
         raise AuditError(
-            "a record does not suit the audit log",
+            "a record cannot be written to the audit log",
             code="audit-record",
-            expected=f"values of JSON by names other than {', '.join(_RESERVED)}, below {_LONGEST} bytes",
-            found=wrong,
+            expected=f"JSON values, names other than {', '.join(_RESERVED)}, less than {_MAX_LINE} bytes",
+            found=fault,
             cure="change the record; nothing was written",
         )
     return b"," + text[1:-1].encode() if record else b""
 
 
 def _files(path: Path) -> list[Path]:
-    """Return the files of a log that are there, the oldest first."""
+    """Return the existing files of a log, the oldest first."""
     name = re.compile(re.escape(path.stem) + r"\.([0-9]{12,18})" + re.escape(path.suffix))
     older = sorted((int(m[1]), file) for file in path.parent.iterdir() if (m := name.fullmatch(file.name)))
     return [file for file in (*(file for _, file in older), path) if file.is_file()]
@@ -370,28 +386,28 @@ def _head_file(path: Path) -> Path:
     return path.with_name(path.name + ".head")
 
 
-def _noted(head: int, path: Path) -> _Link | None:
-    """Return what the head file says, None if it is damaged; before there is a record it may be empty."""
+def _read_head(head: int, path: Path) -> _Link | None:
+    """Return the record that the head file names; None if it is damaged, or empty in a log with records."""
     os.lseek(head, 0, os.SEEK_SET)
     if match := _HEAD.fullmatch(os.read(head, 200)):
         return _Link(int(match[1]), match[2].decode())
     return None if any(file.stat().st_size for file in _files(path)) else _START
 
 
-def _note(head: int, last: _Link) -> None:
+def _write_head(head: int, last: _Link) -> None:
     os.lseek(head, 0, os.SEEK_SET)
     _write(head, b'{"sequence":%d,"hash":"%s"}\n' % (last.sequence, last.hash.encode()))
     os.fsync(head)
 
 
 def _write(file: int, data: bytes) -> None:
-    left = memoryview(data)
-    while left:
-        left = left[os.write(file, left) :]
+    remaining = memoryview(data)
+    while remaining:
+        remaining = remaining[os.write(file, remaining) :]
 
 
 @contextlib.contextmanager
-def _opened(path: Path, flags: int) -> Iterator[int]:
+def _open_file(path: Path, flags: int) -> Iterator[int]:
     file = os.open(path, flags | getattr(os, "O_BINARY", 0), 0o600)
     try:
         yield file
@@ -400,7 +416,8 @@ def _opened(path: Path, flags: int) -> Iterator[int]:
 
 
 @contextlib.contextmanager
-def _locked(head: int, path: Path) -> Iterator[None]:
+def _lock(head: int, path: Path) -> Iterator[None]:
+    """Hold the lock of a log, which is on its head file. Raises AuditError if it is not free in time."""
     end = time.monotonic() + _BUSY_SECONDS
     while True:
         try:
@@ -411,20 +428,20 @@ def _locked(head: int, path: Path) -> Iterator[None]:
                 raise AuditError(
                     f"audit log {path} is locked",
                     code="audit-locked",
-                    expected=f"to wait for at most {_BUSY_SECONDS:g} s",
-                    found="another process that holds it for longer",
-                    cure="look for a process that was stopped while it wrote",
+                    expected=f"that the log is free within {_BUSY_SECONDS:g} s",
+                    found="another process that holds the lock",
+                    cure="look for a process that was suspended while it wrote",
                 ) from None
             time.sleep(0.001)
     try:
         yield
     finally:
-        _flock(head, hold=False)  # closing it would not do: a child forked meanwhile holds it too
+        _flock(head, hold=False)  # to close the file is not enough: a forked child may hold it too
 
 
 @contextlib.contextmanager
-def _told(path: Path, use: str) -> Iterator[None]:
-    """Turn an OSError, and the ValueError of a path that cannot be one, into an AuditError."""
+def _translated_errors(path: Path, use: str) -> Iterator[None]:
+    """Turn an OSError, and the ValueError of an impossible path, into an AuditError."""
     try:
         yield
     except (OSError, ValueError) as error:
@@ -434,5 +451,5 @@ def _told(path: Path, use: str) -> Iterator[None]:
             code="audit-missing" if missing else f"audit-{use}",
             expected=f"a file that this process may {use}",
             found=str(error),
-            cure="check the path, the permissions and the room on the disk",
+            cure="check the path, the permissions and the free disk space",
         ) from None

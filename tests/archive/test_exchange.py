@@ -246,7 +246,7 @@ def test_many_cases_go_in_several_steps(tmp_path: Path) -> None:
 
 
 def test_an_export_is_of_one_moment(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("skinret_infer.archive.table._ROWS_AT_ONCE", 5)
+    monkeypatch.setattr("skinret_infer.archive.table._BATCH", 5)
     monkeypatch.setattr("skinret_infer.archive.database.BUSY_SECONDS", 0.05)
     with (
         contextlib.closing(open_archive(make_archive(path))) as archive,

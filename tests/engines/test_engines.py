@@ -198,7 +198,7 @@ def test_auto_passes_over_what_does_not_open_and_says_so(
     monkeypatch.setattr(openvino, "OpenVino", broken)
     with caplog.at_level(logging.WARNING, "skinret_infer"):
         assert open_engine(loaded).name == "onnxruntime-cpu"
-    assert "openvino in fp32 is passed over: " in caplog.text and "not open today" in caplog.text
+    assert "openvino in fp32 is skipped: " in caplog.text and "not open today" in caplog.text
     with pytest.raises(RuntimeUnavailable, match="not open today") as caught:
         open_engine(loaded, "openvino")
     assert caught.value.code == code

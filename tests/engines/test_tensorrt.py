@@ -278,7 +278,7 @@ def test_a_build_tells_how_it_goes_and_can_be_stopped(bundle: Path, monkeypatch:
     def stop(_: str) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(tensorrt, "_QUIET", 0.0)
+    monkeypatch.setattr(tensorrt, "_REPORT_SECONDS", 0.0)
     model, said = (bundle / "composer.onnx").read_bytes(), []
     trt = tensorrt.load("tensorrt-rtx")
     tensorrt.build(trt, model, tokens=64, capabilities=["8.6"], what="composer", notify=said.append)

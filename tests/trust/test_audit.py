@@ -556,7 +556,7 @@ _FORKED = """
 from skinret_infer.trust import audit
 path = Path(sys.argv[1])
 log = AuditLog(path)
-with audit._opened(audit._head_file(path), os.O_RDWR) as head, audit._locked(head, path):
+with audit._open_file(audit._head_file(path), os.O_RDWR) as head, audit._lock(head, path):
     child = os.fork()
     if not child:
         time.sleep(60)
@@ -704,7 +704,7 @@ def test_a_lock_that_is_held_is_not_waited_for_without_end(
 ) -> None:
     log = AuditLog(path)
     monkeypatch.setattr(audit, "_BUSY_SECONDS", 0.05)
-    with audit._opened(_head(path), os.O_RDWR) as head, audit._locked(head, path):
+    with audit._open_file(_head(path), os.O_RDWR) as head, audit._lock(head, path):
         for use in (lambda: log.append([{}]), lambda: verify(path)):
             with pytest.raises(AuditError) as caught:
                 use()
