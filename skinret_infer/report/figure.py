@@ -12,7 +12,7 @@ from ..results import Results
 
 _TILE, _GAP, _BORDER, _TEXT = 190, 14, 7, 44
 _INK, _FAINT, _PAPER = "#1a1a1a", "#666666", "#ffffff"
-# Okabe and Ito's colours, told apart by colour-blind readers too; the paper's groups have theirs by name.
+# Okabe and Ito's colours, which colour-blind readers can tell apart; the paper's groups have fixed colours.
 _PALETTE = ("#D55E00", "#009E73", "#0072B2", "#CC79A7", "#E69F00", "#56B4E9", "#F0E442", "#000000")
 _NAMED = {"mel": _PALETTE[0], "nevus": _PALETTE[1], "bkl": _PALETTE[2]}
 
@@ -30,40 +30,34 @@ def draw_results(
     images : the folder to which the archive's image references are relative.
     groups : the true group of each query, where it is known; it colours the query's border.
     """
-    shown = max(len(results) for _, results in rows)
+    columns = max(len(results) for _, results in rows)
     names = sorted({hit.group for _, results in rows for hit in results} | set(groups or ()))
     free = [c for c in _PALETTE if c not in {_NAMED.get(n) for n in names}]
     unnamed = [n for n in names if n not in _NAMED]
     colours = _NAMED | {name: free[i % len(free)] for i, name in enumerate(unnamed)}
     words_width = 240
     left = 2 * _GAP + _TILE + words_width
-    width, row_height = left + shown * (_TILE + _GAP), _TILE + _TEXT + _GAP
+    width, row_height = left + columns * (_TILE + _GAP), _TILE + _TEXT + _GAP
     page = Image.new("RGB", (width, 34 + len(rows) * row_height + 34), _PAPER)
     pen = ImageDraw.Draw(page)
     small, normal, bold = (ImageFont.load_default(size) for size in (13, 15, 17))
     pen.text((_GAP, 9), "query", _INK, bold)
     pen.text((2 * _GAP + _TILE, 9), "words", _INK, bold)
-    pen.text((left, 9), f"the {shown} most similar cases, best first", _INK, bold)
+    pen.text((left, 9), f"the {columns} most similar cases, best first", _INK, bold)
     for n, (image, results) in enumerate(rows):
         top = 34 + n * row_height
         _tile(page, pen, image, (_GAP, top), colours.get(groups[n], _FAINT) if groups else _FAINT)
         if groups:
             pen.text((_GAP, top + _TILE + 4), _fit(pen, groups[n], normal, _TILE), _INK, normal)
-        said = results.text or "(the image alone)"
-        pen.multiline_text(
-            (2 * _GAP + _TILE, top + 4), _wrap(pen, said, normal, words_width - _GAP), _INK, normal, spacing=5
-        )
+        words = _wrap(pen, results.text or "(the image alone)", normal, words_width - _GAP)
+        pen.multiline_text((2 * _GAP + _TILE, top + 4), words, _INK, normal, spacing=5)
         for hit in results:
             x = left + (hit.rank - 1) * (_TILE + _GAP)
-            _tile(page, pen, _found(images, hit.image_ref), (x, top), colours[hit.group])
-            said = _fit(pen, f"{hit.score:.3f}  {hit.group}", normal, _TILE)
-            pen.text((x, top + _TILE + 4), said, _INK, normal)
-            pen.text(
-                (x, top + _TILE + 23),
-                _fit(pen, f"{hit.case_id}: {hit.diagnosis}", small, _TILE),
-                _FAINT,
-                small,
-            )
+            _tile(page, pen, _case_image(images, hit.image_ref), (x, top), colours[hit.group])
+            caption = _fit(pen, f"{hit.score:.3f}  {hit.group}", normal, _TILE)
+            pen.text((x, top + _TILE + 4), caption, _INK, normal)
+            caption = _fit(pen, f"{hit.case_id}: {hit.diagnosis}", small, _TILE)
+            pen.text((x, top + _TILE + 23), caption, _FAINT, small)
     x, y = _GAP, page.height - 28
     for name in names:
         pen.rectangle((x, y + 2, x + 14, y + 16), colours[name])
@@ -75,8 +69,8 @@ def draw_results(
         page.save(temporary, "PNG")
 
 
-def _found(images: str | Path, name: str) -> ImageSource:
-    """Return the path of a case's image, or no image where the archive names one outside the folder."""
+def _case_image(images: str | Path, name: str) -> ImageSource:
+    """Return the path of a case's image, or no bytes if the archive names a file outside the folder."""
     try:
         return find_file(images, name)
     except InputError:
@@ -84,9 +78,10 @@ def _found(images: str | Path, name: str) -> ImageSource:
 
 
 def _tile(
-    page: Image.Image, pen: ImageDraw.ImageDraw, image: ImageSource, at: tuple[int, int], colour: str
+    page: Image.Image, pen: ImageDraw.ImageDraw, image: ImageSource, corner: tuple[int, int], colour: str
 ) -> None:
-    x, y = at
+    """Draw an image, cropped to its central square, with a border, at an upper left corner."""
+    x, y = corner
     pen.rectangle((x, y, x + _TILE - 1, y + _TILE - 1), colour)
     inner = _TILE - 2 * _BORDER
     try:
@@ -106,6 +101,7 @@ def _tile(
 def _wrap(
     pen: ImageDraw.ImageDraw, text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int
 ) -> str:
+    """Break text into at most nine lines of a width in pixels; "..." stands for the rest."""
     lines = [""]
     for word in text.split():
         longer = f"{lines[-1]} {word}".strip()
@@ -119,6 +115,7 @@ def _wrap(
 def _fit(
     pen: ImageDraw.ImageDraw, text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int
 ) -> str:
+    """Cut text to one line of a width in pixels."""
     text = " ".join(text.split())
     while pen.textlength(text, font) > width:
         text = text[:-2].rstrip() + "…"

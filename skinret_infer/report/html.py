@@ -1,4 +1,4 @@
-"""The page of a query and its hits, for a person: one file of HTML, without scripts and without a network."""
+"""The page of a query and its hits: one file of HTML that runs no script and needs no network."""
 
 import base64
 import importlib.resources
@@ -26,20 +26,20 @@ if TYPE_CHECKING:
 
     from ..results import Hit, HitExplainer, Results
 
-_SHOWN = 20  # hits with their evidence, the first ones; all stand in the list
-_NAMED = 20  # case ids left out, or values of a filter, the first ones
+_MAX_HITS = 20  # hits with pictures and evidence; the list names all hits
+_MAX_NAMES = 20  # excluded case ids, or values of one filter
 _SIDE = 480  # pixels of a picture's longer side
 _UNIT = 10_000  # numbers are shown in ten-thousandths
 _DETAIL = dict(zip(LEVELS, ("fine", "middle", "coarse"), strict=True))
-_WHY = {
-    "image-missing": "its file is not there",
+_REASONS = {
+    "image-missing": "its file does not exist",
     "evidence-image": "its file holds another picture than the one that was indexed",
 }
 
 
 @dataclass(frozen=True, slots=True)
 class _Layer:
-    """A map that the page can show: some of the parts of the score together."""
+    """A map that the page can show: the sum of the maps of these parts of the score."""
 
     group: str
     label: str
@@ -51,10 +51,10 @@ def write_report(
     path: str | Path,
     image: ImageSource | None = None,
     image_folder: str | Path | None = None,
-) -> None:
+) -> list[str]:
     """Write the page of a query's results to `path`; the arguments are those of Results.to_html.
 
-    Raises InputError, ArchiveError.
+    Return, for each hit whose picture the page lacks, the reason. Raises InputError, ArchiveError.
     """
     template, explainer = _template(), results.explainer
     if explainer is None:
@@ -65,24 +65,28 @@ def write_report(
             found="a copy of them",
         )
     picture = explainer.query_picture(image)
-    found = [_evidence(explainer, hit, image_folder) for hit in results.hits[:_SHOWN]]
-    layers = _layers(found[0][0].query.maps) if found else {}
-    box = found[0][0].query.box if found and picture is not None else None
+    explained = [_explain(explainer, hit, image_folder) for hit in results.hits[:_MAX_HITS]]
+    query_map = explained[0][0].query if explained else None
+    layers = _layers(query_map.maps) if query_map else {}
+    box = query_map.box if query_map and picture is not None else None
     page = template.render(
         results=results,
         version=__version__,
-        filters={name: _some(_allowed(value)) for name, value in results.where.items()},
-        exclude=_some(results.exclude),
+        filters={name: _shorten(_filter_values(value)) for name, value in results.where.items()},
+        exclude=_shorten(results.exclude),
         query=_picture(explainer.model_input() if picture is None else picture, box),
-        whole=picture is not None,
-        cases=[_case(hit, *each, layers) for hit, each in zip(results.hits, found, strict=False)],
-        read=any(hit.concepts for hit in results),
+        has_picture=picture is not None,
+        cases=[
+            _case_content(hit, evidence, case_picture, reason, layers)
+            for hit, (evidence, case_picture, reason) in zip(results.hits, explained, strict=False)
+        ],
+        has_concepts=any(hit.concepts for hit in results),
         layers=layers,
         detail=_DETAIL,
         opacity=OPACITY,
         adds=ADDS,
         takes=TAKES_AWAY,
-        residual=max((evidence.residual for evidence, *_ in found), default=0.0),
+        residual=max((evidence.residual for evidence, _, _ in explained), default=0.0),
     )
     try:
         with atomic_write(path) as temporary:
@@ -93,8 +97,9 @@ def write_report(
             code="report-path",
             expected="a file that can be written",
             found=getattr(error, "strerror", None) or str(error),
-            cure="name another",
+            cure="name another file",
         ) from None
+    return [reason for _, _, reason in explained if reason]
 
 
 def _template() -> "Template":
@@ -102,28 +107,31 @@ def _template() -> "Template":
         import jinja2
     except ImportError as error:
         raise missing_extra("a report cannot be written here", error, "report") from None
-    pages = jinja2.Environment(
-        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    folder = importlib.resources.files(__package__)
+    environment = jinja2.Environment(
+        loader=jinja2.FunctionLoader(lambda name: folder.joinpath(name).read_text("utf-8")),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
     )
-    pages.filters |= {"units": _number, "plain": lambda name: str(name).replace("_", " ")}
-    return pages.from_string(
-        importlib.resources.files(__package__).joinpath("report.html.j2").read_text("utf-8")
-    )
+    environment.filters |= {"units": _format_units, "plain": lambda name: str(name).replace("_", " ")}
+    return environment.get_template("report.html.j2")
 
 
-def _evidence(
+def _explain(
     explainer: "HitExplainer", hit: "Hit", folder: str | Path | None
 ) -> tuple[Evidence, Pixels | None, str]:
-    """Return the evidence of a hit and the picture of the case, or why that is not there."""
+    """Return the evidence of a hit and the picture of the case, or the reason why there is no picture."""
     try:
         return *explainer.explain(hit, None, folder, True), ""
     except InputError as error:
-        why = f"{_WHY.get(error.code, 'its file cannot be read')} [{error.code}]"
-        return explainer.explain(hit, None, folder, False)[0], None, why
+        reason = f"{_REASONS.get(error.code, 'its file cannot be read')} [{error.code}]"
+        return explainer.explain(hit, None, folder, False)[0], None, reason
 
 
 def _layers(maps: Collection[str]) -> dict[str, _Layer]:
-    """Return the maps that can be shown, by the name that they have in the page."""
+    """Return the maps that can be shown, by their names in the page."""
     concepts = tuple(name for name in maps if name not in COSINES)
     layers = [_Layer("", "everything", (*COSINES, *concepts))]
     for group, parts in (("Visual", COSINES), ("Concepts", concepts)):
@@ -140,27 +148,28 @@ def _label(part: str) -> str:
     return f"{term}, {_DETAIL[level]}"
 
 
-def _case(
+def _case_content(
     hit: "Hit", evidence: Evidence, picture: Pixels | None, missing: str, layers: Mapping[str, _Layer]
 ) -> dict[str, Any]:
     """Return what the page shows of a hit."""
     groups = [COSINES[:3], COSINES[3:], list(hit.concepts)]
     exact = [[evidence.parts[name] for name in names] for names in groups]
-    sums = _round([sum(group) for group in exact], round(hit.score * _UNIT))
+    exact_sums = [sum(values) for values in exact]
+    sums = _round(exact_sums, round(hit.score * _UNIT))
     parts = {
         name: units
-        for names, group, whole in zip(groups, exact, sums, strict=True)
-        for name, units in zip(names, _round(group, whole), strict=True)
+        for names, values, total in zip(groups, exact, sums, strict=True)
+        for name, units in zip(names, _round(values, total), strict=True)
     }
     return {
         "hit": hit,
         "score": sum(sums),
         "sums": sums,
-        "bar": _bar([sum(group) for group in exact]),
+        "bar": _bar(exact_sums),
         "parts": parts,
-        **_known(hit, evidence),
+        **_attribute_rows(hit, evidence),
         "layers": {
-            name: _layer(layer.parts, evidence, sum(parts[p] for p in layer.parts))
+            name: _layer_content(layer.parts, evidence, sum(parts[p] for p in layer.parts))
             for name, layer in layers.items()
         },
         "picture": None
@@ -170,51 +179,48 @@ def _case(
     }
 
 
-def _known(hit: "Hit", evidence: Evidence) -> dict[str, list[dict[str, Any]]]:
-    """Return the group and attributes of a case: concepts and what the words name; the rest."""
-    asked = dict.fromkeys(evidence.matching_criteria, "same") | dict.fromkeys(
-        evidence.conflicting_criteria, "differs"
-    )
-    values = dict.fromkeys(asked, "") | dict(hit.attributes)
-    concepts = {name: hit.group if name == "group" else values.pop(name, "") for name in hit.concepts}
+def _attribute_rows(hit: "Hit", evidence: Evidence) -> dict[str, list[dict[str, Any]]]:
+    """Return the group and attributes of a case: as rows if concepts or words name them, else as the rest."""
+    verdicts = dict.fromkeys(evidence.matching_criteria, "matches")
+    verdicts |= dict.fromkeys(evidence.conflicting_criteria, "conflicts")
+    attributes = dict.fromkeys(verdicts, "") | dict(hit.attributes)
+    concepts = {name: hit.group if name == "group" else attributes.pop(name, "") for name in hit.concepts}
     table: dict[str, list[dict[str, Any]]] = {"rows": [], "rest": []}
-    for read, known in ((True, concepts), (False, values)):
-        for name, value in known.items():
-            table["rows" if read or name in asked else "rest"].append(
-                {
-                    "name": name,
-                    "value": ("no", "yes")[value] if isinstance(value, bool) else str(value),
-                    "asked": asked.get(name),
-                    "read": read,
-                }
-            )
+    for is_concept, values in ((True, concepts), (False, attributes)):
+        for name, value in values.items():
+            text = str(value)
+            if isinstance(value, bool):
+                text = "yes" if value else "no"
+            row = {"name": name, "value": text, "verdict": verdicts.get(name), "is_concept": is_concept}
+            table["rows" if is_concept or name in verdicts else "rest"].append(row)
     return table
 
 
-def _layer(names: Sequence[str], evidence: Evidence, part: int) -> dict[str, Any]:
-    """Return a map over the query and over the case in one scale, and its text."""
+def _layer_content(names: Sequence[str], evidence: Evidence, total: int) -> dict[str, Any]:
+    """Return a map over the query and over the case, in one scale, and its numbers."""
     sides = {"query": evidence.query} | ({"case": evidence.case} if evidence.case else {})
     maps = {side: add_up(s.maps[name] for name in names) for side, s in sides.items()}
     full = max(float(np.abs(m).max()) for m in maps.values())
     layer: dict[str, Any] = {
-        "part": part,
+        "sum": total,
         "full": full,
         "share": full / evidence.score if evidence.score > 0 else None,
     }
     for side, m in maps.items():
-        base = sum(sides[side].baseline.get(name, 0.0) for name in names)
-        adds, takes, base = _round([float(m[m > 0].sum()), float(m[m < 0].sum()), base], part)
+        exact_baseline = sum(sides[side].baseline.get(name, 0.0) for name in names)
+        terms = [float(m[m > 0].sum()), float(m[m < 0].sum()), exact_baseline]
+        adds, takes, baseline = _round(terms, total)
         layer[side] = {
             "png": _url(Image.fromarray(tint(m, full)), "PNG"),
             "adds": adds,
             "takes": -takes,
-            "base": base,
+            "baseline": baseline,
         }
     return layer
 
 
 def _picture(pixels: Pixels, box: Box | None) -> dict[str, Any]:
-    """Return a picture, scaled down, with the size that it has in full and the box on which maps lie."""
+    """Return a picture, scaled down, with its full size and the box that the maps cover."""
     height, width, _ = pixels.shape
     full = (0.0, 0.0, float(width), float(height))
     scale = min(1.0, _SIDE / max(height, width))
@@ -229,48 +235,49 @@ def _picture(pixels: Pixels, box: Box | None) -> dict[str, Any]:
     }
 
 
-def _url(image: Image.Image, kind: str) -> str:
+def _url(image: Image.Image, file_format: str) -> str:
     data = io.BytesIO()
-    image.save(data, kind, quality=85, optimize=True)
-    return f"data:image/{kind.lower()};base64,{base64.b64encode(data.getvalue()).decode()}"
+    image.save(data, file_format, quality=85, optimize=True)
+    return f"data:image/{file_format.lower()};base64,{base64.b64encode(data.getvalue()).decode()}"
 
 
-def _round(parts: Sequence[float], whole: int) -> list[int]:
-    """Round parts to units that add up to `whole`: those that rounding moved furthest give way."""
+def _round(parts: Sequence[float], total: int) -> list[int]:
+    """Round parts to units that add up to `total`, with the smallest rounding errors."""
     units = [round(part * _UNIT) for part in parts]
-    missing = whole - sum(units)
-    step = 1 if missing > 0 else -1
+    difference = total - sum(units)
+    step = 1 if difference > 0 else -1
     order = sorted(range(len(parts)), key=lambda i: step * (units[i] - parts[i] * _UNIT))
-    for i in order[: abs(missing)]:
+    for i in order[: abs(difference)]:
         units[i] += step
     return units
 
 
 def _bar(parts: Sequence[float]) -> dict[str, Any]:
-    """Lay parts end to end on a line to 1 in per cent of its length; what takes away lies left of zero."""
-    below = -sum(part for part in parts if part < 0)
-    left, right, pieces = 0.0, below, []
+    """Lay parts end to end on a line that ends at 1, in per cent of it. Negative ones lie left of zero."""
+    zero = -sum(part for part in parts if part < 0)
+    left, right, pieces = 0.0, zero, []
     for part in parts:
         pieces.append((left if part < 0 else right, abs(part)))
         left, right = left + max(-part, 0), right + max(part, 0)
     return {
-        "zero": 100 * below / (1 + below),
-        "pieces": [(100 * start / (1 + below), 100 * length / (1 + below)) for start, length in pieces],
+        "zero": 100 * zero / (1 + zero),
+        "pieces": [(100 * start / (1 + zero), 100 * length / (1 + zero)) for start, length in pieces],
     }
 
 
-def _number(units: int) -> str:
+def _format_units(units: int) -> str:
     return f"{units / _UNIT:.4f}"
 
 
-def _allowed(value: Filter) -> list[str]:
-    """Return the values that pass a filter, or its range."""
+def _filter_values(value: Filter) -> list[str]:
+    """Return the values that a filter accepts, or its range."""
     if isinstance(value, Range):
         ends = [f"{word} {end}" for word, end in value.to_dict().items() if end is not None]
         return [" ".join(ends)]
     return [str(item) for item in (value if isinstance(value, list | tuple) else [value])]
 
 
-def _some(names: Sequence[str]) -> list[str]:
-    more = len(names) - _NAMED
-    return [*names[:_NAMED], *([f"and {more:,} more"] if more > 0 else [])]
+def _shorten(names: Sequence[str]) -> list[str]:
+    """Return the first names, and the number of the others."""
+    more = len(names) - _MAX_NAMES
+    return [*names[:_MAX_NAMES], f"and {more:,} more"] if more > 0 else list(names)

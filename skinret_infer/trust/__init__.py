@@ -1,1 +1,1 @@
-"""What must not be believed or lost: signatures, the audit log, the graphs of a stranger."""
+"""The signatures of bundles, the audit log, and the check of ONNX graphs from strangers."""

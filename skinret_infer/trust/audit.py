@@ -94,7 +94,7 @@ class AuditLog:
         if acknowledged == _START:
             _write_head(head, acknowledged)  # before there is a log
         last, size = self._end()
-        # If the end of the log was cut off, the chain goes on after the acknowledged record: the gap shows.
+        # If the end of the log was cut off, the chain continues at the acknowledged record.
         last = max(acknowledged, last, key=lambda link: link.sequence)
         before, lines = last, []
         for text in members:

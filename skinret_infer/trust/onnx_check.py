@@ -1,11 +1,10 @@
-"""Look at an ONNX file before a runtime does: it may hold what the bundles of this package hold, no more.
+"""Check an ONNX file before a runtime loads it: it may only have what the bundles of this package have.
 
-A file is a message of Protocol Buffers (protobuf.dev/programming-guides/encoding, onnx.proto3). It is walked
-by tables of the fields that are allowed. What is in no table is refused: weights in other files, functions,
-graphs within graphs (control flow), training, sparse tensors, and what is not thought of here. Weights are
-passed over, not read.
+A file is a message of Protocol Buffers (protobuf.dev/programming-guides/encoding, onnx.proto3). Tables list
+the fields that are allowed. All others are refused, known or unknown: weights in other files, functions,
+graphs within graphs (control flow), training, sparse tensors. The values of weights are not read.
 
-What a graph calculates is not looked at: its maker can have it take all the time and memory there is.
+The calculation of a graph is not checked: a malicious graph can still use all time and memory.
 """
 
 import math
@@ -17,17 +16,17 @@ from typing import Any, TypeAlias, cast
 
 from ..errors import BundleError
 
-MAX_BYTES = (1 << 31) - 1  # of a file: Protocol Buffers hold no more
+MAX_BYTES = (1 << 31) - 1  # of a file: the limit of Protocol Buffers
 MAX_FIELDS = 2_000_000  # a graph of Swin-T has 25,000
 MAX_SIZE = (1 << 31) - 1  # numbers in a tensor, and any one of its dimensions
 
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
-_MORE = bytes(range(128, 256))  # bytes of a varint that another follows
-_Found: TypeAlias = dict[str, list[Any]]
+_CONTINUED = bytes(range(128, 256))  # the bytes of a varint that are not its last
+_Values: TypeAlias = dict[str, list[Any]]  # by the name of the field
 
 
-class _Lie(Exception):
-    """What is wrong with a file, in a few words."""
+class _Malformed(Exception):
+    """A file is not a graph of a bundle; the message is the fault."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,33 +38,33 @@ class _Field:
 
 @dataclass(frozen=True, slots=True)
 class _Message:
-    """The fields that a message may have, by their keys: the number and how it is written."""
+    """The fields that a message may have, by their keys: the number and the wire type."""
 
     fields: Mapping[int, _Field]
-    forbidden: Mapping[int, str]  # by number: what those that have a name in an error are
-    check: Callable[["_File", _Found], None] | None
+    forbidden: Mapping[int, str]  # by number: the name for an error
+    check: Callable[["_File", _Values], None] | None
 
 
 @dataclass(slots=True)
 class _File:
     data: mmap.mmap
-    left: int = MAX_FIELDS
+    remaining_fields: int = MAX_FIELDS
 
-    def walk(self, place: int, end: int, message: _Message) -> _Found:
-        """Return what stands in a message: integers, and of all else the span of its bytes."""
-        data, fields, found = self.data, message.fields, _Found()
+    def walk(self, place: int, end: int, message: _Message) -> _Values:
+        """Check a message and return its values: integers, and for other values the span of their bytes."""
+        data, fields, values = self.data, message.fields, _Values()
         while place < end:
-            self.left -= 1
-            if self.left < 0:
-                raise _Lie(f"more than {MAX_FIELDS:,} fields")
+            self.remaining_fields -= 1
+            if self.remaining_fields < 0:
+                raise _Malformed(f"more than {MAX_FIELDS:,} fields")
             key = data[place]
             if key < 128:
                 place += 1
             else:
                 key, place = self.varint(place, end)
-            known = fields.get(key)
-            if known is None:
-                raise _Lie(message.forbidden.get(key >> 3, f"a field {key >> 3} that no bundle has"))
+            field = fields.get(key)
+            if field is None:
+                raise _Malformed(message.forbidden.get(key >> 3, f"a field {key >> 3} that no bundle has"))
             wire, value = key & 7, cast(Any, None)
             if wire == _VARINT:
                 value, place = self.varint(place, end)
@@ -73,28 +72,28 @@ class _File:
                 length, start = self.varint(place, end)
                 place = start + length
                 if place > end:
-                    raise _Lie("a field that goes beyond its end")
-                if known.message:
-                    inner = self.walk(start, place, known.message)
-                    if known.message.check:
-                        known.message.check(self, inner)
+                    raise _Malformed("a field that goes beyond its end")
+                if field.message:
+                    inner = self.walk(start, place, field.message)
+                    if field.message.check:
+                        field.message.check(self, inner)
                 else:
                     value = (start, place)
             else:
                 value = (place, place := place + (8 if wire == _FIXED64 else 4))
                 if place > end:
-                    raise _Lie("a field that goes beyond its end")
-            if known.name not in found:
-                found[known.name] = [value]
-            elif known.many:
+                    raise _Malformed("a field that goes beyond its end")
+            if field.name not in values:
+                values[field.name] = [value]
+            elif field.many:
                 if value is not None:
-                    found[known.name].append(value)
+                    values[field.name].append(value)
             else:
-                raise _Lie(f"{known.name} twice")
-        return found
+                raise _Malformed(f"{field.name} twice")
+        return values
 
     def varint(self, place: int, end: int) -> tuple[int, int]:
-        """Return the number that stands at a place, and the place behind it."""
+        """Return the number at a place, and the place after it."""
         value = 0
         for shift in range(0, 70, 7):
             if place >= end:
@@ -104,73 +103,75 @@ class _File:
             value |= (byte & 127) << shift
             if byte < 128:
                 return value, place
-        raise _Lie("a number that does not end")
+        raise _Malformed("a number that does not end")
 
-    def text(self, found: _Found, name: str) -> str:
-        start, end = found.get(name, [(0, 0)])[0]
+    def text(self, values: _Values, name: str) -> str:
+        start, end = values.get(name, [(0, 0)])[0]
         return self.data[start : min(end, start + 200)].decode("utf-8", "replace")
 
-    def count(self, found: _Found, name: str, size: int) -> int:
-        """Return how many numbers stand in a repeated field; size: bytes of each, 0 for varints."""
+    def count(self, values: _Values, name: str, size: int) -> int:
+        """Return how many numbers a repeated field has; size: bytes of a number, 0 for varints."""
         numbers = 0
-        for value in found.get(name, []):
+        for value in values.get(name, []):
             if isinstance(value, int):
                 numbers += 1
             elif size:
                 numbers += (value[1] - value[0]) / size  # a fraction fits no tensor
             else:
                 packed = self.data[slice(*value)]
-                numbers += len(packed.translate(None, _MORE)) + (packed[-1:] >= b"\x80")
+                numbers += len(packed.translate(None, _CONTINUED))
+                if packed[-1:] >= b"\x80":  # the last number has no end
+                    numbers += 1
         return numbers
 
-    def integers(self, found: _Found, name: str) -> list[int]:
+    def integers(self, values: _Values, name: str) -> list[int]:
         """Return the numbers of a repeated field of varints, packed or not."""
         numbers = []
-        for value in found.get(name, []):
+        for value in values.get(name, []):
             if isinstance(value, int):
                 numbers.append(value)
                 continue
             place, end = value
             while place < end:
-                self.left -= 1
+                self.remaining_fields -= 1
                 number, place = self.varint(place, end)
                 numbers.append(number)
-                if self.left < 0:
-                    raise _Lie(f"more than {MAX_FIELDS:,} fields")
+                if self.remaining_fields < 0:
+                    raise _Malformed(f"more than {MAX_FIELDS:,} fields")
         return numbers
 
 
 def check_graph(path: Path) -> None:
-    """Raise BundleError for a file that is no ONNX graph such as a bundle has, or lies about its sizes."""
+    """Raise BundleError for a file that is not an ONNX graph of a bundle, or states wrong sizes."""
     try:
-        with path.open("rb") as opened, mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ) as data:
-            found = _File(data).walk(0, len(data), _MODEL)
-        if "graph" not in found:
-            raise _Lie("none")
-    except (OSError, ValueError, _Lie) as error:
+        with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+            values = _File(data).walk(0, len(data), _MODEL)
+        if "graph" not in values:
+            raise _Malformed("a model without a graph")
+    except (OSError, ValueError, _Malformed) as error:
         raise BundleError(
-            f"{path} is no graph of a bundle",
+            f"{path} is not a graph of a bundle",
             code="bundle-graph",
-            expected="an ONNX file of plain operators, with its weights in it",
+            expected="an ONNX file with plain operators and its own weights",
             found=str(error),
             cure="export the bundle again, and take bundles only from those you trust",
         ) from None
 
 
-def _check_domain(file: _File, found: _Found) -> None:
-    if (domain := file.text(found, "domain")) not in ("", "ai.onnx"):
-        raise _Lie(f"operators of the domain {domain!r:.80}")
+def _check_domain(file: _File, values: _Values) -> None:
+    if (domain := file.text(values, "domain")) not in ("", "ai.onnx"):
+        raise _Malformed(f"operators of the domain {domain!r:.80}")
 
 
-def _check_dim(file: _File, found: _Found) -> None:
-    if found.get("value", [0])[0] > MAX_SIZE:
-        raise _Lie(f"a dimension of more than {MAX_SIZE:,}, or below 0")
+def _check_dim(file: _File, values: _Values) -> None:
+    if values.get("value", [0])[0] > MAX_SIZE:
+        raise _Malformed(f"a dimension of more than {MAX_SIZE:,}, or below 0")
 
 
-# The bytes that a number has in raw_data, and the field that may hold it instead; by ONNX's data type.
+# By ONNX's data type: the bytes of a number in raw_data, and the other field that may hold the numbers.
 _SIZES = {1: 4, 2: 1, 3: 1, 4: 2, 5: 2, 6: 4, 7: 8, 9: 1, 10: 2, 11: 8, 12: 4, 13: 8, 16: 2}
 _HOLDERS = {1: "float_data", 7: "int64_data", 11: "double_data", 12: "uint64_data", 13: "uint64_data"}
-_WIDTHS = {
+_WIDTHS = {  # the bytes of a number in each field, 0 for varints
     "raw_data": 1,
     "float_data": 4,
     "int32_data": 0,
@@ -180,37 +181,42 @@ _WIDTHS = {
 }
 
 
-def _check_tensor(file: _File, found: _Found) -> None:
-    if found.get("data_location", [0])[0] != 0:
-        raise _Lie(_OUTSIDE)
-    name, kind = file.text(found, "name"), found.get("data_type", [0])[0]
+def _check_tensor(file: _File, values: _Values) -> None:
+    if values.get("data_location", [0])[0] != 0:
+        raise _Malformed(_OUTSIDE)
+    name, kind = file.text(values, "name"), values.get("data_type", [0])[0]
     if kind not in _SIZES:
-        raise _Lie(f"the tensor {name!r:.80} of data type {kind}")
-    dims = file.integers(found, "dims")
+        raise _Malformed(f"the tensor {name!r:.80} of data type {kind}")
+    dims = file.integers(values, "dims")
     size = math.prod(dims) if len(dims) <= 64 else MAX_SIZE + 1
     if max(dims, default=0) > MAX_SIZE or size > MAX_SIZE:
-        raise _Lie(f"the tensor {name!r:.80} of more than {MAX_SIZE:,} numbers")
-    held = {holder: n for holder in _WIDTHS if (n := file.count(found, holder, _WIDTHS[holder]))}
-    raw = "raw_data" in held
-    holder = "raw_data" if raw else _HOLDERS.get(kind, "int32_data")
-    if held.keys() - {holder} or held.get(holder, 0) != size * (_SIZES[kind] if raw else 1):
-        has = ", ".join(f"{n:g} in {holder}" for holder, n in held.items()) or "no data"
-        raise _Lie(f"the tensor {name!r:.80} of {size:,} numbers with {has}")
+        raise _Malformed(f"the tensor {name!r:.80} of more than {MAX_SIZE:,} numbers")
+    counts = {holder: n for holder in _WIDTHS if (n := file.count(values, holder, _WIDTHS[holder]))}
+    if "raw_data" in counts:
+        holder, expected = "raw_data", size * _SIZES[kind]
+    else:
+        holder, expected = _HOLDERS.get(kind, "int32_data"), size
+    if counts.keys() - {holder} or counts.get(holder, 0) != expected:
+        content = ", ".join(f"{n:g} in {holder}" for holder, n in counts.items()) or "no data"
+        raise _Malformed(f"the tensor {name!r:.80} of {size:,} numbers with {content}")
 
 
-def _message(check: Callable[[_File, _Found], None] | None = None, **fields: Any) -> _Message:
-    """Make a message of fields: name=(number, how it is written or what is forbidden, may there be many)."""
-    made, forbidden = dict[int, _Field](), dict[int, str]()
-    for name, (number, written, *many) in fields.items():
-        if isinstance(written, str):
-            forbidden[number] = written
+def _message(check: Callable[[_File, _Values], None] | None = None, **fields: Any) -> _Message:
+    """Return a message with these fields: name=(number, content), or (number, content, True) if repeated.
+
+    content : a wire type, the _Message of an inner message, or the name of a forbidden thing for an error.
+    """
+    allowed, forbidden = dict[int, _Field](), dict[int, str]()
+    for name, (number, content, *many) in fields.items():
+        if isinstance(content, str):
+            forbidden[number] = content
             continue
-        inner = written if isinstance(written, _Message) else None
-        wire = _BYTES if inner else written
-        made[number << 3 | wire] = made_field = _Field(name, bool(many), inner)
-        if many:  # numbers may also stand together
-            made[number << 3 | _BYTES] = made_field
-    return _Message(made, forbidden, check)
+        inner = content if isinstance(content, _Message) else None
+        wire = _BYTES if inner else content
+        allowed[number << 3 | wire] = field = _Field(name, bool(many), inner)
+        if many:  # repeated numbers may also be packed into one field
+            allowed[number << 3 | _BYTES] = field
+    return _Message(allowed, forbidden, check)
 
 
 _OUTSIDE = "weights in another file"

@@ -1,4 +1,4 @@
-"""The picture of hits: border colours by group, and any words or missing image drawn without a crash."""
+"""The figure of hits: border colours by group, and no crash by any words or a missing image."""
 
 import dataclasses
 from pathlib import Path
@@ -19,11 +19,11 @@ def test_a_hits_border_has_its_groups_colour(
     )
     with Image.open(tmp_path / "hits.png") as page:
         picture = page.convert("RGB")
-    seen = [colour for _, colour in picture.crop((400, 34, picture.width, 38)).getcolors(4096)]
-    assert {ImageColor.getrgb(colours[hit.group]) for hit in results} <= set(seen)
+    borders = [colour for _, colour in picture.crop((400, 34, picture.width, 38)).getcolors(4096)]
+    assert {ImageColor.getrgb(colours[hit.group]) for hit in results} <= set(borders)
     assert picture.getpixel((16, 36)) == ImageColor.getrgb(colours["mel"])
     inner = picture.crop((470, 50, 600, 180)).getcolors(100_000)
-    assert len(inner) > 100, "the first hit's image is not there"
+    assert len(inner) > 100, "the first hit's image is not drawn"
 
 
 def test_odd_words_and_missing_images_are_drawn(
@@ -40,7 +40,7 @@ def test_odd_words_and_missing_images_are_drawn(
             for h in results
         ),
     )
-    nothing = dataclasses.replace(results, hits=())
-    draw_results([(cases[50].image, odd), (cases[51].image, nothing)], tmp_path, tmp_path / "odd.png")
+    empty = dataclasses.replace(results, hits=())
+    draw_results([(cases[50].image, odd), (cases[51].image, empty)], tmp_path, tmp_path / "odd.png")
     with Image.open(tmp_path / "odd.png") as page:
         assert page.width > 600

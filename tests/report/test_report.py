@@ -1,4 +1,4 @@
-"""The report page: complete, self-contained, safe with any words, and looked at in a real browser."""
+"""The report page: complete, self-contained, safe with any words, and rendered by a real browser."""
 
 import base64
 import dataclasses
@@ -102,38 +102,39 @@ def read(path: Path) -> Node:
 
 
 @dataclasses.dataclass(frozen=True)
-class Known:
-    """A query and a case of which picture and maps are known."""
+class FixedExplainer:
+    """An explainer of one picture and one map, which stand for the query and for the case."""
 
     side: EvidenceMap
-    seen: npt.NDArray[np.uint8]
+    picture: npt.NDArray[np.uint8]
     score: float
 
     def query_picture(self, image: object) -> npt.NDArray[np.uint8]:
-        return self.seen
+        return self.picture
 
     def explain(self, hit: Hit, image: object, folder: object, with_case: bool) -> tuple[Evidence, object]:
         evidence = Evidence(
             case_id=hit.case_id, score=self.score, parts=dict.fromkeys(COSINES, self.score / 6),
             query=self.side, case=self.side, residual=0.0, matching_criteria={}, conflicting_criteria={},
         )  # fmt: skip
-        return evidence, self.seen
+        return evidence, self.picture
 
 
-def save_known(
+def save_page(
     results: Results,
     path: Path,
     cells: npt.NDArray[np.float64],
-    seen: npt.NDArray[np.uint8] | None = None,
+    picture: npt.NDArray[np.uint8] | None = None,
     box: tuple[float, float, float, float] = (0, 0, 60, 60),
     score: float = 1.0,
     **facts: object,
 ) -> None:
     """Save the page of one hit, without concepts, each of whose six maps is `cells`."""
-    seen = np.zeros((60, 60, 3), np.uint8) if seen is None else seen
-    known = Known(EvidenceMap(maps=dict.fromkeys(COSINES, cells), baseline={}, box=box), seen, score)
+    picture = np.zeros((60, 60, 3), np.uint8) if picture is None else picture
+    side = EvidenceMap(maps=dict.fromkeys(COSINES, cells), baseline={}, box=box)
+    explainer = FixedExplainer(side, picture, score)
     hit = dataclasses.replace(results[0], concepts={}, concept_similarity=None, score=score, **facts)
-    dataclasses.replace(results, hits=(hit,), gamma=0.0, explainer=known).to_html(path)
+    dataclasses.replace(results, hits=(hit,), gamma=0.0, explainer=explainer).to_html(path)
 
 
 def numbers(nodes: list[Node]) -> list[Decimal]:
@@ -141,7 +142,7 @@ def numbers(nodes: list[Node]) -> list[Decimal]:
 
 
 @pytest.fixture(scope="module")
-def asked(
+def report(
     bundle: Path, archive: Path, cases: list[Case], data: Path, tmp_path_factory: pytest.TempPathFactory
 ):
     """The results of a query while its Searcher is open, and their page."""
@@ -155,42 +156,42 @@ def asked(
         yield results, path
 
 
-def test_the_page_says_what_was_asked_what_was_found_and_what_ran(
-    asked: tuple[Results, Path], cases: list[Case]
+def test_the_page_shows_the_query_the_hits_and_what_ran(
+    report: tuple[Results, Path], cases: list[Case]
 ) -> None:
-    results, path = asked
+    results, path = report
     page = read(path)
     text = " ".join(page.text.split())
     assert [node.tag for node in page.all() if re.fullmatch("h[1-6]", node.tag)] == [
         "h1", "h2", "h2", "h2", *["h3"] * 5, "h2",
     ]  # fmt: skip
     assert page.find("html")[0].attributes["lang"] == "en"
-    for said in (
+    for fact in (
         results.text, results.time, results.request_id, results.model, __version__, *results.hashes.values(),
         f"{results.runtime} in {results.precision}", "group: mel or nevus or bkl",
         f"Excluded{cases[0].case_id}",
         "a similarity, not a probability", "not for diagnosis by itself", *results.warnings,
         f"beta {results.beta:g}, gamma {results.gamma:g}", f"Cases searched{results.searched}",
     ):  # fmt: skip
-        assert said in text, said
+        assert fact in text, fact
     assert len(results.warnings) == len(page.find(".warnings")[0].find("li")) == 1
-    listed = page.find(".list")[0].find("tbody")[0].find("tr")
-    for hit, row, shown in zip(results, listed, page.find(".hit"), strict=True):
-        for said in (hit.case_id, hit.diagnosis, hit.group, hit.confirmed_by, f"{hit.score:.4f}"):
-            assert said in row.text and said in shown.text
+    rows = page.find(".list")[0].find("tbody")[0].find("tr")
+    for hit, row, article in zip(results, rows, page.find(".hit"), strict=True):
+        for fact in (hit.case_id, hit.diagnosis, hit.group, hit.confirmed_by, f"{hit.score:.4f}"):
+            assert fact in row.text and fact in article.text
         for name, value in hit.attributes.items():
-            assert name.replace("_", " ") in shown.text and str(value) in shown.text
+            assert name.replace("_", " ") in article.text and str(value) in article.text
         for name in COSINES:
-            assert f"{hit.cosines[name]:.4f}" in shown.text
+            assert f"{hit.cosines[name]:.4f}" in article.text
         evidence = hit.evidence(with_case=False)
-        assert len(shown.find(".same")) == len(evidence.matching_criteria)
-        assert len(shown.find(".differs")) == len(evidence.conflicting_criteria)
-        pictures = [node for node in shown.find("svg") if node.attributes.get("role") == "img"]
+        assert len(article.find(".matches")) == len(evidence.matching_criteria)
+        assert len(article.find(".conflicts")) == len(evidence.conflicting_criteria)
+        pictures = [node for node in article.find("svg") if node.attributes.get("role") == "img"]
         assert len(pictures) == 4 and all(node.attributes["aria-label"] for node in pictures)
 
 
-def test_it_loads_nothing_runs_nothing_and_depends_on_no_network(asked: tuple[Results, Path]) -> None:
-    _, path = asked
+def test_the_page_loads_nothing_and_runs_no_script(report: tuple[Results, Path]) -> None:
+    _, path = report
     page = read(path)
     policy = next(m for m in page.find("meta") if m.attributes.get("http-equiv"))
     assert policy.attributes["content"] == (
@@ -209,20 +210,22 @@ def test_it_loads_nothing_runs_nothing_and_depends_on_no_network(asked: tuple[Re
     assert path.stat().st_size < 150_000 * 5
 
 
-def test_nothing_from_outside_becomes_markup(
+def test_no_text_of_a_query_or_case_becomes_markup(
     bundle: Path, cases: list[Case], data: Path, tmp_path: Path
 ) -> None:
-    """The page of evil words has the very elements and attributes of that of good ones."""
+    """The page of evil words has the same elements and attributes as that of harmless ones."""
 
-    def made(word: str, folder: Path) -> Node:
+    def make_page(word: str, folder: Path) -> Node:
         folder.mkdir()
         described = {"diagnosis": word, "group": word, "confirmed_by": word}
         with Searcher(bundle, folder / "cases.skinret") as searcher:
-            known = {word: word, "streaks": word, "age": 3}
+            attributes = {word: word, "streaks": word, "age": 3}
             searcher.add(
                 [
-                    Case(f"1 {word}", cases[0].image, attributes=known, image_ref=word, **described),
-                    Case(f"2 {word}", cases[1].image, attributes=known, image_ref="here.jpg", **described),
+                    Case(f"1 {word}", cases[0].image, attributes=attributes, image_ref=word, **described),
+                    Case(
+                        f"2 {word}", cases[1].image, attributes=attributes, image_ref="here.jpg", **described
+                    ),
                 ]
             )
             shutil.copy(cases[1].image, folder / "here.jpg")
@@ -236,58 +239,57 @@ def test_nothing_from_outside_becomes_markup(
             results.to_html(folder / "page.html", image_folder=folder)
         return read(folder / "page.html")
 
-    evil, good = made(EVIL, tmp_path / "evil"), made("greebles", tmp_path / "good")
+    evil, good = make_page(EVIL, tmp_path / "evil"), make_page("greebles", tmp_path / "good")
     shapes = [
         [(node.tag, {n: v for n, v in node.attributes.items() if n != "aria-label"}) for node in page.all()]
         for page in (evil, good)
     ]
     pictures = [{v for _, a in shape for v in a.values() if str(v).startswith("data:")} for shape in shapes]
     assert len(pictures[0]) == len(pictures[1])
-    bare = [
+    without_values = [
         [(tag, {n: v for n, v in a.items() if n not in ("href", "x", "width")}) for tag, a in shape]
         for shape in shapes
     ]
-    assert bare[0] == bare[1]
+    assert without_values[0] == without_values[1]
     assert evil.find("style")[0].text == good.find("style")[0].text
-    said = evil.text
-    assert said.count(EVIL) == good.text.count("greebles") > 20
-    outside = [node for node in evil.all() if EVIL in "".join(c for c in node.content if isinstance(c, str))]
-    assert {node.tag for node in outside} == {"bdi", "title"}, "each value is isolated from its surroundings"
+    assert evil.text.count(EVIL) == good.text.count("greebles") > 20
+    holders = [node for node in evil.all() if EVIL in "".join(c for c in node.content if isinstance(c, str))]
+    assert {node.tag for node in holders} == {"bdi", "title"}, "each value is isolated from its surroundings"
 
 
-def test_the_numbers_of_each_hit_add_up_to_its_score(asked: tuple[Results, Path]) -> None:
-    results, path = asked
-    for hit, shown in zip(results, read(path).find(".hit"), strict=True):
-        *parts, score = numbers(shown.find(".sum")[0].find("b"))
+def test_the_numbers_of_each_hit_add_up_to_its_score(report: tuple[Results, Path]) -> None:
+    results, path = report
+    for hit, article in zip(results, read(path).find(".hit"), strict=True):
+        *parts, score = numbers(article.find(".sum")[0].find("b"))
         assert sum(parts) == score == Decimal(f"{hit.score:.4f}") and len(parts) == 3
-        rows = [numbers(row.find("td")) for row in shown.find(".visual")[0].find("tbody")[0].find("tr")]
+        rows = [numbers(row.find("td")) for row in article.find(".visual")[0].find("tbody")[0].find("tr")]
         assert [sum(row[1] for row in rows), sum(row[3] for row in rows)] == parts[:2]
-        foot = numbers(shown.find(".visual")[0].find("tfoot")[0].find("td"))
+        foot = numbers(article.find(".visual")[0].find("tfoot")[0].find("td"))
         assert [foot[1], foot[3]] == parts[:2]
-        table = shown.find(".criteria")[0]
+        table = article.find(".criteria")[0]
         assert sum(numbers([row.find("td")[-1] for row in table.find("tbody")[0].find("tr")])) == parts[2]
-        whole = {}
-        for layer in shown.find(".says")[0].find(".layer"):
+        sums = {}
+        for layer in article.find(".map-note")[0].find(".layer"):
             name = str(layer.attributes["class"]).split()[1]
-            whole[name] = Decimal(re.search(r"(-?\d\.\d{4})\.", layer.find("b")[0].text)[1])
-        assert whole["map-0"] == score
-        for caption in shown.find("figcaption")[1:]:
+            sums[name] = Decimal(re.search(r"(-?\d\.\d{4})\.", layer.find("b")[0].text)[1])
+        assert sums["map-0"] == score
+        for caption in article.find("figcaption")[1:]:
             for layer in caption.find(".layer"):
-                adds, takes, *base = map(Decimal, re.findall(r"-?\d\.\d{4}", layer.text))
-                assert adds - takes + sum(base) == whole[str(layer.attributes["class"]).split()[1]]
+                adds, takes, *baseline = map(Decimal, re.findall(r"-?\d\.\d{4}", layer.text))
+                assert adds - takes + sum(baseline) == sums[str(layer.attributes["class"]).split()[1]]
 
 
 @given(st.lists(st.floats(-1, 1), min_size=1, max_size=12))
 def test_rounded_parts_add_up_and_stay_close(parts: list[float]) -> None:
-    whole = round(sum(parts) * 10_000)
-    shown = _round(parts, whole)
-    assert sum(shown) == whole
-    assert all(abs(units - part * 10_000) <= 1 for units, part in zip(shown, parts, strict=True))
+    total = round(sum(parts) * 10_000)
+    rounded = _round(parts, total)
+    assert sum(rounded) == total
+    assert all(abs(units - part * 10_000) <= 1 for units, part in zip(rounded, parts, strict=True))
     bar = _bar(parts)
     assert all(start >= -1e-9 and length >= 0 for start, length in bar["pieces"])
 
 
-def test_pictures_are_made_of_pixels_alone(
+def test_pictures_of_the_page_hold_no_metadata(
     searcher: Searcher, cases: list[Case], data: Path, tmp_path: Path
 ) -> None:
     exif = Image.Exif()
@@ -308,7 +310,7 @@ def test_pictures_are_made_of_pixels_alone(
     assert kinds == {"JPEG", "PNG"}
 
 
-def test_a_picture_that_is_missing_or_another_is_told(
+def test_the_page_says_why_a_picture_is_missing(
     searcher: Searcher, cases: list[Case], data: Path, tmp_path: Path
 ) -> None:
     results = searcher.query(cases[50].image, WORDS, k=2)
@@ -318,14 +320,14 @@ def test_a_picture_that_is_missing_or_another_is_told(
     results.to_html(tmp_path / "page.html", image_folder=tmp_path)
     first, second = read(tmp_path / "page.html").find(".hit")
     assert "another picture than the one that was indexed [evidence-image]" in first.text
-    assert "its file is not there [image-missing]" in second.text
-    for shown in (first, second):
-        assert not shown.find(".bare") and len(shown.find("figure")) == 1
-        assert shown.find(".sum") and shown.find(".criteria")
-        assert str(tmp_path) not in shown.text, "where the server keeps its pictures is nobody's business"
+    assert "its file does not exist [image-missing]" in second.text
+    for article in (first, second):
+        assert not article.find(".without-map") and len(article.find("figure")) == 1
+        assert article.find(".sum") and article.find(".criteria")
+        assert str(tmp_path) not in article.text, "the page must not tell where the server keeps its pictures"
 
 
-def test_the_square_that_the_model_saw_stands_for_a_picture_not_at_hand(
+def test_the_square_that_the_model_saw_replaces_a_picture_without_a_path(
     searcher: Searcher, cases: list[Case], data: Path, tmp_path: Path
 ) -> None:
     with Image.open(str(cases[50].image)) as picture:
@@ -347,10 +349,10 @@ def test_the_square_that_the_model_saw_stands_for_a_picture_not_at_hand(
     assert caught.value.code == "evidence-image" and not (tmp_path / "other.html").exists()
 
 
-def test_a_path_that_cannot_be_written_is_an_error_that_leaves_nothing(
-    asked: tuple[Results, Path], tmp_path: Path
+def test_a_path_that_cannot_be_written_is_an_error_and_leaves_no_file(
+    report: tuple[Results, Path], tmp_path: Path
 ) -> None:
-    results, _ = asked
+    results, _ = report
     (tmp_path / "file").touch()
     (tmp_path / "folder").mkdir()
     for path in (tmp_path / "file" / "page.html", tmp_path / "folder", tmp_path / "a\0b"):
@@ -361,18 +363,18 @@ def test_a_path_that_cannot_be_written_is_an_error_that_leaves_nothing(
 
 
 def test_without_jinja2_the_error_names_the_extra(
-    asked: tuple[Results, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    report: tuple[Results, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "jinja2", None)
     with pytest.raises(InputError, match=r'pip install "skinret-infer\[report\]"') as caught:
-        asked[0].to_html(tmp_path / "page.html")
+        report[0].to_html(tmp_path / "page.html")
     assert caught.value.code == "extra-missing"
 
 
 def test_the_same_results_give_the_same_bytes(
-    asked: tuple[Results, Path], data: Path, tmp_path: Path
+    report: tuple[Results, Path], data: Path, tmp_path: Path
 ) -> None:
-    results, path = asked
+    results, path = report
     results.to_html(tmp_path / "again.html", image_folder=data / "images")
     assert (tmp_path / "again.html").read_bytes() == path.read_bytes()
 
@@ -389,7 +391,7 @@ def test_results_that_lost_their_searcher_have_no_page(
     assert caught.value.code == "evidence-gone" and not list(tmp_path.iterdir())
 
 
-def test_many_hits_stand_in_the_list_and_the_first_twenty_with_evidence(
+def test_all_hits_are_in_the_list_and_the_first_twenty_have_evidence(
     searcher: Searcher, cases: list[Case], data: Path, tmp_path: Path
 ) -> None:
     results = searcher.query(cases[50].image, k=100, exclude=[f"not there {n}" for n in range(30)])
@@ -402,15 +404,15 @@ def test_many_hits_stand_in_the_list_and_the_first_twenty_with_evidence(
     assert "not there 19, and 10 more" in text and "not there 20" not in text
 
 
-def test_a_page_without_hits_is_a_page(searcher: Searcher, cases: list[Case], tmp_path: Path) -> None:
+def test_a_page_without_hits_says_so(searcher: Searcher, cases: list[Case], tmp_path: Path) -> None:
     searcher.query(cases[50].image, where={"group": "none such"}).to_html(tmp_path / "page.html")
     page = read(tmp_path / "page.html")
-    assert "No case was found" in page.text and not page.find(".hit") and page.find(".ran")
+    assert "No case was found" in page.text and not page.find(".hit") and page.find(".runtime")
 
 
-def test_a_model_that_reads_no_concepts_has_two_parts(asked: tuple[Results, Path], tmp_path: Path) -> None:
-    known = {"streaks": "absent", "stained": True, "age": 61}
-    save_known(asked[0], tmp_path / "page.html", np.full((8, 8), 1 / 384), attributes=known)
+def test_a_score_without_concepts_has_two_terms(report: tuple[Results, Path], tmp_path: Path) -> None:
+    attributes = {"streaks": "absent", "stained": True, "age": 61}
+    save_page(report[0], tmp_path / "page.html", np.full((8, 8), 1 / 384), attributes=attributes)
     page = read(tmp_path / "page.html")
     *parts, score = numbers(page.find(".sum")[0].find("b"))
     assert len(parts) == 2 and sum(parts) == score == 1
@@ -420,15 +422,15 @@ def test_a_model_that_reads_no_concepts_has_two_parts(asked: tuple[Results, Path
 
 
 @pytest.mark.parametrize("score", [1.0, 0.0, -0.25])
-def test_what_takes_away_is_told_and_a_score_below_zero_has_no_shares(
-    score: float, asked: tuple[Results, Path], tmp_path: Path
+def test_the_page_shows_what_takes_away_and_no_shares_of_a_score_below_zero(
+    score: float, report: tuple[Results, Path], tmp_path: Path
 ) -> None:
     cells = np.array([[-0.5, 0.25], [0.125, 0.125 + score / 6]])
-    save_known(asked[0], tmp_path / "page.html", cells, score=score)
+    save_page(report[0], tmp_path / "page.html", cells, score=score)
     page = read(tmp_path / "page.html")
     assert [Decimal(b.text) for b in page.find(".sum")[0].find("b")][-1] == Decimal(f"{score:.4f}")
     assert "takes away 3.0000" in page.find("figcaption")[2].text
-    assert ("% of the score" in page.find(".says")[0].text) == (score > 0)
+    assert ("% of the score" in page.find(".map-note")[0].text) == (score > 0)
     (url,) = {str(n.attributes["href"]) for n in page.find(".map-0") if n.tag == "image"}
     with Image.open(io.BytesIO(base64.b64decode(url.partition(",")[2]))) as image:
         drawn = np.asarray(image.convert("RGBA")).astype(int)
@@ -436,26 +438,26 @@ def test_what_takes_away_is_told_and_a_score_below_zero_has_no_shares(
     assert drawn[0, 1].tolist() == [0, 114, 178, 96], "blue, of half its size"
 
 
-# What follows looks at the page in a browser.
+# The tests below render the page in a browser.
 
 Spot = tuple[int, int, int, int]
-GREEN, BLUE = (0, 255, 0), (50, 136, 184)  # a lesion; what adds, in its full colour, over that lesion in grey
+GREEN, BLUE = (0, 255, 0), (50, 136, 184)  # a lesion; the full colour of "adds" over that lesion in grey
 
 
 @pytest.fixture(scope="module")
 def browser() -> str:
     names = ("chromium", "chromium-browser", "google-chrome")
-    found = os.environ.get("SKINRET_BROWSER") or next(filter(None, map(shutil.which, names)), None)
-    if not found:
-        needed = os.environ.get("SKINRET_BROWSER_REQUIRED")
-        (pytest.fail if needed else pytest.skip)(
-            "no browser: install Debian's chromium, or name one by SKINRET_BROWSER"
-        )
-    return str(found)
+    program = os.environ.get("SKINRET_BROWSER") or next(filter(None, map(shutil.which, names)), None)
+    if not program:
+        message = "no browser: install Debian's chromium, or name one by SKINRET_BROWSER"
+        if os.environ.get("SKINRET_BROWSER_REQUIRED"):
+            pytest.fail(message)
+        pytest.skip(message)
+    return str(program)
 
 
 def browse(browser: str, page: Path, *options: str, width: int = 1280, height: int = 1600) -> str:
-    """Open a page offline and return what the browser wrote; a page that it complains of is an error."""
+    """Open a page offline and return the browser's output; a message on its console fails the test."""
     done = subprocess.run(
         [
             browser, "--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking",
@@ -469,8 +471,8 @@ def browse(browser: str, page: Path, *options: str, width: int = 1280, height: i
     return done.stdout
 
 
-def chosen(path: Path, layer: str) -> Path:
-    """Return a copy of a page on which another map is chosen."""
+def choose_map(path: Path, layer: str) -> Path:
+    """Return a copy of a page with a chosen map."""
     page = path.read_text("utf-8")
     assert page.count(" checked>") == 1 and page.count(f'id="{layer}">') == 1
     copy = path.with_name(f"{path.stem}-{layer}.html")
@@ -479,25 +481,26 @@ def chosen(path: Path, layer: str) -> Path:
     return copy
 
 
-def shot(browser: str, page: Path, **size: int) -> npt.NDArray[np.int64]:
+def screenshot(browser: str, page: Path, **size: int) -> npt.NDArray[np.int64]:
     browse(browser, page, f"--screenshot={page.with_suffix('.png')}", **size)
     with Image.open(page.with_suffix(".png")) as image:
         return np.asarray(image.convert("RGB")).astype(np.int64)
 
 
 def spots(screen: npt.NDArray[np.int64], colour: tuple[int, int, int]) -> list[Spot]:
-    """Return where something of a colour stands, of more than a few pixels: left, top, right, bottom."""
-    there = np.abs(screen - colour).max(2) < 60
-    found = [
+    """Return the areas of a colour, of more than 20 pixels a side: left, top, right, bottom."""
+    mask = np.abs(screen - colour).max(2) < 60
+    areas = [
         (left, top + above, right, top + below)
-        for top, bottom in runs(there.any(1))
-        for left, right in runs(there[top:bottom].any(0))
-        for above, below in runs(there[top:bottom, left:right].any(1))
+        for top, bottom in runs(mask.any(1))
+        for left, right in runs(mask[top:bottom].any(0))
+        for above, below in runs(mask[top:bottom, left:right].any(1))
     ]
-    return [spot for spot in found if min(spot[2] - spot[0], spot[3] - spot[1]) > 20]
+    return [spot for spot in areas if min(spot[2] - spot[0], spot[3] - spot[1]) > 20]
 
 
 def runs(line: npt.NDArray[np.bool_]) -> list[tuple[int, int]]:
+    """Return the start and end of each run of True."""
     edges = np.flatnonzero(np.diff(np.concatenate([[False], line, [False]]).astype(int)))
     return [(int(a), int(b)) for a, b in edges.reshape(-1, 2)]
 
@@ -506,35 +509,35 @@ def runs(line: npt.NDArray[np.bool_]) -> list[tuple[int, int]]:
     ("size", "box", "grid", "cell"),
     [
         ((600, 400), (100, 0, 500, 400), (8, 8), (2, 5)),  # a central square
-        ((400, 700), (0, 150, 400, 550), (7, 7), (6, 0)),  # upright, cells of no whole pixels
+        ((400, 700), (0, 150, 400, 550), (7, 7), (6, 0)),  # upright, cells of a fractional number of pixels
         ((900, 300), (0, 0, 900, 300), (4, 6), (3, 5)),  # squashed: the whole picture
     ],
 )
 def test_the_map_lies_on_the_lesion_to_the_pixel(
     size: tuple[int, int], box: Spot, grid: tuple[int, int], cell: tuple[int, int],
-    browser: str, asked: tuple[Results, Path], tmp_path: Path,
+    browser: str, report: tuple[Results, Path], tmp_path: Path,
 ) -> None:  # fmt: skip
     (width, height), (rows, columns) = size, grid
-    seen = np.full((height, width, 3), 120, np.uint8)
+    picture = np.full((height, width, 3), 120, np.uint8)
     high, wide = (box[3] - box[1]) / rows, (box[2] - box[0]) / columns
     top, left = box[1] + cell[0] * high, box[0] + cell[1] * wide
-    seen[round(top) : round(top + high), round(left) : round(left + wide)] = GREEN
+    picture[round(top) : round(top + high), round(left) : round(left + wide)] = GREEN
     hot = np.zeros(grid)
     hot[cell] = 1 / 6
     path = tmp_path / "page.html"
-    save_known(asked[0], path, hot, seen, box)
-    plain = spots(shot(browser, path), GREEN)
-    assert len(plain) == 3, "the query at the head, then the query and the case"
-    mapped = spots(shot(browser, chosen(path, "map-0")), BLUE)
-    assert len(mapped) == 2
-    assert np.abs(np.subtract(mapped, plain[1:])).max() <= 1
+    save_page(report[0], path, hot, picture, box)
+    lesions = spots(screenshot(browser, path), GREEN)
+    assert len(lesions) == 3, "the query at the top of the page, then the query and the case"
+    cells = spots(screenshot(browser, choose_map(path, "map-0")), BLUE)
+    assert len(cells) == 2
+    assert np.abs(np.subtract(cells, lesions[1:])).max() <= 1
 
 
 @pytest.mark.parametrize("width", [1280, 760, 400])
 def test_nothing_is_wider_than_the_page(
-    width: int, browser: str, asked: tuple[Results, Path], data: Path, tmp_path: Path
+    width: int, browser: str, report: tuple[Results, Path], data: Path, tmp_path: Path
 ) -> None:
-    results = asked[0]
+    results = report[0]
     odd = "W" * 150 + "\u202e" + "gnol yrev " * 20 + "\u0645\u0644\u0627\u0646\u0648\u0645\u0627"
     results = dataclasses.replace(
         results, text=odd, model=odd, hashes={"archive": odd}, warnings=(odd,), where={odd: [odd]},
@@ -543,9 +546,9 @@ def test_nothing_is_wider_than_the_page(
             for hit in results
         ),
     )  # fmt: skip
-    for path, shown in ((tmp_path / "odd.html", results), (tmp_path / "page.html", asked[0])):
-        shown.to_html(path, image_folder=data / "images")
-        page = chosen(path, "map-0").read_text("utf-8")
+    for path, page_results in ((tmp_path / "odd.html", results), (tmp_path / "page.html", report[0])):
+        page_results.to_html(path, image_folder=data / "images")
+        page = choose_map(path, "map-0").read_text("utf-8")
         page = re.sub(r"<meta http-equiv[^>]+>", f"<style>html {{ width: {width}px }}</style>", page)
         page += """<script>
             const wide = [...document.querySelectorAll("body *")].filter(
@@ -559,11 +562,11 @@ def test_nothing_is_wider_than_the_page(
         assert body and body[1].strip() == "wide:"
 
 
-def test_on_paper_each_hit_is_whole_and_has_its_map(
-    browser: str, asked: tuple[Results, Path], tmp_path: Path
+def test_a_printed_page_splits_no_hit_and_shows_its_map(
+    browser: str, report: tuple[Results, Path], tmp_path: Path
 ) -> None:
     pdfium = pytest.importorskip("pypdfium2")
-    results, path = asked
+    results, path = report
     page = Path(shutil.copy(path, tmp_path))
     browse(browser, page, f"--print-to-pdf={tmp_path / 'page.pdf'}", "--no-pdf-header-footer")
     with pdfium.PdfDocument(tmp_path / "page.pdf") as paper:
@@ -575,12 +578,12 @@ def test_on_paper_each_hit_is_whole_and_has_its_map(
     for n, text in enumerate(texts, 1):
         assert f"{n} / {len(texts)}" in text and "not for diagnosis by itself" in text
     for hit in results:
-        (on,) = [
+        (sheet_number,) = [
             n for n, text in enumerate(texts) if f"{hit.rank}. {hit.diagnosis} Case {hit.case_id}" in text
         ]
-        assert "Map of everything" in texts[on]
+        assert "Map of everything" in texts[sheet_number]
     for text, sheet in zip(texts, sheets, strict=True):
         hits = text.count("Case, without map")
         assert hits == text.count("Map of everything") == text.count("= score")
         blue = (sheet[..., 2] - sheet[..., 0] > 60).sum()
-        assert not hits or blue > 300, "maps are printed though none is chosen on the screen"
+        assert not hits or blue > 300, "maps are printed even if none is chosen on the screen"

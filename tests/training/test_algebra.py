@@ -118,12 +118,12 @@ def test_cases_that_are_read_alike_agree() -> None:
     labels = torch.tensor([[0, 1], [1, 2], [2, 0]])
     d = torch.cat([part(*maps(n))[0].detach() for n in range(3)])
     optimizer = torch.optim.Adam(part.concepts.parameters(), lr=0.1)
-    before = concept_loss(part.read(d), labels)
+    before = concept_loss(part.concept_logits(d), labels)
     for _ in range(30):
         optimizer.zero_grad()
-        concept_loss(part.read(d), labels).backward()
+        concept_loss(part.concept_logits(d), labels).backward()
         optimizer.step()
-    assert concept_loss(part.read(d), labels) < before / 10
+    assert concept_loss(part.concept_logits(d), labels) < before / 10
     learned = torch.cat([part(*maps(n))[0].detach() for n in range(3)]).numpy()
     agreed = np.stack([products(row, learned, part.layout)[:, 6] for row in learned])
     assert (np.diag(agreed) > 0.8).all() and (agreed[~np.eye(3, dtype=bool)] < 0.2).all()

@@ -335,7 +335,7 @@ def test_a_damaged_run_is_named(measured: Path, cross: Callable[..., list[str]],
     path = out / ".work" / "skinret" / "seed0-fold1" / "run.json"
     path.write_text('{"seed": 0,')
     refused = call(cross(out, "--seeds", "0"), 1).output
-    assert str(path) in refused and "delete it" in refused
+    assert str(path) in refused and "delete the file" in refused
 
 
 # -- the product --
@@ -353,7 +353,7 @@ def test_what_the_bundle_finds_is_what_the_model_found_in_training(
     dataset = load_dataset(table, ImageRecipe(size=64), TextRecipe(), quiet=True)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(crossval, "_export", EXPORT)
-        run = crossval._through_the_product(table, dataset, config, tmp_path / "run", tmp_path / "maps", True)
+        run = crossval._run_model(table, dataset, config, tmp_path / "run", tmp_path / "maps", True)
     assert "held_out" not in run["training"]  # that fold is read once, through the bundle
     again = train(table, config, cache=tmp_path / "maps", dataset=dataset, quiet=True)
     for kind in ("image_words", "image_only"):
@@ -439,7 +439,7 @@ def test_the_same_picture_in_two_cases_is_reported_and_is_no_hit(
     twin = Case("twin", cases[0].image, diagnosis="", attributes=cases[0].attributes, group=cases[0].group)
     table = CaseTable([*cases[:20], twin], [])
     dataset = load_dataset(table, ImageRecipe(size=64), TextRecipe(), quiet=True)
-    assert "1 cases show the very picture of another case" in caplog.text
+    assert "1 cases show the same picture as another case" in caplog.text
     archive = np.arange(20)
     for pictures, left_out in ((dataset.pictures, 1), ((), 0)):
         report = evaluate_scores({"image_only": np.ones((1, 21))}, table, np.array([20]), archive, pictures)

@@ -33,7 +33,7 @@ from skinret_training import cli
 from skinret_training.checkpoint import Checkpoint
 from skinret_training.data import Dataset, load_dataset, split, text_views
 from skinret_training.loss import UNKNOWN, concept_loss
-from skinret_training.model import Skinret, last_depth, load_pretrained, symmetry, turned_back
+from skinret_training.model import Skinret, apply_dihedral, invert_dihedral, last_depth, load_pretrained
 from skinret_training.train import PAPER, TrainConfig, _figures, train
 
 QUICK = {
@@ -115,8 +115,8 @@ def test_of_a_backbone_the_last_depth_can_be_tuned_alone(
     source, _ = load_pretrained(str(weights / vision), str(weights / "bert"), image_size=64)
     pixels = torch.randint(0, 256, (2, 64, 64, 3), dtype=torch.uint8)
     with torch.no_grad():
-        *_, high, given = source.visual_encoder.kept(pixels)
-        torch.testing.assert_close(source.visual_encoder.last_map(given), high)
+        *_, high, last_input = source.visual_encoder.maps_and_last_input(pixels)
+        torch.testing.assert_close(source.visual_encoder.last_map(last_input), high)
     table, options = CaseTable(cases, []), {"finetune_vision": "last-stage", "epochs": 1, "bf16": True}
     state = train(table, config(weights, vision, **options), cache=tmp_path, quiet=True).checkpoint.state
     moved = {
@@ -253,11 +253,11 @@ def test_a_model_that_diverged_is_not_measured() -> None:
 
 def test_eight_symmetries_are_eight_and_the_first_is_the_picture() -> None:
     pixels = torch.arange(2 * 5 * 5 * 3, dtype=torch.uint8).reshape(2, 5, 5, 3)
-    views = [symmetry(pixels, view) for view in range(8)]
+    views = [apply_dihedral(pixels, view) for view in range(8)]
     assert torch.equal(views[0], pixels)
     assert len({v.numpy().tobytes() for v in views}) == 8
     assert all(v.shape == pixels.shape for v in views)
-    assert all(torch.equal(turned_back(v, n), pixels) for n, v in enumerate(views))
+    assert all(torch.equal(invert_dihedral(v, n), pixels) for n, v in enumerate(views))
 
 
 def test_the_first_view_says_all_and_the_others_a_part() -> None:
@@ -278,7 +278,7 @@ def test_bad_data_and_options_are_named(weights: Path, cases: list[Case], tmp_pa
         )
     assert "x7" in caught.value.__notes__[0]
     nevi = [case for case in cases if case.group == "nevus"]
-    with pytest.raises(InputError, match="nothing to tell apart"):
+    with pytest.raises(InputError, match="fewer than two groups"):
         train(CaseTable(nevi, []), config(weights), cache=tmp_path, quiet=True)
     few = nevi + [case for case in cases if case.group == "bkl"][:2]
     with pytest.raises(InputError, match="2 of bkl"):
@@ -346,17 +346,17 @@ def test_a_case_without_words_is_asked_by_its_image(weights: Path, cases: list[C
 def test_a_fused_neck_sees_all_three_depths_on_the_grid_of_each() -> None:
     encoder = Skinret(tiny_config(neck="fused", width=12)).visual_encoder.eval()
     maps = tuple(torch.randn(40, side, side, d) for side, d in ((8, 32), (4, 64), (2, 128)))
-    seen = encoder.seen(maps)
+    seen = encoder.projection_inputs(maps)
     assert [tuple(x.shape) for x in seen] == [(40, side, side, 32 + 64 + 128) for side in (8, 4, 2)]
     normed = [torch.nn.functional.layer_norm(x, x.shape[-1:]) for x in maps]
     assert torch.equal(seen[1][..., 32:96], normed[1])
     assert torch.allclose(seen[2][:, 0, 1, :32], normed[0][:, :4, 4:].mean((1, 2)), atol=1e-6)  # averaged
     assert torch.equal(seen[0][:, 5, 2, 96:], normed[2][:, 1, 0])  # repeated
     encoder.standardize(maps)
-    means = encoder.seen(maps)[2].mean((1, 2))
+    means = encoder.projection_inputs(maps)[2].mean((1, 2))
     assert means.mean(0).abs().max() < 1e-3 and (means.std(0) - 1).abs().max() < 0.05
     encoder.train()
-    dropped = [(x == 0).all((1, 2)) for x in encoder.seen(maps)]
+    dropped = [(x == 0).all((1, 2)) for x in encoder.projection_inputs(maps)]
     assert 0.02 < dropped[0].float().mean() < 0.3  # whole channels, the same at every depth
     assert torch.equal(dropped[0], dropped[1]) and torch.equal(dropped[0], dropped[2])
     with pytest.raises(InputError, match="needs a width"):
@@ -386,7 +386,7 @@ def test_orientations_make_the_descriptor_blind_to_them(tta: int, unseen: int) -
     for count, alike in ((1, False), (tta, True)):
         model = Skinret(tiny_config(tta=count)).eval()
         with torch.no_grad():
-            d, turned = model(pixels), model(symmetry(pixels, unseen))
+            d, turned = model(pixels), model(apply_dihedral(pixels, unseen))
         assert torch.allclose(d, turned, atol=1e-4) is alike
     with pytest.raises(InputError, match="1, 2, 4 or 8"):
         tiny_config(tta=3)

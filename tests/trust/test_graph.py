@@ -159,7 +159,7 @@ LIES: dict[str, tuple[Callable[[onnx.ModelProto], Any], str]] = {
     ),
     "no type": (lambda m: m.graph.initializer[0].ClearField("data_type"), "data type 0"),
     "an unknown type": (lambda m: setattr(m.graph.initializer[0], "data_type", 99), "data type 99"),
-    "no graph": (lambda m: m.ClearField("graph"), "none"),
+    "no graph": (lambda m: m.ClearField("graph"), "without a graph"),
 }  # fmt: skip
 
 

@@ -1,4 +1,4 @@
-"""The results of a cross-validation: EXPERIMENT.json, EXPERIMENT.md with its tables, and README.md."""
+"""The result files of a cross-validation: EXPERIMENT.json, EXPERIMENT.md and README.md."""
 
 import importlib.metadata
 import json
@@ -50,10 +50,10 @@ def experiment_result(
     options, default = asdict(config), asdict(TrainConfig())
     for names in (options, default):
         names |= {"vision": Path(names["vision"]).name, "text": Path(names["text"]).name}
-    spent = [sum(run["minutes"].values()) for run in runs]
-    # A resumed run does not know what was spent before the kill, so it tells nothing of a fold's minutes.
-    whole = [m for m, run in zip(spent, runs, strict=True) if not run.get("resumed")] or spent
-    searched = {(r.get("runtime"), r.get("precision")) for run in runs for r in run["archives"].values()}
+    minutes = [sum(run["minutes"].values()) for run in runs]
+    # A resumed run does not know the minutes before the kill, so the mean of a fold leaves it out.
+    of_full_runs = [m for m, run in zip(minutes, runs, strict=True) if not run.get("resumed")] or minutes
+    engines = {(r.get("runtime"), r.get("precision")) for run in runs for r in run["archives"].values()}
     return {
         "format": FORMAT,
         "experiment": name,
@@ -70,16 +70,16 @@ def experiment_result(
             k: v for k, v in options.items() if v != default[k] and k not in ("folds", "fold", "seed")
         },
         "data_sha256": data,
-        "searched_with": sorted(f"{runtime} in {precision}" for runtime, precision in searched if runtime),
+        "searched_with": sorted(f"{runtime} in {precision}" for runtime, precision in engines if runtime),
         "versions": _versions(),
-        "minutes": {"total": round(sum(spent), 2), "a_fold": round(fmean(whole), 2)},
+        "minutes": {"total": round(sum(minutes), 2), "a_fold": round(fmean(of_full_runs), 2)},
         "summary": summarize(runs),
         "runs": [{k: v for k, v in run.items() if not k.endswith("_ids")} for run in runs],
     }
 
 
 def summarize(runs: Sequence[_Run]) -> dict[str, Any]:
-    """Return for each archive and kind of query the figures over folds and seeds."""
+    """Return the figures over folds and seeds, for each archive and kind of query."""
     return {
         archive: {
             kind: _summary([(run["seed"], run["archives"][archive][kind]) for run in runs])
@@ -91,10 +91,10 @@ def summarize(runs: Sequence[_Run]) -> dict[str, Any]:
 
 
 def spread(runs: Sequence[tuple[int, float]]) -> dict[str, float | None]:
-    """Return mean, std over folds and std over seeds of a figure, given as (seed, value) of each run.
+    """Return mean, std over folds and std over seeds of a figure from (seed, value) of each run.
 
-    std_folds is that of one seed's folds (of the root mean square over seeds): other seeds cut other folds.
-    std_seeds is that of the seeds' means. Both divide by n - 1, and are None where n is 1.
+    std_folds is the std of the folds of one seed, as the root mean square over seeds, because each seed makes
+    other folds. std_seeds is the std of the seeds' means. Both divide by n - 1, and are None if n is 1.
     """
     by_seed = {seed: [v for s, v in runs if s == seed] for seed, _ in runs}
     folds = [stdev(values) for values in by_seed.values() if len(values) > 1]
@@ -115,33 +115,33 @@ def _summary(runs: Sequence[tuple[int, Mapping[str, Any]]]) -> dict[str, Any]:
             g: _spreads([(seed, f["by_group"][g]) for seed, f in runs if g in f["by_group"]]) for g in groups
         },
     }
-    if beyond := _of_all(runs, "beyond_group"):
+    if beyond := _values(runs, "beyond_group"):
         summary["beyond_group"] = {
             name: _pooled([(seed, figures[name]) for seed, figures in beyond]) for name in (NDCG, SHARED)
         }
-    if by_chance := _of_all(runs, "random_order"):
-        summary["random_order"] = _summary(by_chance)
-    if tied := _of_all(runs, "tied"):
+    if random_order := _values(runs, "random_order"):
+        summary["random_order"] = _summary(random_order)
+    if tied := _values(runs, "tied"):
         summary["tied"] = sum(n for _, n in tied)
     return summary
 
 
-def _of_all(runs: Sequence[tuple[int, Mapping[str, Any]]], name: str) -> list[tuple[int, Any]]:
-    """Return the seed and what is under a name of each run, or nothing where one run has none."""
-    found = [(seed, figures[name]) for seed, figures in runs if name in figures]
-    return found if len(found) == len(runs) else []
+def _values(runs: Sequence[tuple[int, Mapping[str, Any]]], name: str) -> list[tuple[int, Any]]:
+    """Return the seed and the named value of each run, or nothing if a run does not have it."""
+    values = [(seed, figures[name]) for seed, figures in runs if name in figures]
+    return values if len(values) == len(runs) else []
 
 
 def _spreads(runs: Sequence[tuple[int, Mapping[str, Any]]]) -> dict[str, Any]:
-    there = [name for name in FIGURES if runs and all(name in figures for _, figures in runs)]
-    return {name: spread([(seed, figures[name]) for seed, figures in runs]) for name in there}
+    names = [name for name in FIGURES if runs and all(name in figures for _, figures in runs)]
+    return {name: spread([(seed, figures[name]) for seed, figures in runs]) for name in names}
 
 
 def _pooled(runs: Sequence[tuple[int, Mapping[str, Any]]]) -> dict[str, Any]:
-    """Pool a comparison with the shuffle over the folds of each seed; that with the smallest z is reported.
+    """Pool a comparison with chance over the folds of each seed; return that of the seed with the smallest z.
 
-    The folds of a seed ask with different cases, so their errors add as squares. Other seeds ask with the
-    same cases again: they are no further evidence.
+    The folds of a seed have different queries, so the squares of their errors add. Other seeds repeat the
+    same queries and are no further evidence.
     """
     seeds = []
     for seed in dict.fromkeys(seed for seed, _ in runs):
@@ -153,38 +153,38 @@ def _pooled(runs: Sequence[tuple[int, Mapping[str, Any]]]) -> dict[str, Any]:
             {"seed": seed, "measured": round(measured, 3), "shuffled": round(shuffled, 3)}
             | {"standard_error": round(error, 4), "z": z}
         )
-    told = min(seeds, key=lambda s: float("inf") if s["z"] is None else s["z"])
-    return {**told, "seeds": seeds}
+    weakest = min(seeds, key=lambda s: float("inf") if s["z"] is None else s["z"])
+    return {**weakest, "seeds": seeds}
 
 
 def _versions() -> dict[str, str]:
-    found = {"python": platform.python_version()}
+    versions = {"python": platform.python_version()}
     for package in _PACKAGES:
         try:
-            found[package] = importlib.metadata.version(package)
+            versions[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:
             continue
-    return found
+    return versions
 
 
 # -- files --
 
 
 def check_folder(out: Path) -> None:
-    """Raise InputError if `out` cannot take results: a file, or a folder with another README.md."""
+    """Raise InputError if `out` is a file, or a folder with a README.md that this program did not write."""
     readme = out / "README.md"
     foreign = readme.is_file() and not readme.read_text("utf-8", "replace").startswith(_TITLE)
     if foreign or (out.exists() and not out.is_dir()):
         raise InputError(
             f"{out} cannot take the results",
             code="option",
-            expected="a folder for results alone, there or not",
-            found="another README.md in it" if foreign else "a file",
+            expected="a folder for results only; it is created if it does not exist",
+            found="a README.md of something else in it" if foreign else "a file",
             cure="give another --out",
         )
 
 
-def write_row(out: Path, result: Mapping[str, Any]) -> None:
+def write_experiment(out: Path, result: Mapping[str, Any]) -> None:
     """Write EXPERIMENT.json and EXPERIMENT.md, and README.md from all experiments in the folder."""
     texts = {
         f"{result['experiment']}.json": json.dumps(result, indent=1) + "\n",
@@ -192,16 +192,16 @@ def write_row(out: Path, result: Mapping[str, Any]) -> None:
     }
     for name, text in texts.items():
         _write(out / name, text)
-    rows = []
+    results = []
     for path in sorted(out.glob("*.json")):
         try:
-            row = json.loads(path.read_text("utf-8"))
-            if row["format"] != FORMAT:
-                raise ValueError(f"format {row['format']!r}")
-            rows.append(row)
+            other = json.loads(path.read_text("utf-8"))
+            if other["format"] != FORMAT:
+                raise ValueError(f"format {other['format']!r}")
+            results.append(other)
         except (OSError, ValueError, KeyError, TypeError) as error:
-            log.warning("%s is no row of results and is left out of README.md: %r", path, error)
-    _write(out / "README.md", overview(rows))
+            log.warning("%s holds no results of an experiment, so README.md leaves it out: %r", path, error)
+    _write(out / "README.md", overview(results))
 
 
 def _write(path: Path, text: str) -> None:
@@ -213,32 +213,33 @@ def _write(path: Path, text: str) -> None:
 
 
 def markdown(result: Mapping[str, Any]) -> str:
-    """Return EXPERIMENT.md: the protocol, then a table for each archive and kind of query."""
+    """Return the text of EXPERIMENT.md: the protocol, then tables for each archive and kind of query."""
     protocol, minutes = result["protocol"], result["minutes"]
     cases = ", ".join(f"{g} {n}" for g, n in protocol["cases"].items())
     seeds = ", ".join(map(str, protocol["seeds"]))
-    chosen = (
-        f"Model choice and early stopping see {100 * protocol['validation']:.0f} % of the training folds"
+    selection = (
+        f"Model choice and early stopping use {100 * protocol['validation']:.0f} % of the training folds"
         if protocol["validation"]
-        else "Fitted on the training folds, with nothing chosen"
+        else "Fitted on all training folds, without model choice"
     )
-    parts = Counter[str]()
+    steps = Counter[str]()
     for run in result["runs"]:
-        parts.update(run["minutes"])
-    spent = ", ".join(f"{name} {total / len(result['runs']):.1f}" for name, total in parts.items())
+        steps.update(run["minutes"])
+    by_step = ", ".join(f"{name} {total / len(result['runs']):.1f}" for name, total in steps.items())
     options = ", ".join(f"{k} {v}" for k, v in result["not_default"].items())
     lines = [
         f"# {result['experiment']}",
         "",
         f"- Method: {result['method']}",
         f"- Cases: {sum(protocol['cases'].values())} ({cases})",
-        f"- {protocol['folds']} stratified folds, seeds {seeds}: {len(result['runs'])} runs. {chosen}; the "
-        "held-out fold is read once.",
-        f"- Archives: {'; '.join(protocol['archives'].values())}. A hit is right in the query's own group.",
+        f"- {protocol['folds']} stratified folds, seeds {seeds}: {len(result['runs'])} runs. {selection}; "
+        "the held-out fold is read once.",
+        f"- Archives: {'; '.join(protocol['archives'].values())}. "
+        "A hit is right if its group is the query's.",
         f"- Options other than the defaults: {options or 'none'}",
         f"- Searched with: {', '.join(result['searched_with']) or 'no bundle: scores in memory'}",
         f"- Versions: {', '.join(f'{k} {v}' for k, v in result['versions'].items())}",
-        f"- Minutes: {minutes['total']:.1f} in all, {minutes['a_fold']:.1f} a fold ({spent})",
+        f"- Minutes: {minutes['total']:.1f} in all, {minutes['a_fold']:.1f} a fold ({by_step})",
     ]
     for archive, kinds in result["summary"].items():
         lines += ["", f"## Archive: {protocol['archives'][archive]}"]
@@ -247,20 +248,20 @@ def markdown(result: Mapping[str, Any]) -> str:
             lines += _runs_table(result["runs"], archive, kind, summary)
             lines += ["", *_groups_table(summary)]
             if summary.get("tied"):
-                asked = sum(run["archives"][archive][kind]["queries"] for run in result["runs"])
+                count = sum(run["archives"][archive][kind]["queries"] for run in result["runs"])
                 lines += [
                     "",
-                    f"{summary['tied']} of {asked} queries have equal scores of right and wrong cases.",
+                    f"{summary['tied']} of {count} queries have equal scores for right and wrong cases.",
                 ]
             if "beyond_group" in summary:
                 lines += ["", *_beyond_table(summary["beyond_group"])]
     lines += [
         "",
-        "- mean ± std: the std of one seed's folds, its root mean square over seeds.",
+        "- mean ± std: the std of the folds of one seed, as the root mean square over seeds.",
         "- between seeds: the std of the seeds' means.",
-        "- random order: what an archive in random order gives, exactly.",
-        "- Equal scores are in no order: a figure is the mean over all orders of the equals.",
-        "- by chance: each hit exchanged for any of its group; of the seeds the one with the smallest z.",
+        "- random order: the exact expected figure of an archive in random order.",
+        "- Equal scores have no order: a figure is the mean over all orders of cases with equal scores.",
+        "- by chance: each hit is replaced by a random case of its group; the seed with the smallest z.",
         "- mAP, Acc@K and nDCG@10 in per cent, shared@5 in criteria of seven.",
     ]
     return "\n".join(lines) + "\n"
@@ -276,16 +277,16 @@ def _runs_table(runs: Sequence[_Run], archive: str, kind: str, summary: Mapping[
     rows.append(["mean ± std", *(_with_std(name, f) for name, f in figures.items())])
     rows.append(["between seeds", *(_number(name, f["std_seeds"], 1) for name, f in figures.items())])
     if "random_order" in summary:
-        by_chance = summary["random_order"]["all"]
-        rows.append(["random order", *(_number(name, by_chance[name]["mean"]) for name in figures)])
+        chance = summary["random_order"]["all"]
+        rows.append(["random order", *(_number(name, chance[name]["mean"]) for name in figures)])
     return grid(["", *figures], rows)
 
 
 def _groups_table(summary: Mapping[str, Any]) -> list[str]:
     rows = {"balanced": summary["balanced"], **summary["by_group"]}
-    if by_chance := summary.get("random_order"):
-        there = {"balanced": by_chance["balanced"], **by_chance["by_group"]}
-        rows |= {f"{group}, random order": figures for group, figures in there.items()}
+    if chance := summary.get("random_order"):
+        chance_rows = {"balanced": chance["balanced"], **chance["by_group"]}
+        rows |= {f"{group}, random order": figures for group, figures in chance_rows.items()}
     names = list(summary["all"])
     return grid(
         ["group", *names],
@@ -308,35 +309,35 @@ def _beyond_table(beyond: Mapping[str, Any]) -> list[str]:
     )
 
 
-def overview(rows: Iterable[Mapping[str, Any]]) -> str:
-    """Return README.md: a line a row."""
+def overview(results: Iterable[Mapping[str, Any]]) -> str:
+    """Return the text of README.md: a line for each experiment."""
     header = ["experiment", "method", "folds x seeds"]
     header += [
-        f"{where}: {name}"
-        for where in ("training folds", "held-out fold")
+        f"{archive}: {name}"
+        for archive in ("training folds", "held-out fold")
         for name in ("mAP", "Acc@1", "Acc@4")
     ]
     header += ["image alone: mAP", "image alone: Acc@1", "words alone: mAP"]
     header += [f"{NDCG} (by chance)", f"{SHARED} (by chance)", "minutes a fold"]
     lines = []
-    at_random: dict[tuple[str, int], list[str]] = {}  # of each data set and number of folds
-    for row in rows:
-        protocol, by_chance = row["protocol"], _at_random(row["summary"])
+    chance_lines: dict[tuple[str, int], list[str]] = {}  # by data set and number of folds
+    for result in results:
+        protocol, chance = result["protocol"], _random_order(result["summary"])
         folds = f"{protocol['folds']} x {len(protocol['seeds'])}"
-        minutes = f"{row['minutes']['a_fold']:.1f}"
-        lines.append([row["experiment"], row["method"], folds, *_cells(row["summary"]), minutes])
-        if by_chance:
-            line = [f"random order for {row['experiment']}", "–", folds, *_cells(by_chance), "–"]
-            at_random.setdefault((row["data_sha256"], protocol["folds"]), line)
-    if len(at_random) == 1:
-        next(iter(at_random.values()))[0] = "random order"
-    lines += at_random.values()
+        minutes = f"{result['minutes']['a_fold']:.1f}"
+        lines.append([result["experiment"], result["method"], folds, *_cells(result["summary"]), minutes])
+        if chance:
+            line = [f"random order for {result['experiment']}", "–", folds, *_cells(chance), "–"]
+            chance_lines.setdefault((result["data_sha256"], protocol["folds"]), line)
+    if len(chance_lines) == 1:
+        next(iter(chance_lines.values()))[0] = "random order"
+    lines += chance_lines.values()
     notes = (
-        "- Without another word: queries of image and words.",
-        "- random order: what an archive in random order gives, exactly. Judge Acc@4 against it.",
-        "- Image alone, words alone, nDCG@10 and shared@5: the archive is the training folds. The last two",
-        "  are of the first kind of query that the method has.",
-        "- mean ± std over the folds of a seed. Each experiment has a page, EXPERIMENT.md,",
+        "- Queries have image and words, unless the column names another kind.",
+        "- random order: the exact expected figure of an archive in random order. Compare Acc@4 with it.",
+        "- For image alone, words alone, nDCG@10 and shared@5 the archive is the training folds. The last",
+        "  two are those of the first kind of query that the method has.",
+        "- mean ± std: over the folds of a seed. Each experiment has a page, EXPERIMENT.md,",
         "  and all its figures in EXPERIMENT.json.",
     )
     return "\n".join([_TITLE, "", *grid(header, lines), "", *notes]) + "\n"
@@ -360,8 +361,8 @@ def _cells(summary: Mapping[str, Any]) -> list[str]:
     return line
 
 
-def _at_random(summary: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the summary of a random order. It ignores the query, so it is the same for every kind."""
+def _random_order(summary: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the summary of a random order, which is the same for every kind of query."""
     return {
         archive: {name: kind["random_order"] for name in KINDS}
         for archive, kinds in summary.items()
@@ -371,7 +372,7 @@ def _at_random(summary: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def grid(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    """Return a Markdown table whose columns are aligned as plain text too."""
+    """Return a Markdown table whose columns are also aligned as plain text."""
     widths = [max(3, *(len(row[n]) for row in [header, *rows])) for n in range(len(header))]
 
     def line(cells: Sequence[str]) -> str:
@@ -382,8 +383,9 @@ def grid(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
     return [line(header), f"| {' | '.join(rule)} |", *map(line, rows)]
 
 
-def _number(name: str, value: float | None, more: int = 0) -> str:
-    return "–" if value is None else f"{value:.{more + (2 if name == SHARED else 1)}f}"
+def _number(name: str, value: float | None, more_digits: int = 0) -> str:
+    digits = more_digits + (2 if name == SHARED else 1)
+    return "–" if value is None else f"{value:.{digits}f}"
 
 
 def _with_std(name: str, figure: Mapping[str, Any]) -> str:

@@ -1,4 +1,4 @@
-"""A Derm7pt-style folder as arrays, its folds, and the frozen maps and words, computed once and cached."""
+"""The cases as arrays, their folds, and the outputs of the frozen encoders, which are computed once."""
 
 import hashlib
 import logging
@@ -21,7 +21,7 @@ from skinret_infer.tables import CaseTable
 from skinret_infer.text import TextEncoderInput, TextRecipe, Tokens, phrases_of
 
 from .loss import UNKNOWN
-from .model import Maps, Skinret, symmetry
+from .model import Maps, Skinret, apply_dihedral
 
 log = logging.getLogger(__name__)
 Indices = npt.NDArray[np.int64]
@@ -29,30 +29,30 @@ Indices = npt.NDArray[np.int64]
 
 @dataclass(frozen=True, slots=True)
 class Dataset:
-    """N cases, prepared as the bundle will prepare them."""
+    """N cases, preprocessed as the bundle will preprocess them."""
 
     case_ids: list[str]
     groups: list[str]
-    concepts: dict[str, list[str]]  # the labels of cases, the group first, and their values
-    told: Indices  # [N, C], the index of each concept's value; UNKNOWN where a case has none
+    concepts: dict[str, list[str]]  # the values of each concept, the group first
+    targets: Indices  # [N, C], the index of each concept's value; UNKNOWN if a case has none
     phrases: list[list[str]]  # the phrases of each case
-    pictures: list[str]  # SHA-256 of each picture as it was decoded
+    pictures: list[str]  # SHA-256 of each decoded picture
     pixels: Pixels  # [N, S, S, 3]
 
     @property
     def labels(self) -> Indices:
         """The index of each case's group, [N]."""
-        return self.told[:, 0]
+        return self.targets[:, 0]
 
     @property
     def digest(self) -> str:
-        """SHA-256 of the prepared pixels."""
+        """SHA-256 of the preprocessed pixels."""
         return hashlib.sha256(self.pixels.data).hexdigest()
 
 
 @dataclass(frozen=True, slots=True)
 class Split:
-    """Case indices: what trains, what stops the training, and what is held out and read once."""
+    """Case indices for training, for early stopping, and for the held-out test, which is read once."""
 
     train: Indices
     validation: Indices
@@ -60,12 +60,12 @@ class Split:
 
     @property
     def archive(self) -> Indices:
-        """The training folds: all that is not held out."""
+        """The training folds: all cases that are not held out."""
         return np.sort(np.concatenate([self.train, self.validation]))
 
 
 def load_dataset(table: CaseTable, image: ImageRecipe, text: TextRecipe, *, quiet: bool = False) -> Dataset:
-    """Decode and prepare every image. Raises InputError, naming the case, for one that cannot be used."""
+    """Decode and preprocess every image. Raises InputError, with the case id, for an unusable one."""
     pixels = np.empty((len(table.cases), image.size, image.size, 3), np.uint8)
     pictures = []
     for n, case in enumerate(
@@ -79,14 +79,14 @@ def load_dataset(table: CaseTable, image: ImageRecipe, text: TextRecipe, *, quie
         pictures.append(pixel_sha256(picture))
     if twins := len(pictures) - len(set(pictures)):
         log.warning(
-            "%d cases show the very picture of another case. Folds may part the two: what trained on one "
-            "knows the other.",
+            "%d cases show the same picture as another case. If the folds separate the two, a model that was "
+            "trained on one already knows the other.",
             twins,
         )
-    concepts, told = _concepts(table)
+    concepts, targets = _concepts(table)
     if "group" not in concepts:
         raise InputError(
-            "there is nothing to tell apart",
+            "the cases have fewer than two groups",
             code="data-groups",
             expected="cases of at least two groups",
             found=", ".join({case.group for case in table.cases}) or "none",
@@ -95,7 +95,7 @@ def load_dataset(table: CaseTable, image: ImageRecipe, text: TextRecipe, *, quie
         [case.case_id for case in table.cases],
         [case.group for case in table.cases],
         concepts,
-        told,
+        targets,
         [phrases_of(case.attributes, text.phrases) for case in table.cases],
         pictures,
         pixels,
@@ -103,18 +103,18 @@ def load_dataset(table: CaseTable, image: ImageRecipe, text: TextRecipe, *, quie
 
 
 def _concepts(table: CaseTable) -> tuple[dict[str, list[str]], Indices]:
-    """Return the group and those criteria that tell cases apart, with their values; and each case's own."""
-    said = {"group": [case.group for case in table.cases]}
-    said |= {name: [str(case.attributes.get(name, "")) for case in table.cases] for name in CRITERIA}
+    """Return the values of the group and of each criterion that has more than one, and `Dataset.targets`."""
+    columns = {"group": [case.group for case in table.cases]}
+    columns |= {name: [str(case.attributes.get(name, "")) for case in table.cases] for name in CRITERIA}
     concepts = {
-        name: values for name, column in said.items() if len(values := sorted(set(column) - {""})) > 1
+        name: values for name, column in columns.items() if len(values := sorted(set(column) - {""})) > 1
     }
-    told = [[concepts[name].index(v) if v else UNKNOWN for v in said[name]] for name in concepts]
-    return concepts, np.array(told, np.int64).T
+    targets = [[concepts[name].index(v) if v else UNKNOWN for v in columns[name]] for name in concepts]
+    return concepts, np.array(targets, np.int64).T
 
 
 def split(dataset: Dataset, *, folds: int, fold: int | None, validation: float, seed: int) -> Split:
-    """Split by group: hold out one of `folds` (none if `fold` is None), then a validation part, if any."""
+    """Split by group: hold out one of `folds` (none if `fold` is None), then the share `validation`."""
     everything = np.arange(len(dataset.labels))
     rest, test = everything, everything[:0]
     try:
@@ -122,39 +122,40 @@ def split(dataset: Dataset, *, folds: int, fold: int | None, validation: float, 
             counts = zip(*np.unique(dataset.groups, return_counts=True), strict=True)
             if scarce := [f"{n} of {group}" for group, n in counts if n < folds]:
                 raise ValueError(", ".join(scarce))
-            parts = StratifiedKFold(folds, shuffle=True, random_state=seed).split(everything, dataset.labels)
-            rest, test = list(parts)[fold]
-        train, held = rest, rest[:0]
+            splits = StratifiedKFold(folds, shuffle=True, random_state=seed).split(everything, dataset.labels)
+            rest, test = list(splits)[fold]
+        train, stopping = rest, rest[:0]
         if validation:
-            train, held = train_test_split(
+            train, stopping = train_test_split(
                 rest, test_size=validation, stratify=dataset.labels[rest], random_state=seed
             )
     except ValueError as error:
         raise InputError(
             "the cases cannot be split",
             code="data-split",
-            expected=f"enough of each group for {folds} folds and a validation part",
+            expected=f"enough cases of each group for {folds} folds and a validation part",
             found=str(error),
             cure="give more cases, or fewer folds",
         ) from None
-    return Split(np.sort(train), np.sort(held), np.sort(test))
+    return Split(np.sort(train), np.sort(stopping), np.sort(test))
 
 
 def text_views(phrases: Sequence[str], views: int, rng: np.random.Generator) -> list[str]:
-    """Say a case in several ways: first all that is known of it, then random parts in random order."""
-    said = [", ".join(phrases)]
+    """Return several wordings of a case: first all its phrases, then random subsets in random order."""
+    texts = [", ".join(phrases)]
     for _ in range(views - 1):
-        part = [p for p in phrases if rng.random() < rng.uniform(0.3, 1.0)] or list(phrases)
-        said.append(", ".join(rng.permutation(part)))
-    return said
+        subset = [p for p in phrases if rng.random() < rng.uniform(0.3, 1.0)] or list(phrases)
+        texts.append(", ".join(rng.permutation(subset)))
+    return texts
 
 
 class FrozenMaps:
     """The maps of a frozen backbone for every case and symmetry, float16, in memory-mapped files.
 
-    last : also keep what goes into the backbone's last depth, which is tuned.
+    last : also store the input of the backbone's last stage, so that this stage can be trained.
 
-    The files are named after everything that they depend on, so that another run of the same data finds them.
+    A file's name depends on everything that its content depends on, so that another run of the same data
+    finds it.
     """
 
     def __init__(
@@ -178,38 +179,38 @@ class FrozenMaps:
 
     def get(self, indices: Indices, views: Indices) -> Maps:
         """Return float32 maps (B, h, w, d) of cases, each in its view."""
-        low, mid, high = (self._part(part, indices, views) for part in range(3))
+        low, mid, high = (self._gather(n, indices, views) for n in range(3))
         return low, mid, high
 
     def last(self, indices: Indices, views: Indices) -> torch.Tensor:
-        """Return what goes into the last depth of the backbone, float32 (B, ...)."""
-        return self._part(3, indices, views)
+        """Return the input of the backbone's last stage, float32 (B, ...)."""
+        return self._gather(3, indices, views)
 
-    def _part(self, part: int, indices: Indices, views: Indices) -> torch.Tensor:
-        x = np.empty((len(indices), *self._views[0][part].shape[1:]), np.float32)
+    def _gather(self, array: int, indices: Indices, views: Indices) -> torch.Tensor:
+        x = np.empty((len(indices), *self._views[0][array].shape[1:]), np.float32)
         for view in np.unique(views):
-            x[views == view] = self._views[view][part][indices[views == view]]
+            x[views == view] = self._views[view][array][indices[views == view]]
         return torch.from_numpy(x)
 
     @staticmethod
     def _load(
         model: Skinret, dataset: Dataset, view: int, cache: Path, key: str, last: bool, quiet: bool
     ) -> list[npt.NDArray[np.float16]]:
-        names = ("low", "mid", "high", *["last"] * last)
+        names = ["low", "mid", "high"] + (["last"] if last else [])
         paths = [cache / f"maps-{key}-{view}-{name}.npy" for name in names]
         if not all(path.is_file() for path in paths):
             device = next(model.parameters()).device
             encoder = model.visual_encoder
-            parts: list[list[npt.NDArray[np.float16]]] = [[] for _ in names]
+            arrays: list[list[npt.NDArray[np.float16]]] = [[] for _ in names]
             for batch in batches(len(dataset.labels), 16, f"frozen maps, view {view}", quiet):
-                pixels = symmetry(torch.from_numpy(dataset.pixels[batch]), view).to(device)
+                pixels = apply_dihedral(torch.from_numpy(dataset.pixels[batch]), view).to(device)
                 with torch.inference_mode():
-                    found = encoder.kept(pixels) if last else encoder.backbone_maps(pixels)
-                    for kept, x in zip(parts, found, strict=True):
-                        kept.append(x.half().cpu().numpy())
-            for path, kept in zip(paths, parts, strict=True):
+                    outputs = encoder.maps_and_last_input(pixels) if last else encoder.backbone_maps(pixels)
+                    for rows, x in zip(arrays, outputs, strict=True):
+                        rows.append(x.half().cpu().numpy())
+            for path, rows in zip(paths, arrays, strict=True):
                 with atomic_write(path) as temporary, temporary.open("wb") as file:
-                    np.save(file, np.concatenate(kept))
+                    np.save(file, np.concatenate(rows))
         return [np.load(path, mmap_mode="r") for path in paths]
 
 
@@ -229,19 +230,17 @@ class CaseTexts:
     ) -> None:
         self.views = views
         rng = np.random.default_rng(seed)
-        texts = [said for phrases in dataset.phrases for said in text_views(phrases, views, rng)]
+        texts = [text for phrases in dataset.phrases for text in text_views(phrases, views, rng)]
         self.ids: Tokens
         self.mask: Tokens
         self.ids, self.mask, _ = tokenize(texts)
-        self.blank = np.array(
-            [not phrases for phrases in dataset.phrases]
-        )  # nothing is known: an image alone
+        self.blank = np.array([not phrases for phrases in dataset.phrases])  # [N], cases without words
         self._tokens: torch.Tensor | None = None
         if frozen:
             device = next(model.parameters()).device
             lengths = self.mask.sum(1)
             self._tokens = torch.zeros(*self.ids.shape, model.text_encoder.channels, dtype=torch.float16)
-            by_length = np.argsort(lengths, kind="stable")  # short texts together: less padding to encode
+            by_length = np.argsort(lengths, kind="stable")  # texts of equal length together need less padding
             for batch in batches(len(texts), 64, "frozen words", quiet):
                 rows = by_length[batch]
                 n = int(lengths[rows].max())
@@ -261,7 +260,7 @@ class CaseTexts:
 
 
 def batches(count: int, size: int, label: str, quiet: bool) -> Iterator[slice]:
-    """Give slices that cover `count`, with a progress bar on a terminal."""
+    """Yield slices of `size` that cover `count`, with a progress bar on a terminal."""
     bar = tqdm(total=count, desc=label, unit="", disable=True if quiet else None, leave=False)
     with bar:
         for start in range(0, count, size):
@@ -275,21 +274,21 @@ ImageMaps = Callable[[Indices, Indices], Maps]
 def image_maps(model: Skinret, dataset: Dataset, frozen: FrozenMaps | None, tuned: bool = False) -> ImageMaps:
     """Return the function from case indices and views to projected maps, from cached maps or from pixels.
 
-    tuned : the backbone's last depth is trained, and runs on the cached input before it.
+    tuned : the backbone's last stage is trained; it computes the high map from its cached input.
     """
     device = next(model.parameters()).device
 
-    def kept(indices: Indices, views: Indices) -> Maps:
+    def from_cache(indices: Indices, views: Indices) -> Maps:
         assert frozen is not None
         low, mid, high = (x.to(device) for x in frozen.get(indices, views))
         if tuned:
             high = model.visual_encoder.last_map(frozen.last(indices, views).to(device))
         return model.visual_encoder.project((low, mid, high))
 
-    def fresh(indices: Indices, views: Indices) -> Maps:
+    def from_pixels(indices: Indices, views: Indices) -> Maps:
         pixels = torch.from_numpy(dataset.pixels[indices])
-        turned = torch.stack([symmetry(p[None], int(v))[0] for p, v in zip(pixels, views, strict=True)])
-        maps: Maps = model.visual_encoder(turned.to(device))
+        batch = torch.stack([apply_dihedral(p[None], int(v))[0] for p, v in zip(pixels, views, strict=True)])
+        maps: Maps = model.visual_encoder(batch.to(device))
         return maps
 
-    return kept if frozen else fresh
+    return from_cache if frozen else from_pixels

@@ -15,7 +15,7 @@ def multi_positive_contrastive(similarity: Tensor, labels: Tensor) -> Tensor:
 
     similarity : (B, B) logits of query i against case j. A query's own case is neither positive nor negative,
         because it is not in the archive at search time.
-    labels : (B,) int64; j is a positive of i if the labels are equal. A query without positives is left out.
+    labels : (B,) int64; j is a positive of i if it has the same label. Queries without one do not count.
     """
     own_case = torch.eye(len(labels), dtype=torch.bool, device=labels.device)
     positive = (labels[:, None] == labels[None, :]) & ~own_case

@@ -1,8 +1,8 @@
-"""The model of Wang et al. 2026, whole: visual encoder, text encoder, composer, similarity head.
+"""The model of Wang et al. 2026: visual encoder, text encoder, composer, similarity head.
 
-Shapes: B images, levels i in {L, M, H} (low, mid, high), maps X^i of h x w x d_i kept channels-last as
-(B, h, w, d_i), n text tokens, k regions. A query runs visual -> composer(text) -> head, a case visual
--> head.
+Shapes: B images, levels i in {L, M, H} (low, mid, high), maps X^i of h x w x d_i stored channels-last as
+(B, h, w, d_i), n text tokens, k regions. A query passes visual encoder, composer (with its text) and head.
+A case passes visual encoder and head.
 """
 
 import json
@@ -23,35 +23,31 @@ from skinret_infer.descriptor import Layout
 from skinret_infer.errors import InputError
 
 Maps: TypeAlias = tuple[Tensor, Tensor, Tensor]  # X^L, X^M, X^H
-EPS = 1e-6  # no norm is divided by less
-_ATTENTION = "eager"  # written out: the exporter does not take Swin's fused attention with a dynamic batch
+EPS = 1e-6  # the smallest norm that a vector is divided by
+_ATTENTION = "eager"  # the exporter does not support Swin's fused attention with a dynamic batch
 AGGREGATIONS = ("normalized", "mean", "max", "concat")
 NECKS = ("level", "fused")
 FUSIONS = ("cross-attention", "additive", "both")
-SYMMETRIES = (1, 2, 4, 8)  # so many of the square's can be taken
+SYMMETRIES = (1, 2, 4, 8)  # how many symmetries of the square an option can use
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelConfig:
-    """Everything that builds the model, in plain values; the weights come from a state dict."""
+    """Everything that builds the model, as plain values; the weights come from a state dict."""
 
     vision: Mapping[str, Any]  # a transformers backbone's configuration
     text: Mapping[str, Any]  # a BERT-family encoder's configuration
     image_size: int = 224
-    mean: tuple[float, float, float] = (
-        0.485,
-        0.456,
-        0.406,
-    )  # of RGB in [0, 1]; ImageNet's, as the backbones were trained
+    # Of RGB in [0, 1]. The defaults are those of ImageNet, on which the backbones were trained.
+    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
     std: tuple[float, float, float] = (0.229, 0.224, 0.225)
-    tta: int = 1  # of each picture, whose maps are turned back and averaged: as many times the work
-    max_map_size: int = (
-        14  # larger maps are average-pooled to at most this side: attention costs its fourth power
-    )
-    width: int | None = (
-        None  # d_i after a learned projection; None keeps the backbone's, which must then be tuned
-    )
-    neck: str = "level"  # "fused": each level is projected from all three, which then must have a width
+    # Number of orientations of each picture. Their maps are turned back and averaged; the work grows with it.
+    tta: int = 1
+    # Larger maps are average-pooled to at most this side, because attention costs its fourth power.
+    max_map_size: int = 14
+    # d_i after a learned projection; None keeps the backbone's channels, and the backbone must be trained.
+    width: int | None = None
+    neck: str = "level"  # "fused": each level is projected from all three maps, and `width` is required
     fusion: str = "cross-attention"  # of text and maps: a cross-modal transformer, an additive shift, or both
     layers: int = 1  # of the cross-modal transformer, per level
     head_width: int = 64  # of an attention head
@@ -60,12 +56,12 @@ class ModelConfig:
     aggregation: str = "normalized"  # of the k regions; "mean" is Eq. 7 as printed, where k masks act as one
     beta: float = 0.6  # Eq. 9
     concepts: Mapping[str, Sequence[str]] = field(default_factory=dict)  # names and values; the group first
-    gamma: float = 0.0  # weight of the agreement of concepts; 0: the paper's S alone
+    gamma: float = 0.0  # weight of concept similarity; 0: the score is the paper's S alone
 
     def __post_init__(self) -> None:
         if self.tta not in SYMMETRIES:
             raise InputError(
-                "the number of tta cannot be used",
+                "tta cannot be used",
                 code="option",
                 expected="1, 2, 4 or 8",
                 found=str(self.tta),
@@ -82,41 +78,42 @@ class ModelConfig:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> "ModelConfig":
-        """Read what to_dict wrote."""
+        """Build the configuration from the result of `to_dict`."""
         return cls(**{**data, "mean": tuple(data["mean"]), "std": tuple(data["std"])})
 
 
-def check_choices(config: object, called: str, **known: Sequence[str]) -> None:
-    """Raise InputError for a field of a configuration with a value that is not a known one."""
-    for name, choices in known.items():
+def check_choices(config: object, label: str, **choices_of: Sequence[str]) -> None:
+    """Raise InputError if a field of a configuration has a value that is not among its choices."""
+    for name, choices in choices_of.items():
         if (found := getattr(config, name)) not in choices:
             raise InputError(
-                f"{called} {name} is not known",
+                f"{label} {name} has an unknown value",
                 code="option",
                 expected=", ".join(choices),
                 found=repr(found),
             )
 
 
-def symmetry(x: Tensor, view: int) -> Tensor:
-    """Return one of the eight symmetries of the square, of pixels or maps (B, S, S, d); view 0 is x itself.
+def apply_dihedral(x: Tensor, view: int) -> Tensor:
+    """Apply symmetry `view` (0 to 7) of the square to pixels or maps (B, S, S, d); view 0 returns x itself.
 
-    In this order a first two are the picture and its mirror, a first four the flips, and all eight the flips
-    with and without a quarter turn.
+    The first two views are the picture and its mirror image, the first four are the flips, and the last four
+    are the flips of the transposed picture.
     """
+    if view & 4:
+        x = x.transpose(1, 2)
     flips = [axis for bit, axis in ((1, 2), (2, 1)) if view & bit]
-    turned = x.transpose(1, 2) if view & 4 else x
-    return turned.flip(flips) if flips else turned
+    return x.flip(flips) if flips else x
 
 
-def turned_back(x: Tensor, view: int) -> Tensor:
-    """Undo `symmetry`."""
-    flipped = symmetry(x, view & 3)
-    return flipped.transpose(1, 2) if view & 4 else flipped
+def invert_dihedral(x: Tensor, view: int) -> Tensor:
+    """Undo `apply_dihedral`."""
+    x = apply_dihedral(x, view & 3)
+    return x.transpose(1, 2) if view & 4 else x
 
 
 class VisualEncoder(nn.Module):
-    """Pixels to the maps of three depths: a transformers backbone, pooled, projected if a width is given."""
+    """Compute maps of three depths from pixels: a transformers backbone, pooling, projection to `width`."""
 
     mean: Tensor
     std: Tensor
@@ -141,21 +138,21 @@ class VisualEncoder(nn.Module):
             raise InputError(
                 "the maps of the three depths cannot be fused",
                 code="option",
-                expected="sides that are multiples of the smallest",
+                expected="sides that are multiples of the smallest side",
                 found=", ".join(map(str, sides)),
                 cure="choose another --max-map-size or --image-size, or --neck level",
             )
         self.dropout = nn.Dropout(config.dropout)
         self.projections: nn.ModuleList
         if self.fused:
-            together = sum(d for _, _, d in shapes)
-            self.register_buffer("centre", torch.zeros(together))
-            self.register_buffer("scale", torch.ones(together))
-            self.projections = nn.ModuleList(nn.Linear(together, d) for d in channels)
+            total = sum(d for _, _, d in shapes)
+            self.register_buffer("centre", torch.zeros(total))
+            self.register_buffer("scale", torch.ones(total))
+            self.projections = nn.ModuleList(nn.Linear(total, d) for d in channels)
         else:
             self.projections = nn.ModuleList(
-                nn.Sequential(nn.LayerNorm(raw), nn.Linear(raw, d)) if config.width else nn.Identity()
-                for (_, _, raw), d in zip(shapes, channels, strict=True)
+                nn.Sequential(nn.LayerNorm(inputs), nn.Linear(inputs, d)) if config.width else nn.Identity()
+                for (_, _, inputs), d in zip(shapes, channels, strict=True)
             )
 
     def forward(self, pixels: Tensor) -> Maps:
@@ -163,68 +160,69 @@ class VisualEncoder(nn.Module):
         if self.tta == 1:
             return self.project(self.backbone_maps(pixels))
         views = range(self.tta)
-        turned = torch.cat([symmetry(pixels, view) for view in views])
-        averaged = []
-        for x in self.project(self.backbone_maps(turned)):
+        orientations = torch.cat([apply_dihedral(pixels, view) for view in views])
+        means = []
+        for x in self.project(self.backbone_maps(orientations)):
             by_view = x.reshape(len(views), -1, *x.shape[1:]).unbind()
-            back = [turned_back(part, view) for part, view in zip(by_view, views, strict=True)]
-            averaged.append(torch.stack(back).mean(0))
-        return cast(Maps, tuple(averaged))
+            upright = [invert_dihedral(m, view) for m, view in zip(by_view, views, strict=True)]
+            means.append(torch.stack(upright).mean(0))
+        return cast(Maps, tuple(means))
 
     def backbone_maps(self, pixels: Tensor) -> Maps:
-        """The backbone's own maps, pooled: frozen with the backbone, so they can be cached."""
+        """Return the backbone's maps, pooled. Those of a frozen backbone never change and can be cached."""
         x = (pixels.float() - self.mean) / self.std
         maps = self.backbone(x.permute(0, 3, 1, 2)).feature_maps
         return cast(Maps, tuple(self._pool(m).permute(0, 2, 3, 1) for m in maps))
 
-    def kept(self, pixels: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """The backbone's own maps, and the input of its last depth: cached if that depth is trained."""
+    def maps_and_last_input(self, pixels: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Return the backbone's maps and the input of its last stage, to be cached for training it."""
         blocks, _ = last_depth(self.backbone)
         inputs: list[Tensor] = []
-        hook = blocks[0].register_forward_pre_hook(lambda _, given: inputs.append(given[0]))
+        hook = blocks[0].register_forward_pre_hook(lambda _, arguments: inputs.append(arguments[0]))
         try:
             return (*self.backbone_maps(pixels), inputs[0])
         finally:
             hook.remove()
 
-    def last_map(self, given: Tensor) -> Tensor:
-        """What goes into the last depth of B images -> the backbone's own X^H, as backbone_maps gives it."""
+    def last_map(self, last_input: Tensor) -> Tensor:
+        """Return the backbone's X^H, as in `backbone_maps`, from the input of the last stage (B, ...)."""
         _, finish = last_depth(self.backbone)
-        return self._pool(finish(given)).permute(0, 2, 3, 1)
+        return self._pool(finish(last_input)).permute(0, 2, 3, 1)
 
     def project(self, maps: Maps) -> Maps:
         """Apply the learned projection of each level."""
-        return cast(Maps, tuple(p(m) for p, m in zip(self.projections, self.seen(maps), strict=True)))
+        inputs = self.projection_inputs(maps)
+        return cast(Maps, tuple(p(x) for p, x in zip(self.projections, inputs, strict=True)))
 
-    def seen(self, maps: Maps) -> Maps:
-        """What each projection is given: its level's maps, or those of all three on the level's grid."""
+    def projection_inputs(self, maps: Maps) -> Maps:
+        """Return the input of each projection: the level's maps, or for a fused neck all maps on its grid."""
         if not self.fused:
             return maps
         sides = {m.shape[1] for m in maps}
-        normed = self._normed(maps)
-        fused = {side: (self._together(normed, side) - self.centre) * self.scale for side in sides}
-        if self.training:  # whole channels, so that none is leant on
-            kept = self.dropout(torch.ones_like(fused[min(sides)][:, :1, :1]))
-            fused = {side: x * kept for side, x in fused.items()}
+        levels = self._normalize(maps)
+        fused = {side: (self._concatenate(levels, side) - self.centre) * self.scale for side in sides}
+        if self.training:  # drop whole channels, so that the projection depends on none
+            mask = self.dropout(torch.ones_like(fused[min(sides)][:, :1, :1]))
+            fused = {side: x * mask for side, x in fused.items()}
         return cast(Maps, tuple(fused[m.shape[1]] for m in maps))
 
     @torch.no_grad()
     def standardize(self, maps: Maps) -> None:
         """Take the centre and scale of a fused neck's channels from the maps of the training cases.
 
-        The cosines of frozen maps are all near one, for the maps share a large mean; centred they spread.
+        Frozen maps share a large mean, so that all their cosines are near one. Centring spreads them.
         """
-        mean = self._together(self._normed(maps), min(m.shape[1] for m in maps)).mean((1, 2))  # (N, d)
+        mean = self._concatenate(self._normalize(maps), min(m.shape[1] for m in maps)).mean((1, 2))  # (N, d)
         self.centre.copy_(mean.mean(0))
         self.scale.copy_(1 / (mean.std(0) + 1e-3))
 
     @staticmethod
-    def _normed(maps: Maps) -> list[Tensor]:
+    def _normalize(maps: Maps) -> list[Tensor]:
         return [F.layer_norm(x, x.shape[-1:]) for x in maps]
 
     @staticmethod
-    def _together(normed: list[Tensor], side: int) -> Tensor:
-        return torch.cat([_on_grid(x, side) for x in normed], -1)
+    def _concatenate(maps: list[Tensor], side: int) -> Tensor:
+        return torch.cat([_resize(x, side) for x in maps], -1)
 
     def _pool(self, x: Tensor) -> Tensor:  # (B, d, h, w)
         factor = -(-x.shape[-1] // self.max_map_size)
@@ -232,15 +230,15 @@ class VisualEncoder(nn.Module):
             raise InputError(
                 "the maps cannot be pooled evenly",
                 code="option",
-                expected="a map side that divides them",
-                found=f"maps of {x.shape[-2]} x {x.shape[-1]}, map side {self.max_map_size}",
+                expected="a --max-map-size that divides the sides of the maps",
+                found=f"maps of {x.shape[-2]} x {x.shape[-1]}, --max-map-size {self.max_map_size}",
                 cure="choose another --max-map-size",
             )
         return F.avg_pool2d(x, factor) if factor > 1 else x
 
 
 class TextEncoder(nn.Module):
-    """Token ids to token vectors: a BERT-family encoder."""
+    """Compute token vectors from token ids with an encoder of the BERT family."""
 
     def __init__(self, config: ModelConfig, encoder: nn.Module | None = None) -> None:
         super().__init__()
@@ -255,7 +253,7 @@ class TextEncoder(nn.Module):
 
 
 class CrossModalLayer(nn.Module):
-    """A transformer layer in which image tokens attend to text tokens and to each other, in one softmax."""
+    """A transformer layer in which image tokens attend to each other and to text tokens in one softmax."""
 
     def __init__(self, d: int, config: ModelConfig) -> None:
         super().__init__()
@@ -268,10 +266,11 @@ class CrossModalLayer(nn.Module):
     def forward(self, x: Tensor, text: Tensor, bias: Tensor) -> Tensor:
         """x (B, p, d) image tokens, text (B, n, d), bias (B, 1, 1, p + n) on the logits -> (B, p, d)."""
         z = self.norm_image(x)
-        both = torch.cat([z, self.norm_text(text)], dim=1)  # (B, p + n, d)
-        q, k, v = (self._split(f(t)) for f, t in ((self.query, z), (self.key, both), (self.value, both)))
-        seen = F.scaled_dot_product_attention(q, k, v, attn_mask=bias)  # (B, heads, p, d / heads)
-        x = x + self.dropout(self.out(seen.transpose(1, 2).flatten(2)))
+        tokens = torch.cat([z, self.norm_text(text)], dim=1)  # (B, p + n, d)
+        q = self._split(self.query(z))
+        k, v = self._split(self.key(tokens)), self._split(self.value(tokens))
+        attended = F.scaled_dot_product_attention(q, k, v, attn_mask=bias)  # (B, heads, p, d / heads)
+        x = x + self.dropout(self.out(attended.transpose(1, 2).flatten(2)))
         return cast(Tensor, x + self.dropout(self.ffn(self.norm_ffn(x))))
 
     def _split(self, t: Tensor) -> Tensor:
@@ -279,7 +278,7 @@ class CrossModalLayer(nn.Module):
 
 
 class WordShift(nn.Module):
-    """The mean of the word vectors, standardised and projected: what the words add to every position."""
+    """The shift that words add to every position: the mean word vector, standardised and projected."""
 
     centre: Tensor
     scale: Tensor
@@ -289,7 +288,7 @@ class WordShift(nn.Module):
         self.register_buffer("centre", torch.zeros(text_channels))
         self.register_buffer("scale", torch.ones(text_channels))
         self.project = nn.ModuleList(nn.Linear(text_channels, d) for d in channels)
-        for linear in self.project:  # at first words change nothing
+        for linear in self.project:  # so that words change nothing at the start of the training
             nn.init.zeros_(cast(nn.Linear, linear).weight)
             nn.init.zeros_(cast(nn.Linear, linear).bias)
 
@@ -307,7 +306,7 @@ class WordShift(nn.Module):
 
 
 class Composer(nn.Module):
-    """Compose an image's maps with words, shapes unchanged: a cross-modal transformer or a shift."""
+    """Change an image's maps by words: a cross-modal transformer, a shift, or both. Shapes stay the same."""
 
     def __init__(self, config: ModelConfig, channels: list[int], text_channels: int) -> None:
         super().__init__()
@@ -331,24 +330,23 @@ class Composer(nn.Module):
         return maps
 
     def _attend(self, maps: Maps, tokens: Tensor, attention_mask: Tensor) -> Maps:
-        composed = []
+        result = []
         for x, project, layers in zip(maps, self.text, self.layers, strict=True):
             _, h, w, _ = x.shape
             text = project(tokens)
-            bias = F.pad((1 - attention_mask.to(x.dtype)) * -1e4, (h * w, 0))[
-                :, None, None, :
-            ]  # padding is not seen
+            padding = (1 - attention_mask.to(x.dtype)) * -1e4  # no token attends to padding
+            bias = F.pad(padding, (h * w, 0))[:, None, None, :]
             y = x.flatten(1, 2)  # (B, h w, d)
             for layer in cast(nn.ModuleList, layers):
                 y = layer(y, text, bias)
-            composed.append(y.reshape(-1, h, w, y.shape[-1]))
-        return cast(Maps, tuple(composed))
+            result.append(y.reshape(-1, h, w, y.shape[-1]))
+        return cast(Maps, tuple(result))
 
 
 class SimilarityHead(nn.Module):
-    """Maps to one descriptor: six unit vectors (Eq. 6-8), and the concepts that are predicted from them.
+    """Compute a descriptor from maps: six unit vectors (Eq. 6-8), and the concepts predicted from them.
 
-    The same for a query and for a case.
+    Queries and cases use the same head.
     """
 
     def __init__(self, config: ModelConfig, channels: list[int]) -> None:
@@ -361,8 +359,8 @@ class SimilarityHead(nn.Module):
             global_=(channels[0], channels[1], channels[2]),
             concepts=tuple(map(len, config.concepts.values())),
         )
-        self.six = sum(local) + sum(channels)
-        self.concepts = nn.ModuleList(nn.Linear(self.six, n) for n in self.layout.concepts)
+        self.visual_length = sum(local) + sum(channels)
+        self.concepts = nn.ModuleList(nn.Linear(self.visual_length, n) for n in self.layout.concepts)
         for parameter in self.concepts.parameters():
             nn.init.zeros_(parameter)
 
@@ -372,30 +370,28 @@ class SimilarityHead(nn.Module):
         for x, mask in zip((low, mid, high), self.masks, strict=True):
             _, h, w, _ = x.shape
             x = x.flatten(1, 2)  # (B, h w, d)
-            alpha = (
-                mask(x).transpose(1, 2).softmax(-1)
-            )  # (B, k, h w): each sums to one over space, so none is empty
+            alpha = mask(x).transpose(1, 2).softmax(-1)  # (B, k, h w), sums to one over space: no empty mask
             regions = alpha @ x  # (B, k, d): rho(X * alpha_j)
             local.append(unit(self._aggregate(regions)))  # e^i
             global_.append(unit(x.mean(1)))  # g^i
             masks.append(alpha.reshape(-1, alpha.shape[1], h, w))
         six = torch.cat(local + global_, dim=1)
-        concepts = [logits.softmax(-1) for logits in self.read(six)]  # p^c
+        concepts = [logits.softmax(-1) for logits in self.concept_logits(six)]  # p^c
         return torch.cat([six, *concepts], dim=1), masks[0], masks[1], masks[2]
 
-    def read(self, descriptor: Tensor) -> list[Tensor]:
-        """Descriptor (B, D), of which the six vectors are read -> the logits (B, values) of each concept."""
-        six = 6 * descriptor[:, : self.six]  # so that logits begin at the size of the vectors' own
+    def concept_logits(self, descriptor: Tensor) -> list[Tensor]:
+        """Descriptor (B, D), or only its six vectors -> the logits (B, values) of each concept."""
+        six = 6 * descriptor[:, : self.visual_length]  # so that the logits start at the size of the vectors
         return [concept(six) for concept in self.concepts]
 
     def concept_head(self) -> Tensor:
-        """Return [W b], (values of all concepts, lengths of the six vectors + 1), with `read`'s factor."""
+        """Return [W b], (values of all concepts, visual length + 1); the factor 6 is included in W."""
         rows = [torch.cat([6 * t.weight, t.bias[:, None]], 1) for t in cast(list[nn.Linear], self.concepts)]
         return torch.cat(rows)
 
     def _aggregate(self, regions: Tensor) -> Tensor:  # (B, k, d) -> (B, d), or (B, k d) when concatenated
         match self.aggregation:
-            case "normalized":  # each region has a say of its own
+            case "normalized":  # all regions have equal weight
                 return unit(regions).mean(1)
             case "max":
                 return regions.amax(1)
@@ -406,7 +402,7 @@ class SimilarityHead(nn.Module):
 
 
 class Skinret(nn.Module):
-    """The four parts together."""
+    """The whole model, of four modules."""
 
     def __init__(
         self, config: ModelConfig, backbone: nn.Module | None = None, encoder: nn.Module | None = None
@@ -422,32 +418,32 @@ class Skinret(nn.Module):
     def forward(
         self, pixels: Tensor, input_ids: Tensor | None = None, attention_mask: Tensor | None = None
     ) -> Tensor:
-        """Return the descriptor (B, D) of queries, or without ids of cases."""
+        """Return the descriptor (B, D) of queries, or of cases if there are no ids."""
         maps = self.visual_encoder(pixels)
         if input_ids is not None:
             maps = self.composer(*maps, self.text_encoder(input_ids, attention_mask), attention_mask)
         return cast(Tensor, self.similarity_head(*maps)[0])
 
     def compose(self, maps: Maps, tokens: Tensor, attention_mask: Tensor, alone: Tensor) -> Maps:
-        """Compose maps with words, except the rows of `alone` (B,) bool, whose query is the image alone."""
+        """Change maps by words, except the rows of `alone` (B,) bool, whose query is the image alone."""
         composed = self.composer(*maps, tokens, attention_mask)
-        keep = alone[:, None, None, None]
-        kept = (torch.where(keep, x, y.to(x.dtype)) for x, y in zip(maps, composed, strict=True))
-        return cast(Maps, tuple(kept))
+        skip = alone[:, None, None, None]
+        mixed = (torch.where(skip, x, y.to(x.dtype)) for x, y in zip(maps, composed, strict=True))
+        return cast(Maps, tuple(mixed))
 
 
 def mean_token(tokens: Tensor, attention_mask: Tensor) -> Tensor:
-    """Return the mean over the words that are there: (B, n, d_T), (B, n) -> (B, d_T)."""
+    """Return the mean over the tokens that are no padding: (B, n, d_T), (B, n) -> (B, d_T)."""
     mask = attention_mask.to(tokens.dtype)[..., None]
     return (tokens * mask).sum(1) / mask.sum(1).clamp_min(1.0)
 
 
-def _on_grid(x: Tensor, side: int) -> Tensor:
-    """Bring maps (B, h, w, d) to another side, by averaging or by repeating whole cells."""
-    have = x.shape[1]
-    if have > side:
-        return F.avg_pool2d(x.permute(0, 3, 1, 2), have // side).permute(0, 2, 3, 1)
-    times = side // have
+def _resize(x: Tensor, side: int) -> Tensor:
+    """Resize maps (B, h, w, d) to another side by a whole factor: average cells, or repeat them."""
+    current = x.shape[1]
+    if current > side:
+        return F.avg_pool2d(x.permute(0, 3, 1, 2), current // side).permute(0, 2, 3, 1)
+    times = side // current
     return x if times == 1 else x.repeat_interleave(times, 1).repeat_interleave(times, 2)
 
 
@@ -476,23 +472,23 @@ def build_text_encoder(text: Mapping[str, Any]) -> nn.Module:
 def load_backbone(name: str, image_size: int) -> tuple[nn.Module, dict[str, Any], dict[str, Any]]:
     """Load a vision backbone by hub name or local folder, with maps at three depths.
 
-    Returns the module, its configuration, and its preprocessing (`mean`, `std`; empty if it does not say).
+    Returns the module, its configuration, and its preprocessing (`mean`, `std`; empty if it states none).
     """
     config = _named_config(name, "vision")
-    stages = len(getattr(config, "stage_names", None) or ()) - 1  # the stem is not one
+    stages = len(getattr(config, "stage_names", None) or ()) - 1  # the stem is no stage
     if stages < 3:
         raise InputError(
-            f"{name} has no maps at three depths",
+            f"{name} does not give maps at three depths",
             code="backbone",
             expected="a transformers backbone such as Swin, ResNet or DINOv2",
             found=f"model type {config.model_type}",
         )
-    # A hierarchy gives its last three stages; a plain ViT of n layers gives layers n/2, 3n/4 and n.
+    # A hierarchical backbone gives its last three stages, a plain ViT of n layers its layers n/2, 3n/4 and n.
     depths = (stages - 2, stages - 1, stages) if stages < 6 else (stages // 2, 3 * stages // 4, stages)
     config.out_features = None
     config.out_indices = list(depths)
     model = _backbone_class(config).from_pretrained(
-        name, config=config, attn_implementation=_ATTENTION, **_where(name)
+        name, config=config, attn_implementation=_ATTENTION, **_offline_if_local(name)
     )
     embeddings = getattr(model, "embeddings", None)
     if (
@@ -502,35 +498,35 @@ def load_backbone(name: str, image_size: int) -> tuple[nn.Module, dict[str, Any]
         _fix_positions(model, embeddings, image_size)
     model.eval()
     try:
-        said = ImageProcessingMixin.get_image_processor_dict(name, **_where(name))[0]
-    except OSError:  # it does not say
-        said = {}
-    recipe = {k: tuple(said[f"image_{k}"]) for k in ("mean", "std") if said.get(f"image_{k}")}
+        processor = ImageProcessingMixin.get_image_processor_dict(name, **_offline_if_local(name))[0]
+    except OSError:  # the backbone comes without a preprocessor
+        processor = {}
+    recipe = {k: tuple(processor[f"image_{k}"]) for k in ("mean", "std") if processor.get(f"image_{k}")}
     return cast(nn.Module, model), _plain(model.config), recipe
 
 
 def last_depth(backbone: nn.Module) -> tuple[list[nn.Module], Callable[[Tensor], Tensor]]:
-    """Return what lies between a backbone's mid and high map: its blocks, and how they make that map.
+    """Return the last stage of a backbone: its blocks, and a function that computes the high map with them.
 
-    The function takes what goes into the first block and returns (B, d, h, w).
+    The function takes the input of the first block and returns (B, d, h, w).
     """
     model = cast(Any, backbone)
     encoder = getattr(model, "swin", model).encoder
     family = next((n for n in ("layer", "layers", "stages") if hasattr(encoder, n)), "")
     if not family:
         raise InputError(
-            "the last depth of this backbone cannot be tuned alone",
+            "the last stage of this backbone cannot be trained alone",
             code="option",
-            expected="one built as Swin, ResNet or DINOv2 are",
+            expected="a backbone built like Swin, ResNet or DINOv2",
             found=f"model type {model.config.model_type}",
-            cure="--finetune-vision full, or none",
+            cure="use --finetune-vision full or none",
         )
     blocks = list(getattr(encoder, family)[model.config.out_indices[1] :])
 
     def vit(x: Tensor) -> Tensor:
         for block in blocks:
             x = block(x)
-        side = math.isqrt(x.shape[1])  # of the patches; what stands before them is no part of the map
+        side = math.isqrt(x.shape[1])  # the tokens before the patches do not belong to the map
         return _unflattened(model.layernorm(x)[:, -side * side :], side)
 
     def swin(x: Tensor) -> Tensor:
@@ -549,20 +545,25 @@ def _unflattened(x: Tensor, side: int) -> Tensor:
 
 
 def load_text_encoder(name: str) -> tuple[nn.Module, dict[str, Any], str]:
-    """Load a BERT-family encoder by hub name or folder: module, configuration, tokenizer.json's text."""
+    """Load an encoder of the BERT family by hub name or folder.
+
+    Returns the module, its configuration, and the text of tokenizer.json.
+    """
     from transformers import AutoTokenizer
 
     config = _named_config(name, "text")
     try:
-        tokenizer = AutoTokenizer.from_pretrained(name, **_where(name)).backend_tokenizer.to_str()
-        model = AutoModel.from_pretrained(name, config=config, attn_implementation=_ATTENTION, **_where(name))
+        tokenizer = AutoTokenizer.from_pretrained(name, **_offline_if_local(name)).backend_tokenizer.to_str()
+        model = AutoModel.from_pretrained(
+            name, config=config, attn_implementation=_ATTENTION, **_offline_if_local(name)
+        )
     except (OSError, ValueError, AttributeError) as error:
-        raise _not_loaded(name, "text encoder", error) from None
+        raise _load_error(name, "text encoder", error) from None
     return _token_encoder(model), _plain(model.config), tokenizer
 
 
 def _token_encoder(model: Any) -> nn.Module:
-    """Drop the pooler, which tokens do not pass through."""
+    """Drop the pooler, which the token vectors do not use."""
     if hasattr(model, "pooler"):
         model.pooler = None
     return cast(nn.Module, model.eval())
@@ -570,23 +571,23 @@ def _token_encoder(model: Any) -> nn.Module:
 
 def _named_config(name: str, kind: str) -> Any:
     try:
-        return AutoConfig.from_pretrained(name, **_where(name))
+        return AutoConfig.from_pretrained(name, **_offline_if_local(name))
     except (OSError, ValueError) as error:
-        raise _not_loaded(name, f"{kind} model", error) from None
+        raise _load_error(name, f"{kind} model", error) from None
 
 
-def _where(name: str) -> dict[str, bool]:
-    """Return what keeps transformers from asking the hub about a local folder."""
+def _offline_if_local(name: str) -> dict[str, bool]:
+    """Return the option that keeps transformers from asking the hub about a local folder."""
     return {"local_files_only": True} if Path(name).is_dir() else {}
 
 
-def _not_loaded(name: str, what: str, error: Exception) -> InputError:
+def _load_error(name: str, kind: str, error: Exception) -> InputError:
     return InputError(
-        f"the {what} {name!r} cannot be loaded",
+        f"the {kind} {name!r} cannot be loaded",
         code="backbone",
-        expected="a model hub's name, with a network, or a local folder of it",
+        expected="a name on the model hub, with network access, or a local folder of the model",
         found=str(error).splitlines()[0] if str(error) else type(error).__name__,
-        cure="download it once and give its folder",
+        cure="download the model once and give its folder",
     )
 
 
@@ -596,7 +597,7 @@ def _backbone_class(config: Any) -> Any:
         return MODEL_FOR_BACKBONE_MAPPING[type(config)]
     except KeyError:
         raise InputError(
-            "the vision model gives no maps",
+            "the vision model does not give maps",
             code="backbone",
             expected="a transformers backbone such as Swin, ResNet or DINOv2",
             found=f"model type {config.model_type}",
@@ -604,14 +605,14 @@ def _backbone_class(config: Any) -> Any:
 
 
 def _fix_positions(model: Any, embeddings: Any, image_size: int) -> None:
-    """Resample a ViT's position embeddings to the image size once, so that the graph need not."""
+    """Resample a ViT's position embeddings to the image size once, so that the graph does not."""
     patch = embeddings.patch_embeddings.patch_size
     patch = patch[0] if isinstance(patch, tuple | list) else patch
     if image_size % patch:
         raise InputError(
             "the image size cannot be used",
             code="option",
-            expected=f"a multiple of the patch, {patch}",
+            expected=f"a multiple of the patch size, {patch}",
             found=str(image_size),
         )
     side = image_size // patch
@@ -624,18 +625,19 @@ def _fix_positions(model: Any, embeddings: Any, image_size: int) -> None:
 
 
 def _plain(config: Any) -> dict[str, Any]:
-    said = json.loads(json.dumps(config.to_dict(), default=str))
+    values = json.loads(json.dumps(config.to_dict(), default=str))
     return {
         k: v
-        for k, v in said.items()
+        for k, v in values.items()
         if k not in ("_name_or_path", "transformers_version", "architectures", "dtype")
     }
 
 
 def load_pretrained(vision: str, text: str, **options: Any) -> tuple[Skinret, str]:
-    """Assemble the model from a vision and a text model by name or folder, with tokenizer.json's text.
+    """Build the model from a vision and a text model by name or folder.
 
-    `options` are fields of ModelConfig. Raises InputError for a model that cannot be had or does not fit.
+    `options` are fields of ModelConfig. Returns the model and the text of tokenizer.json. Raises InputError
+    for a model that cannot be loaded or does not fit.
     """
     backbone, vision_config, recipe = load_backbone(vision, options.get("image_size", 224))
     encoder, text_config, tokenizer = load_text_encoder(text)

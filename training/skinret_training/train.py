@@ -360,14 +360,15 @@ class _Loop:
     def _objective(self, d_q: torch.Tensor, d_t: torch.Tensor, batch: Indices) -> torch.Tensor:
         """The loss of queries d_q (B, D) against the cases d_t (B, D) of a batch."""
         config = self.config
-        told = torch.from_numpy(self.dataset.told[batch]).to(self.device)
+        targets = torch.from_numpy(self.dataset.targets[batch]).to(self.device)
         scores = (d_q * self.visual_length) @ d_t.T  # S / 3
-        loss = multi_positive_contrastive(scores * self.log_scale.exp().clamp(max=100.0), told[:, 0])
+        loss = multi_positive_contrastive(scores * self.log_scale.exp().clamp(max=100.0), targets[:, 0])
         loss = config.contrastive_weight * loss
-        if read := self.model.similarity_head.read(d_q):
-            loss = loss + config.group_loss_weight * concept_loss(read[:1], told[:, :1], config.smoothing)
-            if read[1:]:
-                loss = loss + config.criteria_loss_weight * concept_loss(read[1:], told[:, 1:])
+        if logits := self.model.similarity_head.concept_logits(d_q):
+            group_loss = concept_loss(logits[:1], targets[:, :1], config.smoothing)
+            loss = loss + config.group_loss_weight * group_loss
+            if logits[1:]:
+                loss = loss + config.criteria_loss_weight * concept_loss(logits[1:], targets[:, 1:])
         return loss
 
     def _pace(self, epoch: float, steps: int) -> float:
