@@ -1,4 +1,4 @@
-"""Say what is installed here, what runs, what "auto" takes, and what is wrong with a bundle or archive."""
+"""Report what is installed, what runs, what "auto" takes, and what is wrong with a bundle or archive."""
 
 import contextlib
 import functools
@@ -38,8 +38,8 @@ _PACKAGES = (
     "numpy", "pillow", "tokenizers", "click", "onnxruntime", "onnxruntime-gpu", "openvino", "tensorrt",
     "tensorrt-rtx-cu13", "cuda-bindings", "pydicom", "cryptography", "jinja2",
 )  # fmt: skip
-_ENGINE = 2**20  # bytes that the cache must take, to say that it can be written
-_JUDGES: Mapping[str, Callable[[Iterable[float]], float]] = {
+_TRIAL_BYTES = 2**20  # a file of this size is written to try the cache
+_WORST: Mapping[str, Callable[[Iterable[float]], float]] = {
     "score_regret": max,
     "top10_overlap": min,
     "top1_match": min,
@@ -47,13 +47,13 @@ _JUDGES: Mapping[str, Callable[[Iterable[float]], float]] = {
     "Acc@1_change": functools.partial(max, key=abs),
 }
 _SHOWN = {
-    "score_regret": ("score lost", ".1e"),
-    "top10_overlap": ("same top 10", ".3f"),
-    "top1_match": ("same first", ".3f"),
-    "mAP_change": ("mAP moved", "+.2f"),
-    "Acc@1_change": ("Acc@1 moved", "+.2f"),
+    "score_regret": ("score regret", ".1e"),
+    "top10_overlap": ("top 10 overlap", ".3f"),
+    "top1_match": ("top 1 match", ".3f"),
+    "mAP_change": ("mAP change", "+.2f"),
+    "Acc@1_change": ("Acc@1 change", "+.2f"),
 }
-_WORDS = ("atypical pigment network", "irregular streaks", "blue-whitish veil")  # not cached
+_WORDS = ("atypical pigment network", "irregular streaks", "blue-whitish veil")  # each once: they are cached
 
 
 def examine(
@@ -63,7 +63,7 @@ def examine(
 ) -> dict[str, Any]:
     """Return a report of plain values; `healthy` says whether a query could be answered here.
 
-    An archive is read as a whole, and not changed.
+    The whole archive is read; it is not changed.
     """
     gpu, reasons = nvidia_report(), {name: why_not(name) for name in RUNTIMES}
     report: dict[str, Any] = {
@@ -89,25 +89,21 @@ def examine(
         healthy = healthy and "error" not in report["bundle"]
     if archive is not None:
         fingerprint = report.get("bundle", {}).get("fingerprint")
-        report["archive"] = said = _examine_archive(Path(archive), fingerprint)
-        healthy = healthy and not (said.get("error") or said["faults"] or said["belongs"] is False)
+        report["archive"] = state = _examine_archive(Path(archive), fingerprint)
+        healthy = healthy and not (state.get("error") or state["faults"] or state["belongs"] is False)
     return report | {"healthy": healthy}
 
 
 def format_report(report: Mapping[str, Any]) -> str:
     """Return the report as lines for a person."""
     cpu, cache = report["cpu"], report["cache"]
-    has = {state: [n for n, s in (cpu["flags"] or {}).items() if s is state] for state in (True, False)}
-    flags = (
-        f"with {', '.join(has[True]) or 'nothing that matters'}; without {', '.join(has[False]) or 'none'}"
-    )
     packages = ", ".join(f"{name} {found}" for name, found in report["packages"].items())
     lines = [
         f"skinret-infer {report['skinret_infer']}, Python {report['python']}, SQLite {report['sqlite']}, "
         f"{report['platform']}",
         *([report["sqlite_fault"]] if report["sqlite_fault"] else []),
         f"CPU: {cpu['model']}; {cpu['usable']} of {cpu['cores']} cores may be used",
-        f"     {'which instructions it has is unknown' if cpu['flags'] is None else flags}",
+        f"     {_instruction_words(cpu['flags'])}",
         f"GPU: {_gpu_words(report['gpu'])}",
         f"cache: {cache['folder']}: {cache['fault'] or 'can be written'}",
         f"packages: {packages}",
@@ -132,18 +128,26 @@ def format_report(report: Mapping[str, Any]) -> str:
 
 
 def _cpu() -> dict[str, Any]:
-    """Return model, flags (None where they are unknown), cores in the machine and cores usable."""
+    """Return the model, the flags (None if unknown), the cores of the machine and the usable cores."""
     model, flags = platform.processor() or platform.machine() or "unknown", None
     try:
-        said = Path("/proc/cpuinfo").read_text("utf-8", "replace")
+        cpuinfo = Path("/proc/cpuinfo").read_text("utf-8", "replace")
     except OSError:
-        said = ""
-    if found := re.search(r"^model name\s*:\s*(.+)$", said, re.MULTILINE):
-        model = found[1].strip()
-    if found := re.search(r"^flags\s*:(.*)$", said, re.MULTILINE):
-        there = set(found[1].split())
-        flags = {flag: flag in there for flag in CPU_FLAGS}
+        cpuinfo = ""
+    if match := re.search(r"^model name\s*:\s*(.+)$", cpuinfo, re.MULTILINE):
+        model = match[1].strip()
+    if match := re.search(r"^flags\s*:(.*)$", cpuinfo, re.MULTILINE):
+        cpu_flags = set(match[1].split())
+        flags = {flag: flag in cpu_flags for flag in CPU_FLAGS}
     return {"model": model, "flags": flags, "cores": os.cpu_count(), "usable": available_cpus()}
+
+
+def _instruction_words(flags: Mapping[str, bool] | None) -> str:
+    if flags is None:
+        return "its instructions are unknown"
+    present = ", ".join(name for name, has_flag in flags.items() if has_flag)
+    absent = ", ".join(name for name, has_flag in flags.items() if not has_flag)
+    return f"with {present or 'none of the fast instructions'}; without {absent or 'none'}"
 
 
 def _gpu_words(gpu: Mapping[str, Any]) -> str:
@@ -163,23 +167,23 @@ def _sqlite_fault() -> str:
 
 
 def _cache() -> dict[str, str]:
-    """Return the cache folder and what is wrong with it; it is not made, only what is above it is tried."""
+    """Return the cache folder and what is wrong with it. A missing one is not made: its parent is tried."""
     folder = cache_folder()
     try:
-        there = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
-        with tempfile.TemporaryFile(dir=there) as file:
-            file.write(bytes(_ENGINE))
+        existing = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
+        with tempfile.TemporaryFile(dir=existing) as file:
+            file.write(bytes(_TRIAL_BYTES))
         return {"folder": str(folder.absolute()), "fault": ""}
     except OSError as error:
         return {
             "folder": str(folder),
-            "fault": f"cannot be written ({error.strerror or error}), so every start is slow as the first; "
-            "set SKINRET_CACHE to a folder that can be",
+            "fault": f"cannot be written ({error.strerror or error}), so every start is slow; "
+            "set SKINRET_CACHE to a folder that can be written",
         }
 
 
 def _cure(name: str, reason: str | None, gpu: Mapping[str, Any]) -> str:
-    """Return how to make a runtime run; "" if it runs or its reason says so already."""
+    """Return how to make a runtime run; "" if it runs, or if its reason already says how."""
     if not reason or "uninstall" in reason:
         return ""
     if RUNTIMES[name].on_card and not gpu["cuda"]:
@@ -192,7 +196,7 @@ def _examine_bundle(path: Path, trusted_keys: str | Path | None) -> dict[str, An
     try:
         bundle = Bundle.load(path, trusted_keys)
         manifest = bundle.manifest
-        may, refused = choose(bundle)
+        allowed, refused = choose(bundle)
         report |= {
             "model": f"{manifest.model} {manifest.version}",
             "fingerprint": manifest.fingerprint[:12],
@@ -202,7 +206,7 @@ def _examine_bundle(path: Path, trusted_keys: str | Path | None) -> dict[str, An
             "descriptor": manifest.layout.length,
             "tokens": manifest.text.length,
             "precision_checks": _precision_checks(bundle),
-            "may_run": [f"{name}/{precision}" for name, precision in may],
+            "may_run": [f"{name}/{precision}" for name, precision in allowed],
             "refused": refused,
         }
         report |= _measure(path, trusted_keys)
@@ -212,7 +216,7 @@ def _examine_bundle(path: Path, trusted_keys: str | Path | None) -> dict[str, An
 
 
 def _signature(path: Path, trusted_keys: str | Path | None) -> dict[str, Any]:
-    """Return which key signed a bundle that was loaded, and so verified wherever a key is configured."""
+    """Return which key signed a loaded bundle. Loading has verified it if keys are configured."""
     verified = trusted_keys is not None or signing.KEY in os.environ
     report: dict[str, Any] = {"key": None, "verified": verified, "fault": ""}
     try:
@@ -222,7 +226,7 @@ def _signature(path: Path, trusted_keys: str | Path | None) -> dict[str, Any]:
 
 
 def _examine_archive(path: Path, fingerprint: str | None) -> dict[str, Any]:
-    """Read an archive, and compare its model with the fingerprint of a bundle, if there is one."""
+    """Read an archive, and compare its model with the fingerprint of a bundle, if one is given."""
     report: dict[str, Any] = {"path": str(path)}
     try:
         with contextlib.closing(Archive.open(path)) as archive:
@@ -230,12 +234,12 @@ def _examine_archive(path: Path, fingerprint: str | None) -> dict[str, Any]:
                 "model": archive.model,
                 "fingerprint": archive.fingerprint[:12],
                 "belongs": None if fingerprint is None else archive.fingerprint[:12] == fingerprint,
-                "schema": SCHEMA,  # no other is opened
+                "schema": SCHEMA,  # an archive of another schema cannot be opened
                 "bytes": _size([path]),
                 "index_bytes": _size(archive.index.folder.glob("*")),
                 "faults": maintenance.check(archive),
             }
-            with contextlib.suppress(ArchiveError):  # the faults name it
+            with contextlib.suppress(ArchiveError):  # its fault is among "faults"
                 report["cases"] = len(archive)
                 states = list(archive.index.file_states().values())
                 report |= {
@@ -247,7 +251,7 @@ def _examine_archive(path: Path, fingerprint: str | None) -> dict[str, Any]:
 
 
 def _size(files: Iterable[Path]) -> int:
-    """Return the bytes of files; those that another process removes meanwhile have none."""
+    """Return the bytes of files; a file that another process removes meanwhile counts as none."""
     size = 0
     for file in files:
         with contextlib.suppress(OSError):
@@ -256,16 +260,15 @@ def _size(files: Iterable[Path]) -> int:
 
 
 def _measure(path: Path, trusted_keys: str | Path | None) -> dict[str, Any]:
-    """Open a bundle as "auto" does, twice, and describe a picture with words three times."""
+    """Open a bundle as "auto" does, twice, and embed a picture with words three times."""
     opened, times = [], []
     with io.BytesIO() as jpeg:
         noise = np.random.default_rng(0).integers(0, 255, (32, 48, 3), np.uint8)
         Image.fromarray(noise).resize((768, 512)).save(jpeg, "JPEG")
         for _ in range(2):
             began = time.perf_counter()
-            searcher = Searcher(
-                path, path / "none.skinret", trusted_keys=trusted_keys
-            )  # that is not there, and is not made
+            no_archive = path / "none.skinret"  # it does not exist, and is not made
+            searcher = Searcher(path, no_archive, trusted_keys=trusted_keys)
             opened.append(time.perf_counter() - began)
             with searcher:
                 if len(opened) == 2:
@@ -285,7 +288,7 @@ def _measure(path: Path, trusted_keys: str | Path | None) -> dict[str, Any]:
 
 
 def _precision_checks(bundle: Bundle) -> dict[str, dict[str, Any]]:
-    """Return by "runtime/precision" the verdict of the precision check, made on site or with the bundle."""
+    """Return for each "runtime/precision" the verdict of the precision check, on site or with the bundle."""
     cache, known = cache_folder(), dict.fromkeys(bundle.manifest.precision_checks)
     for name in RUNTIMES:
         if not why_not(name):
@@ -303,16 +306,17 @@ def _precision_checks(bundle: Bundle) -> dict[str, dict[str, Any]]:
 
 
 def _figures(record: Mapping[str, Any] | None) -> dict[str, Any]:
-    """Return what a record says of itself and its worst figures by archive; nothing, if it cannot be read."""
+    """Return the facts of a record and its worst figures for each archive; {} if it cannot be read."""
     if record is None:
         return {}
     try:
         worst: dict[str, dict[str, float]] = {}
         for name, row in record["rows"].items():
             figures = worst.setdefault(name.partition(", ")[2], {})
-            for figure, judge in _JUDGES.items():
+            for figure, worst_of in _WORST.items():
                 if figure in row:
-                    figures[figure] = judge((float(row[figure]), figures.get(figure, float(row[figure]))))
+                    value = float(row[figure])
+                    figures[figure] = worst_of((value, figures.get(figure, value)))
         return {
             "measured": "on site" if "bundle" in record else "with the bundle",
             "date": str(record["date"]),
@@ -335,12 +339,11 @@ def _bundle_lines(bundle: Mapping[str, Any]) -> list[str]:
         notify("hashes", f"{bundle['hashes']}, {bundle['files']} files")
         notify("signature", _signature_words(bundle["signature"]))
         notify("descriptor", f"{bundle['descriptor']} numbers; texts of up to {bundle['tokens']} tokens")
-        for key, said in bundle["precision_checks"].items():
-            notify("precision", *_check_lines(key, said))
+        for key, check in bundle["precision_checks"].items():
+            notify("precision", *_check_lines(key, check))
         notify("may run", *_auto_lines(bundle))
     if "query_ms" in bundle:
-        took = f"{bundle['runtime']} in {bundle['precision']}"
-        notify("auto takes", took)
+        notify("auto takes", f"{bundle['runtime']} in {bundle['precision']}")
         notify("opens in", f"{bundle['open_ms']:.0f} ms, a second time in {bundle['open_again_ms']:.0f} ms")
         notify(
             "a query", f"{bundle['query_ms']:.0f} ms for a JPEG of 768 x 512 with words, without the search"
@@ -357,16 +360,16 @@ def _archive_lines(archive: Mapping[str, Any]) -> list[str]:
         lines.append(f"  {name:<11}{value}")
 
     if "model" in archive:
-        whose = {True: ", the bundle's", False: ", NOT the bundle's: a query would be refused", None: ""}
+        owner = {True: ", the bundle's", False: ", NOT the bundle's: a query would be refused", None: ""}
         notify(
-            "model", f"{archive['model']}, fingerprint {archive['fingerprint']}{whose[archive['belongs']]}"
+            "model", f"{archive['model']}, fingerprint {archive['fingerprint']}{owner[archive['belongs']]}"
         )
-        size, derived = archive["bytes"] / 1e6, archive["index_bytes"] / 1e6
-        notify("schema", f"{archive['schema']}; {size:.1f} MB, and {derived:.1f} MB that is derived")
+        size, index_size = archive["bytes"] / 1e6, archive["index_bytes"] / 1e6
+        notify("schema", f"{archive['schema']}; {size:.1f} MB, and {index_size:.1f} MB of pruning index")
     if "cases" in archive:
         notify("cases", str(archive["cases"]))
     if any(counts := [archive.get(f"segments_{state}", 0) for state in ("right", "stale", "missing")]):
-        notify("derived", "{} files right, {} stale, {} missing; a search makes these again".format(*counts))
+        notify("index", "{} files right, {} stale, {} missing; a search makes these again".format(*counts))
     for fault in archive.get("faults", ()):
         notify("fault", fault)
     if archive.get("faults"):
@@ -376,31 +379,31 @@ def _archive_lines(archive: Mapping[str, Any]) -> list[str]:
     return lines
 
 
-def _signature_words(said: Mapping[str, Any]) -> str:
-    if said["key"] is None:
-        return said["fault"] or "none"
-    verified = "verified" if said["verified"] else f"not verified, for {signing.KEY} is not set"
-    return f"by key {said['key']}, {verified}"
+def _signature_words(signature: Mapping[str, Any]) -> str:
+    if signature["key"] is None:
+        return signature["fault"] or "none"
+    verified = "verified" if signature["verified"] else f"not verified, because {signing.KEY} is not set"
+    return f"by key {signature['key']}, {verified}"
 
 
-def _check_lines(key: str, said: Mapping[str, Any]) -> list[str]:
-    if "at_worst" not in said:
-        return [f"{key}: {said['queries']}"]
-    verdicts = ["passed" if said[what] == "passed" else "refused" for what in ("queries", "writing")]
+def _check_lines(key: str, check: Mapping[str, Any]) -> list[str]:
+    if "at_worst" not in check:
+        return [f"{key}: {check['queries']}"]
+    verdicts = ["passed" if check[use] == "passed" else "refused" for use in ("queries", "writing")]
     lines = [
         f"{key}: {verdicts[0]} for queries, {verdicts[1]} for writing an archive; "
-        f"{said['asked']}, measured {said['measured']}, {said['date']}"
+        f"{check['asked']}, measured {check['measured']}, {check['date']}"
     ]
-    for archive, worst in said["at_worst"].items():
+    for archive, worst in check["at_worst"].items():
         shown = (
             f"{words} {worst[figure]:{form}}" for figure, (words, form) in _SHOWN.items() if figure in worst
         )
         lines.append(f"  {archive}, at worst: {', '.join(shown)}")
-    return [*lines, *(f"  fault: {fault}" for fault in said["faults"])]
+    return [*lines, *(f"  fault: {fault}" for fault in check["faults"])]
 
 
 def _auto_lines(bundle: Mapping[str, Any]) -> Sequence[str]:
-    """Say what may run, in the order in which "auto" tries it, and what of the installed runtimes may not."""
-    unchecked = [key for key in bundle["refused"] if "/" in key]
+    """Say what may run, in the order in which "auto" tries it, and which installed runtimes may not."""
+    refused = [key for key in bundle["refused"] if "/" in key]
     lines = [", then ".join(bundle["may_run"]) or "nothing"]
-    return [*lines, f"not {', '.join(unchecked)}: see its precision check"] if unchecked else lines
+    return [*lines, f"not {', '.join(refused)}: see the precision checks"] if refused else lines

@@ -1,4 +1,4 @@
-"""From pictures and texts to descriptors and feature maps, on the engine that the bundle opened."""
+"""Turn pictures and texts into descriptors and feature maps, on the engine of a bundle."""
 
 import threading
 import time
@@ -25,19 +25,19 @@ from .imaging.recipe import ImageRecipe, Pixels, crop_box, pixel_sha256, preproc
 from .text import TextEncoderInput
 
 BATCH = 8  # images that are encoded at once
-_STEP = 4  # tokens: texts are padded to a multiple of it
-_CACHED_TEXTS = 128  # of the last texts: 25 MB at 64 tokens of 768 numbers
-_WORKERS = 4  # texts encoded at a time, of queries from several threads
+_STEP = 4  # tokens: texts are padded to a multiple of this
+_CACHED_TEXTS = 128  # the last ones: 25 MB at 64 tokens of 768 numbers
+_WORKERS = 4  # threads that encode texts, for queries from several threads
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Picture:
-    """A decoded picture as the model gets it.
+    """A decoded picture and its model input.
 
     pixels : the model's input, [S, S, 3].
     sha256 : of the decoded pixels, in full size.
-    box : the part of the picture that the model sees.
-    warnings : what a person should know of the picture.
+    box : the area of the picture that the model sees.
+    warnings : what a person should know about the picture.
     """
 
     pixels: Pixels
@@ -69,7 +69,7 @@ class Encoded:
 
 
 class EncodedTexts(NamedTuple):
-    """Texts on their way into the composer."""
+    """Encoded texts, the input of the composer."""
 
     tokens: Array  # [B, n, d_T]
     mask: Array  # [B, n]
@@ -103,7 +103,7 @@ class Encoder:
         self._lock = threading.RLock()
 
     def after_fork(self) -> None:
-        """Abandon the engine of the parent, in a forked child; the first use opens another."""
+        """Abandon the parent's engine, in a forked child; the first use opens a new one."""
         if self._engine and RUNTIMES[self._engine.name].on_card:
             self._runtime = self._engine.name, self._engine.precision
         _forks.abandon(self._engine, self._archive_engine)
@@ -118,7 +118,7 @@ class Encoder:
                 runtime, precision = self._runtime
                 if runtime in RUNTIMES and RUNTIMES[runtime].on_card:
                     raise RuntimeUnavailable(
-                        f"runtime {runtime} cannot be used in a process that was forked after it had begun",
+                        f"runtime {runtime} was started before the fork, and cannot run in the child",
                         code="runtime-forked",
                         expected="a process that opens the card itself",
                         cure='open the Searcher in the child, or start processes with "spawn"',
@@ -128,7 +128,7 @@ class Encoder:
 
     @property
     def archive_engine(self) -> Engine:
-        """The engine that encodes cases: that of queries if it may write an archive, else one in fp32."""
+        """The engine of cases: the engine of queries if it may write an archive, else one in fp32."""
         with self._lock:
             if self._archive_engine is None:
                 engine, folder = self.engine, cache_folder(self._cache)
@@ -145,14 +145,14 @@ class Encoder:
                 engine.close()
 
     def start_texts(self, texts: Sequence[str]) -> "Future[EncodedTexts] | None":
-        """Begin to encode the texts that are not empty in another thread; return None if there are none."""
-        given = [text for text in texts if text]
-        return self._pool.submit(self._encode_texts, given) if given else None
+        """Start to encode the texts that are not empty, in another thread; return None if there are none."""
+        with_words = [text for text in texts if text]
+        return self._pool.submit(self._encode_texts, with_words) if with_words else None
 
     def encode(
         self, pictures: Sequence[Picture], texts: Sequence[str], started: "Future[EncodedTexts] | None"
     ) -> tuple[list[Encoded], dict[str, float]]:
-        """Return what queries are compared by, and milliseconds, which overlap: text and encode.
+        """Return the encoded queries, and the milliseconds of text and encode, which overlap.
 
         texts : "" for a query by image alone.
         started : what `start_texts` returned for the same texts.
@@ -164,8 +164,8 @@ class Encoder:
         with_text = [n for n, text in enumerate(texts) if text]
         if started:
             features = started.result
-            found = self._embed([pictures[n] for n in with_text], lambda: features()[:2])
-            descriptors |= zip(with_text, found, strict=True)
+            composed = self._embed([pictures[n] for n in with_text], lambda: features()[:2])
+            descriptors |= zip(with_text, composed, strict=True)
             warnings |= zip(with_text, features().warnings, strict=True)
             timings["text"] = features().milliseconds
         if alone := [n for n, text in enumerate(texts) if not text]:
@@ -183,7 +183,7 @@ class Encoder:
         return encoded, timings
 
     def embed_cases(self, pixels: Sequence[Pixels]) -> Vector:
-        """Return the descriptors, float32 [N, D], that an archive keeps of model inputs [S, S, 3]."""
+        """Return the descriptors of cases, float32 [N, D], from their model inputs [S, S, 3]."""
         return self.archive_engine.embed(np.stack(pixels), None)
 
     def query_maps(self, encoded: Encoded) -> Maps:
@@ -215,7 +215,7 @@ class Encoder:
         """Encode texts, except those that are in the cache."""
         began = time.perf_counter()
         ids, mask, warnings = self._tokenize(texts)
-        # No longer than the text: masked tokens add nothing. In steps, so that few shapes occur.
+        # Cut to the text's length, because masked tokens add nothing; in steps, so that few shapes occur.
         lengths = [min(-(-int(n) // _STEP) * _STEP, ids.shape[1]) for n in mask.sum(axis=1)]
         keys = [row[:n].tobytes() for row, n in zip(ids, lengths, strict=True)]
         with self._lock:

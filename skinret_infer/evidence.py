@@ -1,17 +1,17 @@
-"""Where a score comes from: what each position of the maps adds to it, and these numbers add up.
+"""Where a score comes from: what each position of the maps adds to it. These numbers add up to the score.
 
 Both poolings of a level are weighted sums over the positions p of its map X (Eq. 6-8), divided by a length:
 
     g = sum_p X(p) / (h w |mean X|)        e = sum_p sum_j c_j alpha_j(p) X(p)
 
-with c_j from the way in which the k regions are aggregated. So cos(g_q, g_t) is the sum over the positions of
-the query of X_q(p) . g_t / (h w |mean X_q|), and again a sum over the positions of the case.
+where c_j depends on how the k regions are aggregated. So cos(g_q, g_t) is the sum over the positions of the
+query of X_q(p) . g_t / (h w |mean X_q|), and also a sum over the positions of the case.
 
-The logits of a concept are z = W d + b, with d the six vectors, so z too is a sum over positions. The concept
-similarity f(z) = softmax(z) . p_t is attributed by integrated gradients along the straight path from z = b,
-the prediction without any image, to z (Aumann & Shapley 1974; Sundararajan et al. 2017): each position gets
-its share of z times the mean gradient on the path. The shares sum to f(z) - f(b). The baseline f(b) is what
-any image adds.
+The logits of a concept are z = W d + b, where d is the six vectors, so z is a sum over positions too. The
+concept similarity f(z) = softmax(z) . p_t is attributed by integrated gradients along the straight path from
+z = b, the prediction without any image, to z (Aumann & Shapley 1974; Sundararajan et al. 2017). Each position
+gets its share of z times the mean gradient on the path. The shares sum to f(z) - f(b). The baseline f(b) is
+the same for every image.
 """
 
 import functools
@@ -31,7 +31,7 @@ Map = npt.NDArray[np.float64]
 Box = tuple[float, float, float, float]  # left, top, right, bottom in pixels
 ADDS, TAKES_AWAY = (0, 114, 178), (230, 159, 0)  # Okabe and Ito's blue and orange
 OPACITY = 0.75  # of the strongest cell: the lesion stays visible below it
-_EPS = 1e-6  # as the model has it: no norm is divided by less
+_EPS = 1e-6  # as in the model: the smallest divisor
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,9 +44,9 @@ class EvidenceMap:
         what each position adds, [h, w], by the six cosines, such as "local_low", and by the concepts, such
         as "group". A position depends on its surroundings too, not only on its pixels.
     baseline :
-        what a concept adds whatever the picture shows.
+        what a concept adds for any picture.
     box :
-        the part of the picture under the maps: left, top, right, bottom in pixels.
+        the area of the picture under the maps: left, top, right, bottom in pixels.
     """
 
     maps: Mapping[str, Map]
@@ -59,7 +59,7 @@ class EvidenceMap:
         return add_up(self.maps.values())
 
     def overlay(self, picture: Pixels, name: str | None = None) -> Image.Image:
-        """Draw one map, or all together, over the picture that it is of: blue adds, orange takes away.
+        """Draw one map, or all together, over its picture: blue adds to the score, orange takes away.
 
         Parameters
         ----------
@@ -90,23 +90,23 @@ class EvidenceMap:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Evidence:
-    """What a hit's score is made of: `parts` sum to it, and so does the evidence on each picture.
+    """The terms of a hit's score: `parts` sum to it, and so does the evidence on each picture.
 
     Attributes
     ----------
     parts :
-        what each of the six cosines adds, such as {"local_low": 0.081, ...}, its weight times itself, and
+        what each of the six cosines adds (weight times cosine), such as {"local_low": 0.081, ...}, and
         what the similarity of each concept adds, such as "group".
     query, case :
-        the parts, split over the positions of the pictures; case is None if it was left out.
+        the parts, split over the positions of the pictures; case is None if it was not requested.
     residual :
-        the largest difference between a product and the sum of its map, for runtimes compute in few
-        digits; it is spread evenly over the positions.
+        the largest difference between a product and the sum of its map, an error of the runtime's
+        precision; it is spread evenly over the positions.
     matching_criteria :
-        the criteria in which the case agrees with the text, with its values, such as
-        {"streaks": "irregular"}. For "no streaks" that is a case with the value "absent".
+        the criteria in which the case agrees with the text, with the case's values, such as
+        {"streaks": "irregular"}. The text "no streaks" matches a case with the value "absent".
     conflicting_criteria :
-        those in which it does not. What text or case leave open is in neither.
+        the criteria in which it disagrees. A criterion that the text or the case leaves open is in neither.
     """
 
     case_id: str
@@ -136,7 +136,7 @@ class Evidence:
 
 
 def tint(contribution: Map, strongest: float) -> npt.NDArray[np.uint8]:
-    """Return a map as RGBA [h, w, 4], one pixel a cell: its sign gives the colour, its size the opacity."""
+    """Return a map as RGBA [h, w, 4], one pixel a cell: colour by the sign, opacity by the size."""
     cells = np.empty((*contribution.shape, 4), np.uint8)
     cells[..., :3] = np.where(contribution[..., None] < 0, TAKES_AWAY, ADDS)
     cells[..., 3] = np.rint(np.abs(contribution) * (255 * OPACITY / strongest)) if strongest else 0
@@ -144,7 +144,7 @@ def tint(contribution: Map, strongest: float) -> npt.NDArray[np.uint8]:
 
 
 class Maps(NamedTuple):
-    """What a descriptor is pooled from: of each level the map [h, w, d] and its masks [k, h, w]."""
+    """The source of a descriptor: for each level the feature map [h, w, d] and its masks [k, h, w]."""
 
     maps: list[Map]
     masks: list[Map]
@@ -152,36 +152,36 @@ class Maps(NamedTuple):
 
 def split_score(
     maps: Maps,
-    own: Vector,
-    other: Vector,
+    descriptor: Vector,
+    compared: Vector,
     *,
     manifest: Manifest,
     concept_head: Vector | None,
     weights: Map,
     box: Box,
 ) -> tuple[EvidenceMap, float]:
-    """Split a score over the positions of one picture; return that, and the largest error of a product.
+    """Split a score over the positions of one picture; return the maps, and the largest error of a product.
 
-    own, other : the descriptors [D] of the picture and of what it was compared with.
+    descriptor, compared : the descriptors [D] of this picture and of the other picture.
     concept_head : [W b] of the concepts (Bundle.concept_head); None for a model without concepts.
-    weights : what each product counts in the score, [6 + C].
-    box : the part of the picture under the maps.
+    weights : the weight of each product in the score, [6 + C].
+    box : the area of the picture under the maps.
     """
     layout = manifest.layout
-    terms = products(own, other[None], layout)[0]
-    split, baseline = _split(maps, other, manifest), dict.fromkeys(manifest.concepts, 0.0)
+    terms = products(descriptor, compared[None], layout)[0]
+    split, baseline = _split_cosines(maps, compared, manifest), dict.fromkeys(manifest.concepts, 0.0)
     six, ends = layout.visual_length, np.cumsum(layout.concepts)
     if concept_head is not None:
         for name, end, length in zip(baseline, ends, layout.concepts, strict=True):
             w = concept_head[end - length : end].astype(np.float64)
-            theirs = other[six + end - length : six + end].astype(np.float64)
-            gradient, baseline[name] = integrated_gradient(w[:, :six] @ own[:six], w[:, six], theirs)
-            split[name] = add_up(_split(maps, gradient @ w[:, :six], manifest).values())
+            p = compared[six + end - length : six + end].astype(np.float64)
+            gradient, baseline[name] = integrated_gradient(w[:, :six] @ descriptor[:six], w[:, six], p)
+            split[name] = add_up(_split_cosines(maps, gradient @ w[:, :six], manifest).values())
     residual = 0.0
-    for (name, part), weight, product in zip(split.items(), weights, terms, strict=True):
-        rest = float(product - baseline.get(name, 0.0) - part.sum())
-        residual = max(residual, abs(rest))
-        split[name] = weight * (part + rest / part.size)
+    for (name, term_map), weight, product in zip(split.items(), weights, terms, strict=True):
+        error = float(product - baseline.get(name, 0.0) - term_map.sum())
+        residual = max(residual, abs(error))
+        split[name] = weight * (term_map + error / term_map.size)
     weighted = {
         name: float(weight * value)
         for (name, value), weight in zip(baseline.items(), weights[6:], strict=True)
@@ -189,48 +189,48 @@ def split_score(
     return EvidenceMap(maps=split, baseline=weighted, box=box), residual
 
 
-def _split(maps: Maps, other: npt.NDArray[Any], manifest: Manifest) -> dict[str, Map]:
-    """Split the products of six vectors, pooled from maps, with those of `other` over the positions."""
-    parts = np.split(other.astype(np.float64), manifest.layout.starts[1:])
+def _split_cosines(maps: Maps, compared: npt.NDArray[Any], manifest: Manifest) -> dict[str, Map]:
+    """Split the six products of the vectors that are pooled from maps with `compared` over the positions."""
+    vectors = np.split(compared.astype(np.float64), manifest.layout.starts[1:])
     local = [
-        local_map(x, alpha, manifest.aggregation, e) for x, alpha, e in zip(*maps, parts[:3], strict=True)
+        local_map(x, alpha, manifest.aggregation, e) for x, alpha, e in zip(*maps, vectors[:3], strict=True)
     ]
-    global_ = [global_map(x, g) for x, g in zip(maps.maps, parts[3:6], strict=True)]
+    global_ = [global_map(x, g) for x, g in zip(maps.maps, vectors[3:6], strict=True)]
     return dict(zip(COSINES, local + global_, strict=True))
 
 
 def global_map(x: Map, other: Map) -> Map:
-    """Split g . other over the positions of x [h, w, d], of which g [d] is the unit mean."""
+    """Split g . other over the positions of x [h, w, d]; g [d] is the mean of x, scaled to length one."""
     mean = x.mean((0, 1))
     split: Map = x @ other / (x.shape[0] * x.shape[1] * max(_length(mean), _EPS))
     return split
 
 
 def local_map(x: Map, alpha: Map, aggregation: str, other: Map) -> Map:
-    """Split e . other over the positions of x [h, w, d], which the masks alpha [k, h, w] made e of.
+    """Split e . other over the positions of x [h, w, d]; e is pooled from x by the masks alpha [k, h, w].
 
-    other : [d], or [k d] where the regions are concatenated.
+    other : [d], or [k d] if the regions are concatenated.
     """
     regions = np.tensordot(alpha, x, 2)  # (k, d): rho(X * alpha_j)
-    seen: Map
+    split: Map
     match aggregation:
-        case "max":  # of each channel that region alone counts which has the most of it
+        case "max":  # in each channel only the region with the largest value counts
             e = regions.max(0)
-            seen = np.einsum("dhw,hwd,d->hw", alpha[regions.argmax(0)], x, other)
+            split = np.einsum("dhw,hwd,d->hw", alpha[regions.argmax(0)], x, other)
         case "concat":
             e = regions
-            seen = np.einsum("khw,hwd,kd->hw", alpha, x, other.reshape(regions.shape))
+            split = np.einsum("khw,hwd,kd->hw", alpha, x, other.reshape(regions.shape))
         case _:
             share = np.full(len(alpha), 1 / len(alpha))
             if aggregation == "normalized":
                 share /= np.maximum(np.linalg.norm(regions, axis=1), _EPS)
             e = share @ regions
-            seen = np.tensordot(share, alpha, 1) * (x @ other)
-    return seen / max(_length(e), _EPS)
+            split = np.tensordot(share, alpha, 1) * (x @ other)
+    return split / max(_length(e), _EPS)
 
 
 def on_grid(contribution: Map, height: int, width: int) -> Map:
-    """Spread a map [h, w] over another grid; each cell gives its number by area, so that the sum stays."""
+    """Spread a map [h, w] over another grid, each cell in proportion to the area, so that the sum stays."""
     rows, columns = _overlap(contribution.shape[0], height), _overlap(contribution.shape[1], width)
     spread: Map = rows @ contribution @ columns.T
     return spread
@@ -238,13 +238,13 @@ def on_grid(contribution: Map, height: int, width: int) -> Map:
 
 def add_up(maps: Iterable[Map]) -> Map:
     """Add maps up on the finest grid among them; the sum stays."""
-    given = list(maps)
-    height, width = (max(m.shape[axis] for m in given) for axis in (0, 1))
-    return sum((on_grid(m, height, width) for m in given), np.zeros((height, width)))
+    maps = list(maps)
+    height, width = (max(m.shape[axis] for m in maps) for axis in (0, 1))
+    return sum((on_grid(m, height, width) for m in maps), np.zeros((height, width)))
 
 
 def integrated_gradient(change: Map, base: Map, other: Map) -> tuple[Map, float]:
-    """Return the mean gradient of softmax(z) . other on the way from z = base to base + change, and f(base).
+    """Return the mean gradient of f(z) = softmax(z) . other from z = base to base + change, and f(base).
 
     All are [values]. The gradient's product with `change` is f(base + change) - f(base).
     """
@@ -259,16 +259,16 @@ def integrated_gradient(change: Map, base: Map, other: Map) -> tuple[Map, float]
 
 @functools.cache
 def _quadrature() -> tuple[Map, Map]:
-    """Return the nodes and shares of an integral over [0, 1], exact to 1e-9 for logits that move by 50."""
+    """Return the nodes and shares of an integral over [0, 1], exact to 1e-9 for logits that change by 50."""
     nodes, shares = np.polynomial.legendre.leggauss(128)
     return (nodes + 1) / 2, shares / 2
 
 
-def _overlap(cells: int, onto: int) -> Map:
-    """Return which part of each of the cells of a line lies in each of others on it, [onto, cells]."""
-    ends, others = np.arange(1, cells + 1) / cells, np.arange(1, onto + 1)[:, None] / onto
-    both = np.minimum(ends, others) - np.maximum(ends - 1 / cells, others - 1 / onto)
-    overlap: Map = np.maximum(both, 0) * cells
+def _overlap(cells: int, new_cells: int) -> Map:
+    """Cut a line into equal cells and into new ones; return how much of each cell each new one covers."""
+    ends, new_ends = np.arange(1, cells + 1) / cells, np.arange(1, new_cells + 1)[:, None] / new_cells
+    common = np.minimum(ends, new_ends) - np.maximum(ends - 1 / cells, new_ends - 1 / new_cells)
+    overlap: Map = np.maximum(common, 0) * cells
     return overlap
 
 

@@ -1,4 +1,4 @@
-"""The evidence of a hit: fetch the case, its picture and the feature maps, and split the score over them."""
+"""Make the evidence of a hit: fetch the case, its picture and its feature maps, and split the score."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -21,12 +21,12 @@ from .imaging.recipe import Pixels, crop_box, pixel_sha256, preprocess
 from .results import Hit
 from .statements import compare
 
-_MAX_RESIDUAL = 0.05  # of a product: what bf16 may miss, and another picture or model exceeds
+_MAX_RESIDUAL = 0.05  # of a product: bf16 stays below it, another picture or model exceeds it
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Explainer:
-    """What explains the hits of every query of a Searcher."""
+    """Explains the hits of all queries of a Searcher."""
 
     encoder: Encoder
     store: Store
@@ -34,26 +34,32 @@ class Explainer:
     concept_head: Vector | None  # [W b], of Bundle.concept_head
 
     def stored(self, hit: Hit) -> tuple[Record, Vector]:
-        """Return a hit's record and descriptor, as they are now. Raises ArchiveError."""
-        found = self.store.get_with_descriptors([hit.case_id])
-        if hit.case_id not in found:
-            raise _changed(hit.case_id, "no such case")
-        return found[hit.case_id]
+        """Return the record and descriptor of a hit as they are now. Raises ArchiveError."""
+        stored = self.store.get_with_descriptors([hit.case_id])
+        if hit.case_id not in stored:
+            raise _case_changed(hit.case_id, "no such case")
+        return stored[hit.case_id]
 
     def split(
-        self, maps: Maps, own: Vector, other: Vector, weights: npt.NDArray[np.float64], box: Box
+        self, maps: Maps, descriptor: Vector, compared: Vector, weights: npt.NDArray[np.float64], box: Box
     ) -> tuple[EvidenceMap, float]:
         """Split a score over one picture, as `split_score` does."""
         return split_score(
-            maps, own, other, manifest=self.manifest, concept_head=self.concept_head, weights=weights, box=box
+            maps,
+            descriptor,
+            compared,
+            manifest=self.manifest,
+            concept_head=self.concept_head,
+            weights=weights,
+            box=box,
         )
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
 class QueryExplainer:
-    """What explains the hits of one query. Its feature maps are made when the first hit is explained.
+    """Explains the hits of one query. Its feature maps are made when the first hit is explained.
 
-    source : the path of the query's image, or None: what the caller holds is not held here too.
+    source : the path of the query's image, or None if it was no path: the caller's image is not kept here.
     weights : of the products in the score, [6 + C].
     """
 
@@ -69,7 +75,7 @@ class QueryExplainer:
         if image is not None:
             picture = decode(image)
             if pixel_sha256(picture) != sha256:
-                raise _other_picture("the query", sha256, pixel_sha256(picture))
+                raise _wrong_picture("the query", sha256, pixel_sha256(picture))
             return picture
         if self.source is None:
             return None
@@ -80,18 +86,18 @@ class QueryExplainer:
         return picture if pixel_sha256(picture) == sha256 else None
 
     def model_input(self) -> Pixels:
-        """Return the part of the picture that the model saw, as it saw it, [S, S, 3]."""
+        """Return the picture as the model saw it, cropped and scaled, [S, S, 3]."""
         return self.encoded.picture.pixels
 
     def explain(
         self, hit: Hit, case_image: ImageSource | None, image_folder: str | Path | None, with_case: bool
     ) -> tuple[Evidence, Pixels | None]:
-        """Return the evidence of a hit, and the picture of the case if it was wanted."""
+        """Return the evidence of a hit, and the picture of the case, or None without with_case."""
         explainer, manifest = self.explainer, self.explainer.manifest
         record, descriptor = explainer.stored(hit)
         terms = products(self.encoded.descriptor, descriptor[None], manifest.layout)[0]
         if np.abs(terms[:6] - list(hit.cosines.values())).max() > 1e-6:
-            raise _changed(hit.case_id, "another descriptor")
+            raise _case_changed(hit.case_id, "another descriptor")
         query, residual = explainer.split(
             self._query_maps(), self.encoded.descriptor, descriptor, self.weights, self.encoded.picture.box
         )
@@ -100,14 +106,16 @@ class QueryExplainer:
             picture = _case_picture(hit, record, case_image, image_folder)
             maps = explainer.encoder.case_maps(preprocess(picture, manifest.image))
             box = crop_box(picture, manifest.image)
-            case, rest = explainer.split(maps, descriptor, self.encoded.descriptor, self.weights, box)
-            residual = max(residual, rest)
+            case, case_residual = explainer.split(
+                maps, descriptor, self.encoded.descriptor, self.weights, box
+            )
+            residual = max(residual, case_residual)
         if residual > _MAX_RESIDUAL:
             raise ArchiveError(
                 f"the maps of case {hit.case_id!r} do not add up to its score",
                 code="evidence-sum",
-                expected=f"each product to within {_MAX_RESIDUAL}",
-                found=f"one with an error of {residual:.3f}",
+                expected=f"each product with an error of at most {_MAX_RESIDUAL}",
+                found=f"an error of {residual:.3f}",
                 cure="index the case again with this bundle",
                 case_id=hit.case_id,
             )
@@ -152,31 +160,31 @@ def _case_picture(hit: Hit, record: Record, image: ImageSource | None, folder: s
     except InputError as error:
         error.case_id = hit.case_id
         error.add_note(
-            f"This is the image of case {hit.case_id!r}: name its folder with image_folder=, or leave its "
-            "maps out with with_case=False."
+            f"This is the image of case {hit.case_id!r}: name its folder with image_folder=, or leave out "
+            "its maps with with_case=False."
         )
         raise
     if (sha256 := pixel_sha256(picture)) != record.image_sha256:
-        raise _other_picture(f"case {hit.case_id!r}", record.image_sha256, sha256, hit.case_id)
+        raise _wrong_picture(f"case {hit.case_id!r}", record.image_sha256, sha256, hit.case_id)
     return picture
 
 
-def _other_picture(whose: str, expected: str, found: str, case_id: str | None = None) -> InputError:
+def _wrong_picture(whose: str, expected: str, found: str, case_id: str | None = None) -> InputError:
     return InputError(
         f"the picture is not that of {whose}",
         code="evidence-image",
         expected=f"pixels with the SHA-256 {expected}",
         found=found,
-        cure="give the same image as in the query or at indexing",
+        cure="give the image of the query, or the image that was indexed",
         case_id=case_id,
     )
 
 
-def _changed(case_id: str, found: str) -> ArchiveError:
+def _case_changed(case_id: str, found: str) -> ArchiveError:
     return ArchiveError(
         f"case {case_id!r} was removed or replaced since the query",
         code="evidence-changed",
-        expected="the case as the query found it",
+        expected="the case as it was when the query found it",
         found=found,
         cure="query again",
         case_id=case_id,

@@ -1,4 +1,4 @@
-"""Add cases to an archive: read pictures ahead, compare with what is there, encode and write in batches."""
+"""Add cases to an archive: read pictures ahead, compare with the archive, encode and write in batches."""
 
 import contextlib
 import threading
@@ -45,7 +45,7 @@ class Indexer:
 
     def after_fork(self) -> None:
         """Take a new lock, in a forked child."""
-        self._shared = threading.Lock()  # an open file or image of the caller's may be that of two cases
+        self._shared = threading.Lock()  # two cases may share an open file or image of the caller
 
     def add(
         self,
@@ -64,14 +64,14 @@ class Indexer:
         report, done = AddReport(), 0
         readers = ThreadPoolExecutor(min(_READERS, available_cpus()), "skinret-read")
         try:
-            for batch in self._read_ahead(_checked(cases), on_duplicate, readers):
+            for batch in self._read_ahead(_check_cases(cases), on_duplicate, readers):
                 self._write(batch, on_error == "skip", report)
                 done += len(batch)
                 if progress:
                     progress(done, total)
         except SkinretError as error:
-            if kept := len(report.added) + len(report.replaced):
-                error.add_note(f"{kept} cases before it were added and stay; the call can be made again.")
+            if written := len(report.added) + len(report.replaced):
+                error.add_note(f"{written} cases before it were added and stay; the call can be made again.")
             raise
         finally:
             readers.shutdown(cancel_futures=True)
@@ -98,8 +98,8 @@ class Indexer:
     def _read(self, case: Case, old: Record | None, on_duplicate: str) -> _Read:
         """Read the picture of a case; its pixels are not needed if the case is in the archive and stays."""
         warnings: list[str] = []
-        ours = isinstance(case.image, str | Path | bytes | np.ndarray)
-        with contextlib.nullcontext() if ours else self._shared:
+        thread_safe = isinstance(case.image, str | Path | bytes | np.ndarray)
+        with contextlib.nullcontext() if thread_safe else self._shared:
             try:
                 picture = decode(case.image, warnings=warnings)
             except InputError as error:
@@ -140,22 +140,22 @@ class Indexer:
         report.failed |= failed
 
 
-def _checked(cases: Iterable[Case]) -> Iterator[Case]:
-    """Yield cases, after a check that each is one and has its own id; a list is checked before it begins."""
+def _check_cases(cases: Iterable[Case]) -> Iterator[Case]:
+    """Yield cases, after a check of their types and ids; a list is checked before the first is yielded."""
     if not isinstance(cases, Iterable) or isinstance(cases, str | bytes):
-        raise _no_cases(cases)
-    checked = _one_by_one(cases)
+        raise _not_cases(cases)
+    checked = _check_each(cases)
     return iter(list(checked)) if isinstance(cases, Sized) else checked
 
 
-def _one_by_one(cases: Iterable[Case]) -> Iterator[Case]:
+def _check_each(cases: Iterable[Case]) -> Iterator[Case]:
     known: set[str] = set()
     for case in cases:
         if not isinstance(case, Case):
-            raise _no_cases(case)
+            raise _not_cases(case)
         if case.case_id in known:
             raise InputError(
-                f"case id {case.case_id!r:.80} is given twice",
+                f"case id {case.case_id!r:.80} appears twice",
                 code="case-duplicate",
                 expected="each case once",
                 cure="remove or rename one",
@@ -165,7 +165,7 @@ def _one_by_one(cases: Iterable[Case]) -> Iterator[Case]:
         yield case
 
 
-def _no_cases(found: object) -> InputError:
+def _not_cases(found: object) -> InputError:
     return InputError(
         "the cases cannot be used", code="option", expected="an iterable of Case", found=f"{found!r:.80}"
     )

@@ -1,4 +1,4 @@
-"""What a query asks for: its options, checked once and frozen, and the query on its way to an answer."""
+"""The options of a query, checked once and frozen, and the query in progress."""
 
 import uuid
 from collections.abc import Collection, Iterable, Mapping
@@ -75,10 +75,10 @@ class QueryOptions:
 
 @dataclass(slots=True, kw_only=True, eq=False)
 class Query:
-    """A query in progress. `text` is set when it was checked, `picture` when the image was decoded."""
+    """A query in progress. `text` is set after its check, `picture` after the image is decoded."""
 
     image: ImageSource
-    given_text: object
+    raw_text: object
     request_id: str = field(default_factory=lambda: str(uuid.uuid4()))
     time: str = field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="milliseconds"))
     text: str = ""
@@ -87,31 +87,32 @@ class Query:
 
 def check_context(context: Context | None) -> dict[str, Any]:
     """Return the context of an audit record as a dict. Raises InputError."""
-    given = dict(context) if isinstance(context, Mapping) else {}
-    plain = all(
+    items = dict(context) if isinstance(context, Mapping) else {}
+    storable = all(
         isinstance(name, str)
         and (value is None or (isinstance(value, str | int | float) and is_storable(value)))
-        for name, value in given.items()
+        for name, value in items.items()
     )
-    if not plain or not (context is None or isinstance(context, Mapping)):
+    if not storable or not (context is None or isinstance(context, Mapping)):
         raise InputError(
             "the context cannot be recorded",
             code="context",
             expected='a mapping of text to text or numbers, such as {"user": "4711"}',
             found=f"{context!r:.80}",
         )
-    return given
+    return items
 
 
-def check_ids(name: str, given: Collection[str]) -> list[str]:
-    """Return case ids as a list. Raises InputError: a single str, or an int, would match nothing."""
-    ids = list(given) if isinstance(given, Iterable) and not isinstance(given, str) else [None]
+def check_ids(name: str, case_ids: Collection[str]) -> list[str]:
+    """Return case ids as a list. Raises InputError for a single str or an int, which would match nothing."""
+    is_list = isinstance(case_ids, Iterable) and not isinstance(case_ids, str)
+    ids = list(case_ids) if is_list else [None]
     if not all(isinstance(i, str) for i in ids):
         raise InputError(
             f"{name} cannot be used",
             code="option",
             expected="a list of case ids, each a str",
-            found=f"{given!r:.80}",
+            found=f"{case_ids!r:.80}",
         )
     return [nfc(str(i)) for i in ids]
 

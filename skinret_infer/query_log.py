@@ -1,4 +1,4 @@
-"""What the audit log keeps of a query: hashes, options, hits; never the text, a file name or a picture."""
+"""The audit record of a query: hashes, options and hits, but never the text, a file name or a picture."""
 
 import contextlib
 import hashlib
@@ -15,9 +15,9 @@ from .trust.audit import AuditLog
 
 @dataclass(slots=True)
 class Batch:
-    """Queries that are answered together, as far as they have come.
+    """Queries that are answered together, and the answers so far.
 
-    answers : in the order of the queries, results, or the error of one that failed alone.
+    answers : in the order of the queries: results, or the error of a query that failed alone.
     """
 
     queries: Sequence[Query]
@@ -26,12 +26,12 @@ class Batch:
 
 
 @contextlib.contextmanager
-def recorded(
+def record_queries(
     batch: Batch, log: AuditLog | None, context: Context | None, facts: Mapping[str, Any]
 ) -> Iterator[None]:
-    """Record queries when the body has ended, whether it answered them or failed.
+    """Record queries when the body ends, with its answers or its error.
 
-    facts : of the Searcher: model, runtime, precision, and the bundle's hash.
+    facts : the Searcher's model, runtime and precision, and the bundle's hash.
     """
     if log is None:
         yield
@@ -52,7 +52,7 @@ def recorded(
 
 
 def query_hashes(query: Query) -> dict[str, str]:
-    """Return the SHA-256 of the picture and of the text, where they are known."""
+    """Return the SHA-256 of the picture and of the text, if there are any."""
     hashes = {"image": query.picture.sha256} if query.picture else {}
     return hashes | ({"text": hashlib.sha256(query.text.encode()).hexdigest()} if query.text else {})
 

@@ -1,4 +1,4 @@
-"""What a query returns: hits, best first, and what ran to find them."""
+"""The results of a query: hits, best first, and what ran to find them."""
 
 import html
 from collections.abc import Iterator, Mapping
@@ -16,31 +16,31 @@ from .imaging.recipe import Pixels
 
 
 class HitExplainer(Protocol):
-    """What a query's results ask for evidence, while the Searcher is open."""
+    """Makes the evidence of a query's hits while the Searcher is open."""
 
     def query_picture(self, image: ImageSource | None) -> Pixels | None:
         """Return the picture of the query, or None if it cannot be read any more."""
         ...
 
     def model_input(self) -> Pixels:
-        """Return the part of the picture that the model saw, as it saw it, [S, S, 3]."""
+        """Return the picture as the model saw it, cropped and scaled, [S, S, 3]."""
         ...
 
     def explain(
         self, hit: "Hit", case_image: ImageSource | None, image_folder: str | Path | None, with_case: bool
     ) -> tuple[Evidence, Pixels | None]:
-        """Return what a hit's score is made of, and the picture of the case."""
+        """Return the evidence of a hit, and the picture of the case, or None without with_case."""
         ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Hit:
-    """One case of the archive, and how it compares with the query.
+    """One case of the archive, and its similarity to the query.
 
     Attributes
     ----------
     score :
-        in [-1, 1], a similarity, never a probability: (1 - gamma) * visual + gamma * concept_similarity,
+        a similarity in [-1, 1], never a probability: (1 - gamma) * visual + gamma * concept_similarity,
         where visual = beta * local_similarity + (1 - beta) * global_similarity.
     local_similarity, global_similarity :
         the means of the three local and of the three global cosines,
@@ -53,9 +53,9 @@ class Hit:
     concepts :
         the same for each concept, such as {"group": 0.93, "pigment_network": 0.71, ...}.
     diagnosis, group, confirmed_by, attributes, image_ref :
-        what the archive knows of the case.
+        the facts of the case in the archive.
     image_sha256 :
-        of the decoded pixels of its picture.
+        the SHA-256 of the decoded pixels of its picture.
     """
 
     rank: int
@@ -81,7 +81,7 @@ class Hit:
         image_folder: str | Path | None = None,
         with_case: bool = True,
     ) -> Evidence:
-        """Return what the score is made of, with maps over the query and over the case that add up to it.
+        """Return the terms of the score, with maps over the query and over the case that add up to it.
 
         Parameters
         ----------
@@ -90,31 +90,31 @@ class Hit:
         image_folder :
             the folder to which `image_ref` is relative; the picture must lie below it.
         with_case :
-            False leaves the case's maps out, for which its picture is needed.
+            False leaves out the case's maps; then its picture is not needed.
 
         Notes
         -----
-        Raises InputError for a picture that is missing or not the case's, ArchiveError if the case was
-        removed or replaced since, or the Searcher closed.
+        Raises InputError for a picture that is missing or is not the case's. Raises ArchiveError if the
+        case was removed or replaced after the query, or if the Searcher is closed.
         """
         if self.explainer is None:
             raise InputError(
                 "the evidence of this hit cannot be made",
                 code="evidence-gone",
-                expected="a hit as Searcher.query returned it",
-                found="a copy of one",
+                expected="a hit that Searcher.query returned",
+                found="a copy of a hit",
             )
         return self.explainer.explain(self, case_image, image_folder, with_case)[0]
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values, ready for json.dumps."""
-        return {name: _plain(value) for name, value in _lasting(self).items()}
+        return {name: _plain_value(value) for name, value in _lasting_fields(self).items()}
 
     def __repr__(self) -> str:
         return f"Hit(rank {self.rank}, case {self.case_id!r}, score {self.score:.4f})"
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _reduced(self)
+        return _reduce(self)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -124,22 +124,22 @@ class Results:
     Attributes
     ----------
     text :
-        as it was checked; "" for a query by image alone.
+        the text after its check; "" for a query by image alone.
     k, beta, gamma, levels, where, exclude :
-        the options that were used; `where` is accepted again by a query.
+        the options that were used; another query accepts this `where`.
     searched :
         how many cases passed the filter.
     runtime, precision, model :
-        what ran, such as "onnxruntime-cpu", "fp32".
+        what ran, such as "onnxruntime-cpu", "fp32" and the model's name and version.
     timings_ms :
-        image (decode), text and encode, which overlap, then search, and total; of a batch, divided
-        by its size.
+        image (decode), text and encode, which overlap, then search, and total. In a batch, each is
+        divided by the size of the batch.
     request_id, time :
-        of the query, as in the audit log; UTC.
+        the id and the time (UTC) of the query, as in the audit log.
     hashes :
         SHA-256 of image (decoded pixels), text, bundle, and of the archive's history.
     warnings :
-        what a person should know, each a text with a stable `code`.
+        texts for a person, each with a stable `code`.
     """
 
     hits: tuple[Hit, ...]
@@ -178,7 +178,7 @@ class Results:
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values, ready for json.dumps."""
-        return {name: _plain(value) for name, value in _lasting(self).items()}
+        return {name: _plain_value(value) for name, value in _lasting_fields(self).items()}
 
     def to_records(self) -> list[dict[str, Any]]:
         """Return one flat dict for each hit, such as pandas.DataFrame takes; attributes are columns too."""
@@ -200,27 +200,27 @@ class Results:
         image: ImageSource | None = None,
         image_folder: str | Path | None = None,
     ) -> None:
-        """Write one HTML page that needs nothing else: the query, the hits, and the evidence of each.
+        """Write one self-contained HTML page: the query, the hits, and the evidence of each.
 
         Parameters
         ----------
         image :
-            the query's picture once more, if the query was given no path; without it, the page shows the
-            square that the model saw.
+            the query's picture again, if the query got it in another form than a path. Without it, the page
+            shows only the square that the model saw.
         image_folder :
-            the folder to which the archive's image references are relative. A case whose picture
-            is missing there, or is another by now, is shown without.
+            the folder to which the archive's image references are relative. A case is shown without
+            its picture if that is missing or has changed.
 
         Notes
         -----
-        Needs the extra `report`, and the Searcher still open. Raises InputError, ArchiveError.
+        Needs the extra `report` and an open Searcher. Raises InputError, ArchiveError.
         """
         from .report.html import write_report
 
         write_report(self, path, image, image_folder)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _reduced(self)
+        return _reduce(self)
 
     def __repr__(self) -> str:
         best = f", best {self.hits[0].case_id!r} {self.hits[0].score:.4f}" if self.hits else ""
@@ -236,7 +236,7 @@ class Results:
         return "\n".join([*lines, self._summary()])
 
     def _repr_html_(self) -> str:
-        """Return the table for a notebook; no pictures are in it."""
+        """Return the table for a notebook, without pictures."""
         head, *rows = [[html.escape(cell) for cell in row] for row in self._table()]
         lines = [f"<tr>{''.join(f'<th>{cell}</th>' for cell in head)}</tr>"]
         lines += [f"<tr>{''.join(f'<td>{cell}</td>' for cell in row)}</tr>" for row in rows]
@@ -264,19 +264,19 @@ class Results:
         )
 
 
-def _plain(value: Any) -> Any:
+def _plain_value(value: Any) -> Any:
     if isinstance(value, Hit | Range):
         return value.to_dict()
     if isinstance(value, Mapping):
-        return {str(name): _plain(item) for name, item in value.items()}
-    return [_plain(item) for item in value] if isinstance(value, list | tuple) else value
+        return {str(name): _plain_value(item) for name, item in value.items()}
+    return [_plain_value(item) for item in value] if isinstance(value, list | tuple) else value
 
 
-def _lasting(result: Any) -> dict[str, Any]:
-    """Return the fields of a result that outlive its Searcher: all but the explainer."""
+def _lasting_fields(result: Any) -> dict[str, Any]:
+    """Return the fields of a result that are still valid without its Searcher: all but the explainer."""
     return {f.name: getattr(result, f.name) for f in fields(result) if f.name != "explainer"}
 
 
-def _reduced(result: Any) -> tuple[Any, ...]:
-    made: Any = type(result)
-    return partial(made, **_lasting(result)), ()
+def _reduce(result: Any) -> tuple[Any, ...]:
+    kind: Any = type(result)
+    return partial(kind, **_lasting_fields(result)), ()

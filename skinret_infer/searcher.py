@@ -24,7 +24,7 @@ from .explain import Explainer, QueryExplainer
 from .imaging.decode import ImageSource
 from .indexing import Indexer, Progress
 from .query import DEFAULT_K, Context, Query, QueryOptions, Where, check_ids
-from .query_log import Batch, query_hashes, recorded
+from .query_log import Batch, query_hashes, record_queries
 from .results import Hit, Results
 from .text import check_text
 from .trust.audit import AuditLog
@@ -332,14 +332,14 @@ class Searcher:
             raise InputError(
                 "on_error cannot be used", code="option", expected="raise or return", found=repr(on_error)
             )
-        batch = Batch([Query(image=image, given_text=text) for image, text in queries])
+        batch = Batch([Query(image=image, raw_text=text) for image, text in queries])
         facts = {
             "model": self._model,
             "runtime": self.runtime,
             "precision": self.precision,
             "bundle": self._bundle_sha256,
         }
-        with recorded(batch, self._audit, context, facts):
+        with record_queries(batch, self._audit, context, facts):
             batch.options = QueryOptions.checked(
                 self.manifest, k=k, where=where, exclude=exclude, beta=beta, gamma=gamma, levels=levels
             )
@@ -351,7 +351,7 @@ class Searcher:
 
     def embed(self, image: ImageSource, text: str | None = None) -> Vector:
         """Return a descriptor, float32 [D] (see Layout): of a query, or without text also of a case."""
-        query = Query(image=image, given_text=text)
+        query = Query(image=image, raw_text=text)
         with _forks.no_fork():
             encoded, _, _ = self._encode([query], skip_failed=False)
         return encoded[0].descriptor
@@ -401,7 +401,7 @@ class Searcher:
 
         for n, query in enumerate(queries):
             try:
-                query.text = check_text(query.given_text, self.manifest.text)
+                query.text = check_text(query.raw_text, self.manifest.text)
             except InputError as error:
                 note_failure(n, error)
         started = None

@@ -366,7 +366,7 @@ def test_readers_see_whole_states_while_another_process_writes(path: Path) -> No
     assert figures["operations of the writer"] > 0 and figures["searches of the readers"] > 0
 
 
-# -- what is derived --
+# -- the pruning index --
 
 DAMAGES: dict[str, Callable[[bytes], bytes]] = {
     "empty": lambda content: b"",

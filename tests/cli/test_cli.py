@@ -180,7 +180,7 @@ def test_doctor_tells_the_precision_verdict_with_its_figures(bundle: Path, tmp_p
     result = run("doctor", copy)
     assert result.exit_code == 0, result.stdout
     assert "openvino/bf16: refused for queries" in result.stdout and "cases of A" in result.stdout
-    assert "same top 10 0.910" in result.stdout and "mAP moved -0.30" in result.stdout
+    assert "top 10 overlap 0.910" in result.stdout and "mAP change -0.30" in result.stdout
     assert "fault: too few of the hits" in result.stdout
 
 

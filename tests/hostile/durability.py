@@ -44,7 +44,7 @@ Op = tuple[str, Any]
 
 
 def small_segments(change: Callable[[Any, str, Any], None] = setattr) -> None:
-    """Make segments so small that a hundred cases have derived files; a monkeypatch's setattr can undo it."""
+    """Make segments so small that a hundred cases have files of the pruning index; a monkeypatch's setattr can undo it."""
     for module in (pruning, table, segments, maintenance):
         change(module, "SEGMENT", 64)
     for module in (pruning, segments, maintenance):
@@ -294,7 +294,7 @@ class Life:
     def verify(self) -> None:
         """Check that no case is lost or incomplete, and that no data of removed cases remain."""
         chance, scan = self.chance, self.path.with_name(self.path.name + ".index")
-        self.figures["half a derived file"] += len([*scan.glob(".*.partial")])
+        self.figures["half an index file"] += len([*scan.glob(".*.partial")])
         exists = self.path.is_file() and self.path.stat().st_size
         by_own_header = exists and chance.random() < 0.5 and any(self.possible)
         archive = Archive.open(self.path) if by_own_header else opened(self.path)
@@ -322,7 +322,7 @@ class Life:
                 assert not any(vector.tobytes()[:48] in content for vector in descriptors(sorted(removed)))
         if compacted:
             assert traces(files[:1]) == traces_of(state)
-        self.figures["most derived files"] = max(self.figures["most derived files"], len(files) - 1)
+        self.figures["most index files"] = max(self.figures["most index files"], len(files) - 1)
         self._verify_backups()
         self.possible = [state]
 

@@ -117,7 +117,7 @@ def timeless(value: Any) -> Any:
     return [timeless(v) for v in value] if isinstance(value, list) else value
 
 
-# -- what is measured --
+# -- the measures --
 
 
 def test_both_archives_and_every_kind_of_query_are_measured_in_every_run(measured: Path) -> None:
@@ -192,7 +192,7 @@ def test_one_fold_or_one_seed_has_no_spread() -> None:
     assert spread([(0, 80.0), (1, 82.0)])["std_seeds"] == pytest.approx(2**0.5, abs=1e-3)
 
 
-# -- what is written --
+# -- the files --
 
 
 def test_the_pages_show_the_figures_in_aligned_columns(measured: Path) -> None:

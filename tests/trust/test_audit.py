@@ -65,7 +65,7 @@ def _run(program: str, *arguments: object) -> Any:
     return json.loads(done.stdout.splitlines()[-1])
 
 
-# -- what is written --
+# -- the records --
 
 
 def test_records_come_back_in_order_each_chained_to_the_one_before(path: Path) -> None:

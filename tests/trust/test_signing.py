@@ -73,7 +73,7 @@ def run(*arguments: object, **options: Any) -> Result:
     return CliRunner().invoke(main, [str(a) for a in arguments], **options)
 
 
-# -- what is loaded --
+# -- bundles that load --
 
 
 def test_a_signed_bundle_loads_where_its_key_is_trusted(signed: Path, keys: Path) -> None:
@@ -136,7 +136,7 @@ def test_every_command_that_loads_a_bundle_asks_for_the_signature(
     assert not list(tmp_path.iterdir())
 
 
-# -- what is refused --
+# -- bundles that are refused --
 
 
 def test_an_unsigned_bundle_is_refused_with_the_key_that_is_wanted(copy: Path, keys: Path) -> None:
