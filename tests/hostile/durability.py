@@ -44,7 +44,7 @@ Op = tuple[str, Any]
 
 
 def small_segments(change: Callable[[Any, str, Any], None] = setattr) -> None:
-    """Make segments so small that a hundred cases have files of the pruning index; a monkeypatch's setattr can undo it."""
+    """Make segments so small that a hundred cases fill several; a monkeypatch's setattr can undo it."""
     for module in (pruning, table, segments, maintenance):
         change(module, "SEGMENT", 64)
     for module in (pruning, segments, maintenance):

@@ -1,4 +1,4 @@
-"""skinret-train: a Derm7pt-style folder in, ckpt.pt out; or, with --folds, a cross-validation."""
+"""skinret-train: train on a Derm7pt-style folder and write ckpt.pt, or cross-validate with --folds."""
 
 import glob
 import json
@@ -39,7 +39,7 @@ _GROUPS = {
 
 
 def _take_recipe(context: click.Context, _: click.Parameter, recipe: str) -> None:
-    """Take a recipe's settings as defaults; those of --config go before them."""
+    """Take a recipe's settings as defaults. The settings of --config override them."""
     settings = PAPER if recipe == "paper" else {}
     context.default_map = {**settings, **(context.default_map or {})}
 
@@ -55,9 +55,7 @@ def _take_config(context: click.Context, parameter: click.Parameter, path: Path 
     settings = {name.replace("-", "_"): value for name, value in settings.items()}
     known = {str(option.name) for option in context.command.params} - {"config", "recipe", "data", "out"}
     if unknown := sorted(settings.keys() - known):
-        raise click.BadParameter(
-            f"{path} has settings that are no options: {', '.join(unknown)}", context, parameter
-        )
+        raise click.BadParameter(f"{path} has unknown settings: {', '.join(unknown)}", context, parameter)
     context.default_map = {**(context.default_map or {}), **settings}
 
 
@@ -89,7 +87,7 @@ def _take_config(context: click.Context, parameter: click.Parameter, path: Path 
     is_eager=True,
     expose_value=False,
     callback=_take_config,
-    help="A TOML file of options, such as `epochs = 20`; options of the command line go before it.",
+    help="A TOML file of options, such as `epochs = 20`. Options of the command line override it.",
 )
 @click.option("--images", type=_PATH, help="Folder of the images of a CASES.csv.  [default: its own]")
 @click.option(
@@ -104,28 +102,33 @@ def _take_config(context: click.Context, parameter: click.Parameter, path: Path 
     "--finetune-vision",
     default=_D.finetune_vision,
     type=click.Choice(FINETUNE),
-    help="What of the backbone is trained; the maps of the rest are computed once.",
+    help="Which layers of the backbone are trained. The maps of frozen layers are computed once.",
 )
 @click.option(
     "--finetune-text/--freeze-text",
     default=_D.finetune_text,
-    help="Train the text encoder, or compute its tokens once.",
+    help="Train the text encoder, or compute its token vectors once.",
 )
 @click.option("--image-size", default=_D.image_size, help="Side of the model's input, in pixels.")
 @click.option(
     "--fit",
     default=_D.fit,
     type=click.Choice(["crop", "squash"]),
-    help="The central square, or the whole picture.",
+    help="Take the central square, or squash the full picture.",
 )
 @click.option("--tokens", default=_D.tokens, help="Text length in tokens.")
 @click.option(
     "--tta",
     default=str(_D.tta),
     type=click.Choice(["1", "2", "4", "8"]),
-    help="Orientations of a picture that are averaged in a search; the work grows with their number.",
+    help="Orientations of a picture that a search averages. The work grows with their number.",
 )
-@click.option("--neck", default=_D.neck, type=click.Choice(NECKS), help="Input of a level's maps.")
+@click.option(
+    "--neck",
+    default=_D.neck,
+    type=click.Choice(NECKS),
+    help="Input of each level's projection: its own map, or the maps of all three.",
+)
 @click.option("--width", default=_D.width, type=click.IntRange(1), help="Channels of the maps.")
 @click.option("--max-map-size", default=_D.max_map_size, help="Larger maps are pooled to this size.")
 @click.option(
@@ -164,17 +167,19 @@ def _take_config(context: click.Context, parameter: click.Parameter, path: Path 
     type=click.IntRange(1),
     help="Epochs without a better validation mAP after which training ends.",
 )
-@click.option("--batch", default=_D.batch, type=click.IntRange(2), help="Queries in a step.")
+@click.option("--batch", default=_D.batch, type=click.IntRange(2), help="Cases in a step.")
 @click.option("--bf16/--fp32", default=_D.bf16, help="Train in bfloat16: faster if the hardware has it.")
 @click.option("--lr", default=_D.lr, help="Learning rate of AdamW.")
-@click.option("--encoder-lr", default=_D.encoder_lr, help="Learning rate of encoders that are trained.")
-@click.option("--schedule", default=_D.schedule, type=click.Choice(SCHEDULES), help="Of the learning rate.")
+@click.option("--encoder-lr", default=_D.encoder_lr, help="Learning rate of trained encoders.")
+@click.option(
+    "--schedule", default=_D.schedule, type=click.Choice(SCHEDULES), help="Schedule of the learning rate."
+)
 @click.option("--weight-decay", default=_D.weight_decay, help="Weight decay of AdamW, for matrices.")
 @click.option("--temperature", default=_D.temperature, help="Temperature of S/3 at the start; it is learned.")
 @click.option(
     "--image-only-loss-weight",
     default=_D.image_only_loss_weight,
-    help="Weight of queries by image alone, beside those with text.",
+    help="Weight of the loss of queries by image alone.",
 )
 @click.option(
     "--contrastive-weight", default=_D.contrastive_weight, help="Weight of the contrastive loss on S."
@@ -182,7 +187,7 @@ def _take_config(context: click.Context, parameter: click.Parameter, path: Path 
 @click.option(
     "--group-loss-weight",
     default=_D.group_loss_weight,
-    help="Weight of the loss of the diagnosis group; 0 trains a model without concepts.",
+    help="Weight of the loss of the diagnosis group. 0 trains a model without concepts.",
 )
 @click.option("--smoothing", default=_D.smoothing, help="Label smoothing of the group.")
 @click.option(
@@ -190,7 +195,9 @@ def _take_config(context: click.Context, parameter: click.Parameter, path: Path 
     default=_D.criteria_loss_weight,
     help="Weight of the loss of the seven criteria.",
 )
-@click.option("--text-views", default=_D.text_views, type=click.IntRange(1), help="Wordings of a case.")
+@click.option(
+    "--text-views", default=_D.text_views, type=click.IntRange(1), help="Number of texts of each case."
+)
 @click.option(
     "--augment-dihedral",
     default=str(_D.augment_dihedral),
@@ -201,12 +208,12 @@ def _take_config(context: click.Context, parameter: click.Parameter, path: Path 
     "--validation",
     default=_D.validation,
     type=click.FloatRange(0, 1, max_open=True),
-    help="Part of the training data that chooses the epoch; 0 trains on all of it.",
+    help="Share of the training data that chooses the epoch. 0 trains on all of it.",
 )
 @click.option(
     "--folds",
     type=click.IntRange(2),
-    help="Cross-validate over this number of stratified folds; with --fold, how many there are.  "
+    help="Cross-validate over this number of stratified folds. With --fold: the number of folds.  "
     f"[default: with --fold {_D.folds}]",
 )
 @click.option(
@@ -253,9 +260,9 @@ def main(
     EXPERIMENT.json, EXPERIMENT.md, and README.md with a line for each experiment that was ever written
     there.
     """
-    crossing = folds is not None and fold is None
+    is_crossval = folds is not None and fold is None
     _check_usage(
-        crossing,
+        is_crossval,
         seed=seed,
         seeds=seeds,
         method=method,
@@ -271,63 +278,60 @@ def main(
         seed=_D.seed if seed is None else seed,
     )
     cache = cache or out.parent / "skinret-cache"
-    wanted = None
-    if crossing:
+    plan = None
+    if is_crossval:
         method = method or METHODS[0]
-        wanted = Experiment(
+        plan = Experiment(
             name=experiment or method, method=method, config=config, seeds=_numbers(seeds or "0,1")
         )
     table = read_cases(data, images)
     for note in table.notes:
         click.echo(note, err=True)
-    if wanted:
-        result = cross_validate(table, wanted, out, cache=cache, keep=keep_artifacts)
+    if plan:
+        result = cross_validate(table, plan, out, cache=cache, keep=keep_artifacts)
         click.echo(json.dumps(result["summary"], indent=2) if as_json else overview([result]))
-        click.echo(f"{out / wanted.name}.md written", err=True)
+        click.echo(f"{out / plan.name}.md written", err=True)
     else:
         _train_one(table, config, out, cache, as_json)
 
 
 def _train_one(table: CaseTable, config: TrainConfig, out: Path, cache: Path, as_json: bool) -> None:
     resume = out.with_name(out.name + ".resume")
-    for left in out.parent.glob(f".{glob.escape(resume.name)}.*.partial"):  # by a run killed as it wrote
-        left.unlink(missing_ok=True)
+    for partial in out.parent.glob(f".{glob.escape(resume.name)}.*.partial"):  # of a run killed as it wrote
+        partial.unlink(missing_ok=True)
     trained = train(table, config, cache=cache, resume=resume)
+    metrics = trained.checkpoint.metrics
     trained.checkpoint.save(out)
     resume.unlink(missing_ok=True)
     if trained.query_ids:
         for role, ids in (("archive", trained.archive_ids), ("queries", trained.query_ids)):
             with atomic_write(out.with_name(f"{out.stem}.{role}.txt")) as temporary:
                 temporary.write_text("\n".join(ids) + "\n", "utf-8")
-    click.echo(
-        "{}: {epochs} epochs, {minutes} minutes".format(out, **trained.checkpoint.metrics),
-        err=True,
-    )
+    click.echo(f"{out}: {metrics['epochs']} epochs, {metrics['minutes']} minutes", err=True)
     if as_json:
-        click.echo(json.dumps(trained.checkpoint.metrics, indent=2))
+        click.echo(json.dumps(metrics, indent=2))
     else:
-        metrics = trained.checkpoint.metrics
-        measured = {"validation": metrics["validation"]} if "validation" in metrics else {}
-        for kind, figures in metrics.get("held_out", measured).items():
-            said = ", ".join(f"{k} {v:.1f}" for k, v in figures.items() if isinstance(v, float))
-            click.echo(f"{kind.replace('_', ' ')}: {said} ({figures['queries']} queries)", err=True)
+        validation = {"validation": metrics["validation"]} if "validation" in metrics else {}
+        for kind, figures in metrics.get("held_out", validation).items():
+            text = ", ".join(f"{k} {v:.1f}" for k, v in figures.items() if isinstance(v, float))
+            click.echo(f"{kind.replace('_', ' ')}: {text} ({figures['queries']} queries)", err=True)
 
 
-def _check_usage(crossing: bool, *, seed: int | None, **of_crossing: Any) -> None:
-    if crossing and seed is not None:
-        raise click.UsageError("--seed is of one training; a cross-validation takes --seeds, such as 0,1.")
-    given = [f"--{name.replace('_', '-')}" for name, value in of_crossing.items() if value is not None]
-    if given and not crossing:
+def _check_usage(is_crossval: bool, *, seed: int | None, **crossval_options: Any) -> None:
+    if is_crossval and seed is not None:
+        raise click.UsageError("--seed is for one training. A cross-validation takes --seeds, such as 0,1.")
+    names = [f"--{name.replace('_', '-')}" for name, value in crossval_options.items() if value is not None]
+    if names and not is_crossval:
         raise click.UsageError(
-            f"{', '.join(given)}: only of a cross-validation, which is --folds without --fold."
+            f"{', '.join(names)}: only for a cross-validation, which is --folds without --fold."
         )
 
 
 def _numbers(seeds: str) -> tuple[int, ...]:
     try:
-        return tuple(int(part) for part in seeds.split(","))
+        return tuple(int(seed) for seed in seeds.split(","))
     except ValueError:
-        raise click.UsageError(f"--seeds {seeds!r} is no list of numbers, such as 0,1.") from None
+        raise click.UsageError(f"--seeds {seeds!r} is not a list of numbers such as 0,1.") from None
 
 
 if __name__ == "__main__":

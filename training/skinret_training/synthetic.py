@@ -1,7 +1,7 @@
 """Synthetic Derm7pt-style cases: lesions drawn by a program.
 
-Every criterion that a table row states can be seen in its picture, so that training, search and export can be
-run end to end where Derm7pt itself may not be. The pictures are stylised: they do not replace dermoscopy.
+The picture of a table row shows every criterion of the row, so that training, search and export run end to
+end where Derm7pt is not allowed. The pictures are stylised: they do not replace dermoscopy.
 """
 
 import csv
@@ -33,8 +33,8 @@ _DIAGNOSES = {
     "nevus": {"clark nevus": 0.65, "reed or spitz nevus": 0.2, "dermal nevus": 0.15},
     "bkl": {"seborrheic keratosis": 0.8, "melanosis": 0.2},
 }
-# Chance in percent of each word in (mel, nevus, bkl); a criterion left out takes its first word. The groups
-# overlap on purpose: the words alone tell about 85 % of the cases, and the picture's look overlaps too.
+# Chance in percent of each word in (mel, nevus, bkl). A criterion's first word is its default. The groups
+# overlap on purpose: the words alone identify the group of about 85 % of the cases. Pictures overlap too.
 _CRITERIA: dict[str, dict[str, tuple[int, int, int]]] = {
     "pigment_network": {"absent": (22, 20, 82), "typical": (18, 66, 12), "atypical": (60, 14, 6)},
     "streaks": {"absent": (38, 70, 92), "regular": (12, 22, 3), "irregular": (50, 8, 5)},
@@ -54,7 +54,7 @@ _CRITERIA: dict[str, dict[str, tuple[int, int, int]]] = {
     },
     "elevation": {"flat": (36, 46, 22), "palpable": (42, 36, 54), "nodular": (22, 18, 24)},
 }  # fmt: skip
-# The checklist's weights. Vessels score nothing here, though Derm7pt gives 2 to "dotted" ones.
+# The checklist's weights. Vessels score 0 here, though Derm7pt scores "dotted" ones 2.
 _SCORES = {
     "pigment_network": (2, ("atypical",)),
     "blue_whitish_veil": (2, ("present",)),
@@ -65,7 +65,7 @@ _SCORES = {
 }
 _LOCATIONS = ("back", "lower limbs", "abdomen", "upper limbs", "chest", "head neck", "acral")
 
-# What a group looks like beyond the criteria: outline asymmetry, width of the border, strength of further
+# Appearance of a diagnosis beyond the criteria: outline asymmetry, width of the border, strength of further
 # colours, chance of a waxy stuck-on surface. Each case varies around them: cues, not labels.
 _LOOKS = {
     "melanoma": (0.75, 0.05, 0.65, 0.04),
@@ -73,7 +73,7 @@ _LOOKS = {
     "seborrheic keratosis": (0.34, 0.02, 0.22, 0.85),
     "": (0.15, 0.07, 0.12, 0.04),  # a nevus
 }
-_OVERSAMPLING = 2  # the canvas is drawn larger and averaged down: smooth edges
+_OVERSAMPLING = 2  # draw larger and average down, for smooth edges
 _TAN, _BROWN, _DARK, _BLACK = (196, 146, 106), (156, 102, 66), (84, 50, 32), (44, 30, 26)
 _YELLOW, _PINK, _RED, _WHITE = (190, 148, 88), (224, 150, 138), (186, 28, 38), (240, 226, 220)
 _BLUE, _HAZE, _GREY = (86, 104, 142), (184, 194, 210), (94, 106, 126)
@@ -87,12 +87,12 @@ def draw_lesion(
     Parameters
     ----------
     attributes
-        Derm7pt columns and their exact words. A criterion left out is absent (elevation: flat); one that
-        cannot be drawn raises ValueError. `diagnosis` only sets the look, a nevus unless it names another.
+        Derm7pt columns and their exact words. A missing criterion is absent (elevation: flat). A word that
+        cannot be drawn raises ValueError. `diagnosis` only sets the appearance; the default is a nevus.
     rng
-        Each layer gets its own stream from it: with the same seed, changing a word changes that feature only.
+        It gives each layer its own stream: with the same seed, another word changes only its feature.
     size
-        (width, height) in pixels; less than 32 raises ValueError.
+        (width, height) in pixels. Less than 32 raises ValueError.
     """
     if min(size) < 32:
         raise ValueError(f"size {size} is too small to show the criteria: give at least 32 pixels a side")
@@ -100,19 +100,19 @@ def draw_lesion(
     for column, word in words.items():
         if word not in _CRITERIA[column]:
             raise ValueError(f"{column} {word!r} cannot be drawn. Known words: {list(_CRITERIA[column])}")
-    dice = (np.random.default_rng(seed) for seed in rng.integers(2**63, size=11))  # one stream a layer
-    lesion = _lay_out(attributes.get("diagnosis", ""), size, next(dice))
-    picture = _draw_skin(lesion, next(dice))
-    _draw_pigmentation(picture, lesion, words["pigmentation"], next(dice))
-    _draw_network(picture, lesion, words["pigment_network"], next(dice))
-    _draw_waxy_surface(picture, lesion, next(dice))
-    _draw_regression(picture, lesion, words["regression_structures"], next(dice))
-    _draw_veil(picture, lesion, words["blue_whitish_veil"], next(dice))
-    _draw_globules(picture, lesion, words["dots_and_globules"], next(dice))
-    _draw_streaks(picture, lesion, words["streaks"], next(dice))
-    _draw_vessels(picture, lesion, words["vascular_structures"], next(dice))
+    streams = (np.random.default_rng(seed) for seed in rng.integers(2**63, size=11))  # one for each layer
+    lesion = _lay_out(attributes.get("diagnosis", ""), size, next(streams))
+    picture = _draw_skin(lesion, next(streams))
+    _draw_pigmentation(picture, lesion, words["pigmentation"], next(streams))
+    _draw_network(picture, lesion, words["pigment_network"], next(streams))
+    _draw_waxy_surface(picture, lesion, next(streams))
+    _draw_regression(picture, lesion, words["regression_structures"], next(streams))
+    _draw_veil(picture, lesion, words["blue_whitish_veil"], next(streams))
+    _draw_globules(picture, lesion, words["dots_and_globules"], next(streams))
+    _draw_streaks(picture, lesion, words["streaks"], next(streams))
+    _draw_vessels(picture, lesion, words["vascular_structures"], next(streams))
     _shade(picture, lesion, words["elevation"])
-    _draw_hairs(picture, lesion, next(dice))
+    _draw_hairs(picture, lesion, next(streams))
     return Image.fromarray(np.clip(picture, 0, 255).astype(np.uint8)).reduce(_OVERSAMPLING)
 
 
@@ -132,10 +132,10 @@ def random_lesions(
 
 
 def write_dataset(folder: Path, cases: int = 300, seed: int = 0, size: tuple[int, int] = (192, 128)) -> Path:
-    """Write `meta/meta.csv` and `images/SYN/syn0001.jpg ...`, laid out as Derm7pt is; return `folder`.
+    """Write `meta/meta.csv` and `images/SYN/syn0001.jpg ...` in Derm7pt's layout; return `folder`.
 
-    The folder appears whole or not at all: FileExistsError if `folder` is a file, or a folder that is not
-    empty; ValueError if `cases` is less than 1 or `size` is too small.
+    The folder appears complete or not at all. Raises FileExistsError if `folder` is a file or is not empty,
+    ValueError if `cases` is less than 1 or `size` is too small.
     """
     if cases < 1:
         raise ValueError(f"cases must be at least 1, got {cases}")
@@ -165,12 +165,12 @@ def _random_row(number: int, group: int, rng: np.random.Generator) -> dict[str, 
     row["diagnosis"] = str(rng.choice(list(names), p=list(names.values())))
     for column, words in _CRITERIA.items():
         row[column] = str(rng.choice(list(words), p=[chances[group] / 100 for chances in words.values()]))
-    score = sum(weight for column, (weight, counted) in _SCORES.items() if row[column] in counted)
+    score = sum(weight for column, (weight, words) in _SCORES.items() if row[column] in words)
     row["seven_point_score"] = str(score)
     row["level_of_diagnostic_difficulty"] = str(rng.choice(["low", "medium", "high"]))
     row["location"], row["sex"] = str(rng.choice(_LOCATIONS)), str(rng.choice(["female", "male"]))
-    watched = "clinical follow up" if score else "no further examination"
-    row["management"] = "excision" if group == 0 or score >= 3 else watched
+    no_excision = "clinical follow up" if score else "no further examination"
+    row["management"] = "excision" if group == 0 or score >= 3 else no_excision
     row["clinic"] = row["derm"] = f"SYN/syn{number:04d}.jpg"
     row["notes"] = "synthetic: drawn by a program; clinic repeats derm"
     return row
@@ -178,7 +178,7 @@ def _random_row(number: int, group: int, rng: np.random.Generator) -> dict[str, 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Lesion:
-    """Where things are, in halves of the picture's short side from the lesion's centre."""
+    """The places of a lesion. Unit: half of the picture's short side; origin: the lesion's centre."""
 
     scale: float  # canvas pixels in one unit
     x: Array  # (h, w)
@@ -186,7 +186,7 @@ class _Lesion:
     outline: Array  # (361,) radius at each degree
     depth: Array  # (h, w) outline's radius minus distance from the centre: positive inside
     body: Array  # (h, w) coverage in [0, 1], soft at the border
-    turn: float  # direction in radians of the first place for a local feature
+    turn: float  # direction in radians of the first place of a local feature
     colours: float  # strength of patches of further colours, 0 to 1
     waxy: bool  # the stuck-on surface of a seborrheic keratosis
 
@@ -196,7 +196,7 @@ class _Lesion:
         return radius * float(np.cos(angle)), radius * float(np.sin(angle))
 
     def place(self, index: int) -> Point:
-        """Return one of five places, apart so that local features do not hide one another."""
+        """Return one of five places, far enough apart that local features do not hide each other."""
         return self.at(self.turn + index * 2 * np.pi / 5, 0.5)
 
 
@@ -207,8 +207,8 @@ def _lay_out(diagnosis: str, size: tuple[int, int], rng: np.random.Generator) ->
     width, height = (side * _OVERSAMPLING for side in size)
     scale = min(width, height) / 2
     rows, columns = np.indices((height, width), np.float32)
-    left, top = rng.uniform(-0.07, 0.07, 2)
-    x, y = (columns - width / 2) / scale - left, (rows - height / 2) / scale - top
+    x_shift, y_shift = rng.uniform(-0.07, 0.07, 2)
+    x, y = (columns - width / 2) / scale - x_shift, (rows - height / 2) / scale - y_shift
 
     angle = np.radians(np.arange(361))
     wave = rng.uniform(0.02, 0.08) * np.cos(2 * (angle - rng.uniform(0, np.pi)))
@@ -225,7 +225,7 @@ def _lay_out(diagnosis: str, size: tuple[int, int], rng: np.random.Generator) ->
 
 
 def _ramp(values: Array, start: float, end: float) -> Array:
-    """Go smoothly from 0 where `values` is `start` to 1 where it is `end`."""
+    """Return a smooth step: 0 where `values` is `start`, 1 where it is `end`."""
     t: Array = np.clip((values - start) / (end - start), 0, 1)
     return t * t * (3 - 2 * t)
 
@@ -245,13 +245,13 @@ def _paint(picture: Array, colour: Colour, coverage: Array) -> None:
 
 
 def _patch(lesion: _Lesion, centre: Point, radius: float, rng: np.random.Generator) -> Array:
-    """Cover a soft ragged area of the lesion."""
+    """Return the coverage of a soft ragged area of the lesion."""
     distance = np.hypot(lesion.x - centre[0], lesion.y - centre[1]) + 0.06 * _noise(lesion, 0.2, rng)
     return _ramp(distance, radius + 0.08, radius - 0.07) * _ramp(lesion.depth, -0.03, 0.07)
 
 
 def _stamp(lesion: _Lesion, discs: Array) -> Array:
-    """Cover discs, given as rows of x, y, radius."""
+    """Return the coverage of discs, which are rows of x, y, radius."""
     mask = Image.new("L", lesion.x.shape[::-1])
     pen = ImageDraw.Draw(mask)
     for x, y, radius in (discs - np.array([lesion.x[0, 0], lesion.y[0, 0], 0])) * lesion.scale:
@@ -261,15 +261,15 @@ def _stamp(lesion: _Lesion, discs: Array) -> Array:
 
 
 def _stroke(points: Sequence[Point], start: float, end: float, steps: int = 24) -> Array:
-    """Return discs along a quadratic Bezier curve, their radius going from `start` to `end`."""
+    """Return discs along a quadratic Bezier curve, with a radius from `start` to `end`."""
     t = np.linspace(0, 1, steps)[:, None]
     a, b, c = np.asarray(points, float)
     path: Array = (1 - t) ** 2 * a + 2 * t * (1 - t) * b + t**2 * c
     return np.hstack([path, start + (end - start) * t])
 
 
-def _moved(discs: Array, centre: Array, turn: float) -> Array:
-    """Turn discs about the origin, then carry them to `centre`."""
+def _move(discs: Array, centre: Array, turn: float) -> Array:
+    """Rotate discs about the origin, then shift them to `centre`."""
     x, y, radius = discs.T
     across, down = np.cos(turn) * x - np.sin(turn) * y, np.sin(turn) * x + np.cos(turn) * y
     return np.column_stack([across + centre[0], down + centre[1], radius])
@@ -285,7 +285,8 @@ def _draw_skin(lesion: _Lesion, rng: np.random.Generator) -> Array:
 
 def _draw_pigmentation(picture: Array, lesion: _Lesion, word: str, rng: np.random.Generator) -> None:
     opacity = {"absent": 0.55, "localized irregular": 0.72}.get(word, 0.9)
-    _paint(picture, _YELLOW if lesion.waxy else _TAN if opacity < 0.9 else _BROWN, opacity * lesion.body)
+    brown = _TAN if opacity < 0.9 else _BROWN
+    _paint(picture, _YELLOW if lesion.waxy else brown, opacity * lesion.body)
     for colour, cell in ((_DARK, 0.5), (_PINK, 0.6), (_YELLOW, 0.5)):
         shade = 0.7 * lesion.colours * _ramp(_noise(lesion, cell, rng), 0.1, 1.3)
         _paint(picture, colour, shade * lesion.body)
@@ -326,7 +327,7 @@ def _scatter(lesion: _Lesion, count: int, smallest: float, largest: float, rng: 
 
 
 def _draw_waxy_surface(picture: Array, lesion: _Lesion, rng: np.random.Generator) -> None:
-    """Add milia-like cysts and ringed comedo-like openings on an uneven ground, where the lesion is waxy."""
+    """Add milia-like cysts and ringed comedo-like openings on an uneven ground, if the lesion is waxy."""
     if not lesion.waxy:
         return
     _paint(picture, (224, 190, 130), 0.4 * _ramp(_noise(lesion, 0.13, rng), 0.1, 1.2) * lesion.body)
@@ -340,7 +341,7 @@ def _draw_globules(picture: Array, lesion: _Lesion, word: str, rng: np.random.Ge
     if word == "regular":  # equal brown dots on a lattice
         rows, columns = np.mgrid[-5:6, -5:6]
         lattice = 0.26 * np.stack([columns + rows % 2 / 2, rows * np.sqrt(0.75), 0.24 + 0 * rows], axis=-1)
-        discs = _moved(lattice.reshape(-1, 3), rng.uniform(-0.05, 0.05, 2), rng.uniform(0, np.pi))
+        discs = _move(lattice.reshape(-1, 3), rng.uniform(-0.05, 0.05, 2), rng.uniform(0, np.pi))
         degree = np.degrees(np.arctan2(discs[:, 1], discs[:, 0])) % 360
         inside = np.hypot(discs[:, 0], discs[:, 1]) < np.interp(degree, np.arange(361), lesion.outline) - 0.08
         _paint(picture, (70, 36, 22), 0.97 * _stamp(lesion, discs[inside]))
@@ -353,10 +354,10 @@ def _draw_globules(picture: Array, lesion: _Lesion, word: str, rng: np.random.Ge
 def _draw_streaks(picture: Array, lesion: _Lesion, word: str, rng: np.random.Generator) -> None:
     if word == "absent":
         return
-    if word == "regular":  # all round and equal
+    if word == "regular":  # equal, all around the border
         angles, colour = np.arange(32) * 2 * np.pi / 32 + rng.normal(0, 0.015, 32), _DARK
         lengths, bends, knobs = np.full(32, 1.18), np.zeros(32), np.full(32, 0.012)
-    else:  # on one part of the border, unequal, bent, with swollen ends
+    else:  # on one side of the border, unequal, bent, with swollen ends
         angles, colour = rng.uniform(0, 6) + np.linspace(-0.8, 0.8, 11) + rng.normal(0, 0.04, 11), _BLACK
         lengths, bends = rng.uniform(1.12, 1.35, 11), rng.normal(0, 0.07, 11)
         knobs = rng.uniform(0.02, 0.045, 11)
@@ -384,7 +385,7 @@ def _draw_regression(picture: Array, lesion: _Lesion, word: str, rng: np.random.
 
 
 def _spread(centre: Point, count: int, rng: np.random.Generator, jitter: float = 0.012) -> Array:
-    """Return points around a place, evenly apart as the seeds of a sunflower are."""
+    """Return points around a place, spaced like the seeds of a sunflower."""
     index = np.arange(count) + 0.5
     radius, angle = 0.27 * np.sqrt(index / count), index * 2.39996 + rng.uniform(0, 6)
     points: Array = np.column_stack([radius * np.cos(angle), radius * np.sin(angle)])
@@ -415,11 +416,11 @@ def _vessel(word: str) -> Array:
 def _draw_vessels(picture: Array, lesion: _Lesion, word: str, rng: np.random.Generator) -> None:
     if word == "absent":
         return
-    # Vessels show where there is little pigment: a pink ground carries them.
+    # Vessels are visible where there is little pigment, so they get a pink ground.
     _paint(picture, _PINK, 0.8 * _patch(lesion, lesion.place(3), 0.32, rng))
     count = {"dotted": 20, "arborizing": 1}.get(word, 5)
     points = _spread(lesion.place(3), count, rng) if count > 1 else np.array([lesion.place(3)])
-    discs = np.vstack([_moved(_vessel(word), point, rng.uniform(0, 2 * np.pi)) for point in points])
+    discs = np.vstack([_move(_vessel(word), point, rng.uniform(0, 2 * np.pi)) for point in points])
     within = _ramp(lesion.depth, -0.06, 0.0)
     if word == "hairpin":  # each loop has a milky halo
         _paint(picture, _WHITE, 0.7 * _stamp(lesion, discs + np.array([0, 0, 0.03])) * within)
@@ -427,11 +428,13 @@ def _draw_vessels(picture: Array, lesion: _Lesion, word: str, rng: np.random.Gen
 
 
 def _shade(picture: Array, lesion: _Lesion, elevation: str) -> None:
-    """Light a raised lesion from the upper left, and darken the corners as the dermatoscope does."""
+    """Light a raised lesion from the upper left, and darken the corners as a dermatoscope does."""
     height = {"flat": 0.0, "palpable": 0.2, "nodular": 0.36}[elevation]
-    away = 1.05 * (lesion.x + lesion.y)
-    light = 1 - 0.16 * _ramp(np.hypot(lesion.x, lesion.y), 0.9, 1.8) - height * away * lesion.body
-    light -= height * _ramp(lesion.depth, -0.2, 0) * (1 - lesion.body) * _ramp(away, 0.1, 0.8)  # its shadow
+    distance = 1.05 * (lesion.x + lesion.y)  # from the light
+    light = 1 - 0.16 * _ramp(np.hypot(lesion.x, lesion.y), 0.9, 1.8) - height * distance * lesion.body
+    light -= (
+        height * _ramp(lesion.depth, -0.2, 0) * (1 - lesion.body) * _ramp(distance, 0.1, 0.8)
+    )  # its shadow
     picture *= light[..., None]
     if elevation == "nodular":  # a wet highlight
         glint = np.exp(-60 * ((lesion.x + 0.24) ** 2 + 2 * (lesion.y + 0.26) ** 2))
@@ -442,4 +445,4 @@ def _draw_hairs(picture: Array, lesion: _Lesion, rng: np.random.Generator) -> No
     hair = _stroke([(-1, 0), (0, rng.uniform(-0.4, 0.4)), (1, 0)], 0.01, 0.006, 300)
     for _ in range(int(rng.integers(0, 4))):
         middle, turn = rng.uniform(-0.9, 0.9, 2), rng.uniform(0, 2 * np.pi)
-        _paint(picture, (56, 42, 34), 0.7 * _stamp(lesion, _moved(hair, middle, turn)))
+        _paint(picture, (56, 42, 34), 0.7 * _stamp(lesion, _move(hair, middle, turn)))

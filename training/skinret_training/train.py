@@ -1,4 +1,4 @@
-"""The training loop: frozen or tuned encoders, early stopping on a validation part, resume after a kill."""
+"""The training loop: frozen or tuned encoders, early stopping on a validation set, resume after a kill."""
 
 import logging
 import math
@@ -34,11 +34,11 @@ _WARM_UP = 20  # steps
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainConfig:
-    """The recipe. The defaults are what won on Derm7pt with frozen backbones; PAPER is the paper's."""
+    """The training recipe. The defaults were the best on Derm7pt with frozen backbones."""
 
     vision: str = "microsoft/swin-tiny-patch4-window7-224"
     text: str = "google-bert/bert-base-uncased"
-    finetune_vision: str = "none"  # "last-stage": between the mid and the high map; "full": all of it
+    finetune_vision: str = "none"  # "last-stage": the blocks between mid and high map; "full": all
     finetune_text: bool = False
     image_size: int = 224
     fit: str = "crop"
@@ -48,11 +48,11 @@ class TrainConfig:
     width: int | None = 64  # of the maps; None keeps the backbone's own
     max_map_size: int = 8
     fusion: str = "additive"
-    layers: int = 1  # of the cross-modal transformer, where words are attended to
+    layers: int = 1  # of the cross-modal transformer, with cross-attention
     regions: int = 8
     aggregation: str = "normalized"
     beta: float = 0.6
-    gamma: float = 0.7  # weight of the agreement of what is read, beside S / 3
+    gamma: float = 0.7  # weight of the concept similarity, beside S / 3
     dropout: float = 0.3  # in the composer, and of the channels of a fused neck
     epochs: int = 60
     patience: int = 30
@@ -63,16 +63,16 @@ class TrainConfig:
     schedule: str = "cosine"
     weight_decay: float = 1.0
     temperature: float = 0.5  # of S/3 at the start; it is learned
-    image_only_loss_weight: float = 0.5  # of the query by the image alone, beside that of image and words
-    contrastive_weight: float = 3.0  # of the contrast of pairs, beside the concepts that are read
-    group_loss_weight: float = 1.0  # of reading the group; 0: no concept is read, and the score is S / 3
-    smoothing: float = 0.3  # of the groups that are read
-    criteria_loss_weight: float = 0.5  # of reading the criteria
-    text_views: int = 8  # ways to say a case
-    augment_dihedral: int = 4  # of the square, as augmentation
-    validation: float = 0.0  # part of the training data, to choose the epoch; 0: the last epoch of all
+    image_only_loss_weight: float = 0.5  # of queries by the image alone, beside those with words
+    contrastive_weight: float = 3.0  # of the contrastive loss
+    group_loss_weight: float = 1.0  # of the group's cross-entropy; 0: no concepts, and the score is S / 3
+    smoothing: float = 0.3  # of the group's labels
+    criteria_loss_weight: float = 0.5  # of the criteria's cross-entropy
+    text_views: int = 8  # texts of each case
+    augment_dihedral: int = 4  # symmetries of the square, as augmentation
+    validation: float = 0.0  # share of the training data that chooses the epoch; 0: keep the last epoch
     folds: int = 5
-    fold: int | None = None  # the held-out one; None trains on everything
+    fold: int | None = None  # the held-out fold; None trains on everything
     seed: int = 0
     name: str = "skinret"
     version: str = "0.1.0"
@@ -95,8 +95,8 @@ class TrainConfig:
             )
 
 
-# What the paper states (Adam, 1e-4, 1e-5, 100 epochs, patience 30, beta 0.6, Eq. 7 as printed), and the plain
-# choice for what it leaves open. AdamW stands for Adam: at this weight decay they are the same.
+# The paper's settings (Adam, 1e-4, 1e-5, 100 epochs, patience 30, beta 0.6, Eq. 7 as printed), and the plain
+# choice for settings that it does not state. AdamW replaces Adam: at this weight decay they are the same.
 PAPER: dict[str, Any] = {
     "neck": "level",
     "width": 256,
@@ -117,7 +117,7 @@ PAPER: dict[str, Any] = {
 
 @dataclass(frozen=True, slots=True)
 class Trained:
-    """The checkpoint, which case ids the archive and the held-out queries are, and the epochs' figures."""
+    """The checkpoint, the case ids of the archive and of the held-out queries, and the figures by epoch."""
 
     checkpoint: Checkpoint
     archive_ids: list[str]
@@ -139,18 +139,18 @@ def train(
     """Train a model on the cases of a table.
 
     cache : the folder of the frozen maps, shared by runs.
-    dataset : the table's images and words, if they are loaded; else they are.
-    resume : where the state is written after each epoch; a killed run continues from it, to the same end.
-    measure : whether the model queries with the held-out fold, once; not where the exported bundle will.
+    dataset : the table's images and words, if they are already loaded.
+    resume : the file of the state after each epoch. A killed run continues from it, with the same result.
+    measure : whether the model queries with the held-out fold, once. False where the exported bundle does it.
     stop : called after each epoch; True ends the training there, as a kill would.
 
     Raises InputError for data or options that cannot be used.
     """
-    torch.set_num_threads(min(torch.get_num_threads(), available_cpus()))  # it does not know of quotas
+    torch.set_num_threads(min(torch.get_num_threads(), available_cpus()))  # PyTorch ignores CPU quotas
     image = ImageRecipe(size=config.image_size, fit=config.fit)
     text = TextRecipe(length=config.tokens)
     dataset = dataset or load_dataset(table, image, text, quiet=quiet)
-    parts = split(
+    case_split = split(
         dataset, folds=config.folds, fold=config.fold, validation=config.validation, seed=config.seed
     )
     torch.manual_seed(config.seed)
@@ -160,22 +160,23 @@ def train(
     frozen = None
     if config.finetune_vision != "full":
         frozen = FrozenMaps(model, dataset, config.augment_dihedral, cache, last=last, quiet=quiet)
-    words = CaseTexts(
+    texts = CaseTexts(
         model, dataset, tokenize, config.text_views, config.seed, frozen=not config.finetune_text, quiet=quiet
     )
     maps = image_maps(model, dataset, frozen, tuned=last)
-    _begin(model, frozen, words, parts.train)
-    loop = _Loop(model, dataset, words, maps, config, parts.train, parts.validation)
-    began = time.perf_counter()
+    _standardize(model, frozen, texts, case_split.train)
+    loop = _Loop(model, dataset, texts, maps, config, case_split.train, case_split.validation)
+    start = time.perf_counter()
     loop.run(resume, quiet, stop)
-    minutes = (time.perf_counter() - began) / 60
+    minutes = (time.perf_counter() - start) / 60
     model.load_state_dict(loop.best_state, strict=False)
     metrics: dict[str, Any] = {"epochs": len(loop.history), "minutes": round(minutes, 2)}
-    if len(parts.validation):
+    if len(case_split.validation):
         metrics["validation"] = loop.best
-    if measure and len(parts.test):
-        metrics["held_out"] = held_out_metrics(model, dataset, tokenize, parts.archive, parts.test)
-        metrics["protocol"] = _protocol(config, parts)
+    if measure and len(case_split.test):
+        archive, queries = case_split.archive, case_split.test
+        metrics["held_out"] = held_out_metrics(model, dataset, tokenize, archive, queries)
+        metrics["protocol"] = _protocol(config, case_split)
     checkpoint = Checkpoint(
         config=model.config,
         image=image,
@@ -188,11 +189,11 @@ def train(
         metrics=metrics,
     )
     ids = np.array(dataset.case_ids)
-    return Trained(checkpoint, ids[parts.archive].tolist(), ids[parts.test].tolist(), loop.history)
+    return Trained(checkpoint, ids[case_split.archive].tolist(), ids[case_split.test].tolist(), loop.history)
 
 
 def _build(config: TrainConfig, dataset: Dataset) -> tuple[Skinret, str]:
-    """Return the model on its device, with what is trained marked, and the text of its tokenizer."""
+    """Return the model on its device, with gradients only where it is trained, and the tokenizer's text."""
     model, tokenizer = load_pretrained(
         config.vision,
         config.text,
@@ -219,19 +220,20 @@ def _build(config: TrainConfig, dataset: Dataset) -> tuple[Skinret, str]:
     return model, tokenizer
 
 
-def _protocol(config: TrainConfig, parts: Split) -> str:
-    """Say how the held-out figures were measured."""
-    chosen = "all of them trained, to the last epoch"
-    if len(parts.validation):
-        chosen = f"epoch chosen on {len(parts.validation)} of those"
+def _protocol(config: TrainConfig, case_split: Split) -> str:
+    """Return a sentence on how the held-out figures were measured."""
+    choice = "all of them trained, to the last epoch"
+    if len(case_split.validation):
+        choice = f"epoch chosen on {len(case_split.validation)} of those"
     return (
         f"fold {config.fold} of {config.folds} stratified folds (seed {config.seed}) held out: "
-        f"{len(parts.test)} queries, archive of the other folds: {len(parts.archive)} cases; {chosen}"
+        f"{len(case_split.test)} queries, archive of the other folds: {len(case_split.archive)} cases; "
+        f"{choice}"
     )
 
 
 def _origin(config: TrainConfig, dataset: Dataset) -> dict[str, Any]:
-    """Return what a manifest says of data and options; of paths only their names."""
+    """Return the manifest's facts about data and options; of paths only the last name."""
     groups = ", ".join(f"{group} {dataset.groups.count(group)}" for group in sorted(set(dataset.groups)))
     options = asdict(config)
     options |= {name: Path(options[name]).name for name in ("vision", "text")}
@@ -243,37 +245,37 @@ def _origin(config: TrainConfig, dataset: Dataset) -> dict[str, Any]:
 
 
 @torch.no_grad()
-def _begin(model: Skinret, frozen: FrozenMaps | None, words: CaseTexts, train: Indices) -> None:
-    """Begin where the training cases' frozen features are centred and of one scale."""
+def _standardize(model: Skinret, frozen: FrozenMaps | None, texts: CaseTexts, train: Indices) -> None:
+    """Set centre and scale so that the frozen features of the training cases have mean 0 and equal scale."""
     first = np.zeros(len(train), np.int64)
     if frozen is not None and model.visual_encoder.fused:
         model.visual_encoder.standardize(frozen.get(train, first))
     if model.composer.shift is not None:
-        model.composer.shift.standardize(*words.get(model, train, first))
+        model.composer.shift.standardize(*texts.get(model, train, first))
 
 
 class _Loop:
-    """The epochs. Each one's random choices follow from the seed and its number: resumed is the same."""
+    """The epochs. The seed and an epoch's number fix its random choices, so a resumed run gives the same."""
 
     def __init__(
         self,
         model: Skinret,
         dataset: Dataset,
-        words: CaseTexts,
+        texts: CaseTexts,
         maps: ImageMaps,
         config: TrainConfig,
         train: Indices,
         validation: Indices,
     ) -> None:
-        self.model, self.dataset, self.words, self.maps, self.config = model, dataset, words, maps, config
+        self.model, self.dataset, self.texts, self.maps, self.config = model, dataset, texts, maps, config
         self.train, self.validation = train, validation
         self.device = next(model.parameters()).device
         self.log_scale = torch.nn.Parameter(torch.tensor(1 / config.temperature, device=self.device).log())
         layout = model.similarity_head.layout
         encoders = [*model.visual_encoder.backbone.parameters(), *model.text_encoder.parameters()]
         tuned = [p for p in encoders if p.requires_grad]
-        known = {id(p) for p in encoders}
-        new = [p for p in model.parameters() if id(p) not in known]
+        encoder_ids = {id(p) for p in encoders}
+        new = [p for p in model.parameters() if id(p) not in encoder_ids]
         new.append(self.log_scale)
         self.optimizer = torch.optim.AdamW(
             [
@@ -286,13 +288,14 @@ class _Loop:
                 if ps
             ]
         )
-        self.visual_length, self.weights = (  # of S / 3, and of the score
+        self.visual_weights, self.weights = (  # of S / 3, and of the score
             torch.from_numpy(score_weights(layout, config.beta, gamma)).float().to(self.device)
             for gamma in (0.0, model.config.gamma)
         )
-        free = ("patience",) if config.schedule == "cosine" else ("patience", "epochs")
-        self.identity: dict[str, Any] = {  # of the run; once, for it hashes every pixel
-            "config": {k: v for k, v in asdict(config).items() if k not in free},
+        # A resumed run may change these: they do not change the epochs before them.
+        changeable = ("patience",) if config.schedule == "cosine" else ("patience", "epochs")
+        self.identity: dict[str, Any] = {  # of the run; computed once, because it hashes every pixel
+            "config": {k: v for k, v in asdict(config).items() if k not in changeable},
             "data": dataset.digest,
         }
         self.history: list[dict[str, float]] = []
@@ -312,23 +315,23 @@ class _Loop:
         with bar:
             while len(self.history) < self.config.epochs and not self._out_of_patience():
                 epoch = len(self.history)
-                said = {"loss": self._epoch(epoch)}
+                figures = {"loss": self._run_epoch(epoch)}
                 if len(self.validation):
-                    figures = self._validate()
-                    said |= {k: figures[k] for k in ("mAP", "Acc@1")}
-                    if figures["mAP"] > self.best.get("mAP", -1.0):
-                        self.best = {**figures, "epoch": epoch}
-                        self.best_state = self._moving()
-                self.history.append({"epoch": epoch, **said})
-                log.info("epoch %d: %s", epoch, ", ".join(f"{k} {v:.4g}" for k, v in said.items()))
-                bar.set_postfix({k: f"{v:.4g}" for k, v in said.items()})
+                    validation = self._validate()
+                    figures |= {k: validation[k] for k in ("mAP", "Acc@1")}
+                    if validation["mAP"] > self.best.get("mAP", -1.0):
+                        self.best = {**validation, "epoch": epoch}
+                        self.best_state = self._trained_state()
+                self.history.append({"epoch": epoch, **figures})
+                log.info("epoch %d: %s", epoch, ", ".join(f"{k} {v:.4g}" for k, v in figures.items()))
+                bar.set_postfix({k: f"{v:.4g}" for k, v in figures.items()})
                 bar.update()
                 if resume:
                     self._save(resume)
                 if stop and stop(epoch):
                     break
 
-    def _epoch(self, epoch: int) -> float:
+    def _run_epoch(self, epoch: int) -> float:
         torch.manual_seed(self.config.seed * 100_003 + epoch)
         rng = np.random.default_rng([self.config.seed, epoch])
         self.model.train()
@@ -338,19 +341,19 @@ class _Loop:
         losses = []
         steps = max(1, len(order) // self.config.batch)
         for step, batch in enumerate(np.array_split(order, steps)):
-            turned = rng.integers(self.config.augment_dihedral, size=len(batch))
-            views = rng.integers(self.words.views, size=len(batch))
-            blank = torch.from_numpy(self.words.blank[batch]).to(self.device)
+            image_views = rng.integers(self.config.augment_dihedral, size=len(batch))
+            text_views = rng.integers(self.texts.views, size=len(batch))
+            blank = torch.from_numpy(self.texts.blank[batch]).to(self.device)
             with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.bf16):
-                x = self.maps(batch, turned)
-                tokens, mask = self.words.get(self.model, batch, views)
-                asked = self.model.compose(x, tokens, mask, blank)
-            d_q, d_t = (self.model.similarity_head(*(m.float() for m in maps))[0] for maps in (asked, x))
+                x = self.maps(batch, image_views)
+                tokens, mask = self.texts.get(self.model, batch, text_views)
+                composed = self.model.compose(x, tokens, mask, blank)
+            d_q, d_t = (self.model.similarity_head(*(m.float() for m in maps))[0] for maps in (composed, x))
             loss = self._objective(d_q, d_t, batch)
             if self.config.image_only_loss_weight:
                 loss = loss + self.config.image_only_loss_weight * self._objective(d_t, d_t, batch)
             for group in self.optimizer.param_groups:
-                group["lr"] = group["peak"] * self._pace(epoch + step / steps, steps)
+                group["lr"] = group["peak"] * self._rate_factor(epoch + step / steps, steps)
             self.optimizer.zero_grad(set_to_none=True)
             loss.backward()  # type: ignore[no-untyped-call]
             self.optimizer.step()
@@ -358,10 +361,10 @@ class _Loop:
         return float(np.mean(losses))
 
     def _objective(self, d_q: torch.Tensor, d_t: torch.Tensor, batch: Indices) -> torch.Tensor:
-        """The loss of queries d_q (B, D) against the cases d_t (B, D) of a batch."""
+        """Return the loss of queries d_q (B, D) against the cases d_t (B, D) of a batch."""
         config = self.config
         targets = torch.from_numpy(self.dataset.targets[batch]).to(self.device)
-        scores = (d_q * self.visual_length) @ d_t.T  # S / 3
+        scores = (d_q * self.visual_weights) @ d_t.T  # S / 3
         loss = multi_positive_contrastive(scores * self.log_scale.exp().clamp(max=100.0), targets[:, 0])
         loss = config.contrastive_weight * loss
         if logits := self.model.similarity_head.concept_logits(d_q):
@@ -371,46 +374,46 @@ class _Loop:
                 loss = loss + config.criteria_loss_weight * concept_loss(logits[1:], targets[:, 1:])
         return loss
 
-    def _pace(self, epoch: float, steps: int) -> float:
-        """The part of the learning rate at a moment: after a short warm-up, half a cosine or all of it."""
-        warm = min(1.0, (epoch * steps + 1) / _WARM_UP)
-        fall = (1 + math.cos(math.pi * epoch / self.config.epochs)) / 2
-        return warm * (fall if self.config.schedule == "cosine" else 1.0)
+    def _rate_factor(self, epoch: float, steps: int) -> float:
+        """Return the factor of the learning rate: a short warm-up, then half a cosine or 1."""
+        warm_up = min(1.0, (epoch * steps + 1) / _WARM_UP)
+        decay = (1 + math.cos(math.pi * epoch / self.config.epochs)) / 2
+        return warm_up * (decay if self.config.schedule == "cosine" else 1.0)
 
-    def _moving(self) -> dict[str, torch.Tensor]:
-        """A copy of all that training changes."""
-        still = {k for k, p in self.model.named_parameters() if not p.requires_grad}
-        return {k: v.detach().cpu().clone() for k, v in self.model.state_dict().items() if k not in still}
+    def _trained_state(self) -> dict[str, torch.Tensor]:
+        """Return a copy of the state without frozen parameters."""
+        frozen = {k for k, p in self.model.named_parameters() if not p.requires_grad}
+        return {k: v.detach().cpu().clone() for k, v in self.model.state_dict().items() if k not in frozen}
 
     @torch.inference_mode()
     def _validate(self) -> dict[str, Any]:
-        """Query with the validation part, with all its words, against the training part."""
+        """Query the training set with the validation set, with all its words and by image alone."""
         self.model.eval()
 
-        def described(indices: Indices, worded: bool) -> torch.Tensor:
-            parts = []
+        def embed(indices: Indices, with_words: bool) -> torch.Tensor:
+            descriptors = []
             for batch in np.array_split(indices, max(1, len(indices) // 64)):
                 first = np.zeros(len(batch), np.int64)
                 x = self.maps(batch, first)
-                if worded:
-                    alone = torch.from_numpy(self.words.blank[batch]).to(self.device)
-                    x = self.model.compose(x, *self.words.get(self.model, batch, first), alone)
-                parts.append(self.model.similarity_head(*x)[0])
-            return torch.cat(parts)
+                if with_words:
+                    alone = torch.from_numpy(self.texts.blank[batch]).to(self.device)
+                    x = self.model.compose(x, *self.texts.get(self.model, batch, first), alone)
+                descriptors.append(self.model.similarity_head(*x)[0])
+            return torch.cat(descriptors)
 
-        archive = described(self.train, False)
-        figures = _figures(
-            self.dataset, described(self.validation, True), archive, self.validation, self.train, self.weights
+        archive = embed(self.train, False)
+        composed, by_image = (
+            _figures(
+                self.dataset,
+                embed(self.validation, with_words),
+                archive,
+                self.validation,
+                self.train,
+                self.weights,
+            )
+            for with_words in (True, False)
         )
-        by_image = _figures(
-            self.dataset,
-            described(self.validation, False),
-            archive,
-            self.validation,
-            self.train,
-            self.weights,
-        )
-        return {**figures, "image_only": by_image}
+        return {**composed, "image_only": by_image}
 
     def _out_of_patience(self) -> bool:
         return bool(self.best) and len(self.history) - 1 - int(self.best["epoch"]) >= self.config.patience
@@ -421,7 +424,7 @@ class _Loop:
             "history": self.history,
             "best": self.best,
             "best_state": dict(self.best_state),
-            "model": self._moving(),
+            "model": self._trained_state(),
             "optimizer": self.optimizer.state_dict(),
             "log_scale": self.log_scale.detach(),
         }
@@ -432,15 +435,15 @@ class _Loop:
         try:
             state = torch.load(path, map_location="cpu", weights_only=True)
             if state["identity"] != self.identity:
-                differs = [
+                different = [
                     k for k, v in self.identity["config"].items() if state["identity"]["config"].get(k) != v
                 ] or ["data"]
                 raise InputError(
-                    f"{path} is of another run",
+                    f"{path} belongs to another run",
                     code="resume",
                     expected="the same data and options",
-                    found=f"another {', '.join(differs)}",
-                    cure="give those options to continue, or delete the file to begin again",
+                    found=f"another {', '.join(different)}",
+                    cure="give the same options to continue, or delete the file to start again",
                 )
             self.model.load_state_dict(state["model"], strict=False)
             self.optimizer.load_state_dict(state["optimizer"])
@@ -448,7 +451,7 @@ class _Loop:
             self.history, self.best, self.best_state = state["history"], state["best"], state["best_state"]
         except (OSError, KeyError, TypeError, ValueError, RuntimeError, EOFError) as error:
             raise InputError(
-                f"{path} cannot be read", code="resume", found=str(error), cure="delete it to begin again"
+                f"{path} cannot be read", code="resume", found=str(error), cure="delete it to start again"
             ) from None
         log.info("resumed after epoch %d", len(self.history) - 1)
 
@@ -461,28 +464,28 @@ def held_out_metrics(
     archive: Indices,
     queries: Indices,
 ) -> dict[str, Any]:
-    """Query with the held-out fold, from pixels and in full precision, as the bundle will."""
+    """Query with the held-out fold, from pixels and in fp32, as the bundle does."""
     model.eval()
     device = next(model.parameters()).device
 
-    def described(indices: Indices, worded: bool) -> torch.Tensor:
-        parts = []
+    def embed(indices: Indices, with_words: bool) -> torch.Tensor:
+        descriptors = []
         for batch in np.array_split(indices, max(1, len(indices) // 16)):
             maps = model.visual_encoder(torch.from_numpy(dataset.pixels[batch]).to(device))
-            if worded:
+            if with_words:
                 texts = [", ".join(dataset.phrases[n]) for n in batch]
                 ids, mask = (torch.from_numpy(a).to(device) for a in tokenize(texts)[:2])
                 alone = torch.tensor([not text for text in texts], device=device)
                 maps = model.compose(maps, model.text_encoder(ids, mask), mask, alone)
-            parts.append(model.similarity_head(*maps)[0])
-        return torch.cat(parts)
+            descriptors.append(model.similarity_head(*maps)[0])
+        return torch.cat(descriptors)
 
-    cases = described(archive, False)
+    cases = embed(archive, False)
     w = score_weights(model.similarity_head.layout, model.config.beta, model.config.gamma)
     weights = torch.from_numpy(w).float().to(device)
     return {
-        kind: _figures(dataset, described(queries, worded), cases, queries, archive, weights)
-        for kind, worded in (("image_words", True), ("image_only", False))
+        kind: _figures(dataset, embed(queries, with_words), cases, queries, archive, weights)
+        for kind, with_words in (("image_words", True), ("image_only", False))
     }
 
 
@@ -495,13 +498,13 @@ def _figures(
     weights: torch.Tensor,
 ) -> dict[str, Any]:
     scores = np.einsum("qd,ad->qa", (d_q * weights).cpu().numpy(), d_t.cpu().numpy())
-    asked, cases = (
+    query_labels, case_labels = (
         Labels(
-            [dataset.case_ids[n] for n in part],
-            [dataset.groups[n] for n in part],
-            [{} for _ in part],
-            [dataset.pictures[n] for n in part],
+            [dataset.case_ids[n] for n in indices],
+            [dataset.groups[n] for n in indices],
+            [{} for _ in indices],
+            [dataset.pictures[n] for n in indices],
         )
-        for part in (queries, archive)
+        for indices in (queries, archive)
     )
-    return retrieval_metrics(rank(scores, asked, cases), asked, cases)
+    return retrieval_metrics(rank(scores, query_labels, case_labels), query_labels, case_labels)
