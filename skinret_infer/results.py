@@ -199,7 +199,7 @@ class Results:
         *,
         image: ImageSource | None = None,
         image_folder: str | Path | None = None,
-    ) -> None:
+    ) -> list[str]:
         """Write one self-contained HTML page: the query, the hits, and the evidence of each.
 
         Parameters
@@ -211,13 +211,17 @@ class Results:
             the folder to which the archive's image references are relative. A case is shown without
             its picture if that is missing or has changed.
 
+        Returns
+        -------
+        for each case without its picture, its id and the reason.
+
         Notes
         -----
         Needs the extra `report` and an open Searcher. Raises InputError, ArchiveError.
         """
         from .report.html import write_report
 
-        write_report(self, path, image, image_folder)
+        return write_report(self, path, image, image_folder)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _reduce(self)

@@ -266,7 +266,10 @@ def _read_csv(path: Path, needed: tuple[str, ...]) -> tuple[list[str], list[tupl
             rows.append((reader.line_num, row))
     except FileNotFoundError:
         raise InputError(
-            f"{path} does not exist", code="table-missing", expected="a CASES.csv or a Derm7pt folder"
+            f"{path} does not exist",
+            code="table-missing",
+            expected="a CASES.csv or a Derm7pt folder",
+            cure="check the path",
         ) from None
     except (OSError, ValueError, csv.Error) as error:
         raise InputError(

@@ -75,15 +75,19 @@ def unable(name: str, why: SkinretError) -> click.Command:
 
     @click.command(
         name,
+        help=str(why),
         short_help=f"Cannot run here: expected {why.expected}.",
-        context_settings={"ignore_unknown_options": True, "allow_extra_args": True},
+        context_settings={
+            "help_option_names": ["-h", "--help"],
+            "ignore_unknown_options": True,
+            "allow_extra_args": True,
+        },
     )
     @report_errors
-    def says() -> None:
-        """It cannot run here; run it to see why."""
+    def refuse() -> None:
         raise why
 
-    return says
+    return refuse
 
 
 @contextlib.contextmanager

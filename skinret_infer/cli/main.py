@@ -250,8 +250,13 @@ def query(
             context=dict(_named(item, "--context", "NAME=VALUE") for item in context),
         )
         if report:
-            results.to_html(report, image_folder=images)
+            without_picture = results.to_html(report, image_folder=images)
             click.echo(f"{report} written", err=True)
+            if without_picture:
+                missing = f"{len(without_picture)} cases, such as {without_picture[0]}"
+                click.echo(
+                    f"the page lacks the pictures of {missing}; name their folder with --images", err=True
+                )
     if figure:
         draw_results([(image, results)], images or Path(), figure)
         click.echo(f"{figure} written", err=True)

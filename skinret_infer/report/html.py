@@ -99,7 +99,11 @@ def write_report(
             found=getattr(error, "strerror", None) or str(error),
             cure="name another file",
         ) from None
-    return [reason for _, _, reason in explained if reason]
+    return [
+        f"case {hit.case_id!r}: {reason}"
+        for hit, (_, _, reason) in zip(results.hits, explained, strict=False)
+        if reason
+    ]
 
 
 def _template() -> "Template":

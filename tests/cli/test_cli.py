@@ -106,6 +106,10 @@ def test_index_query_evaluate_and_doctor_work_together(
     )
     assert shown.exit_code == 0 and f"{page} written" in shown.stderr and "rank" in shown.stdout
     assert page.read_text("utf-8").count('<article class="hit"') == 5 and "No picture" not in page.read_text()
+    assert "lacks" not in shown.stderr
+    shown = run("query", bundle, archive, "--image", image, "--report", page, "-k", 5, "--images", tmp_path)
+    assert shown.exit_code == 0 and "the page lacks the pictures of 5 cases" in shown.stderr
+    assert "does not exist [image-missing]; name their folder with --images" in shown.stderr
     with Image.open(picture) as drawn:
         assert drawn.size[0] > 1000
 

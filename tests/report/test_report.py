@@ -317,7 +317,10 @@ def test_the_page_says_why_a_picture_is_missing(
     other = tmp_path / results[0].image_ref
     other.parent.mkdir(parents=True)
     shutil.copy(str(cases[50].image), other)
-    results.to_html(tmp_path / "page.html", image_folder=tmp_path)
+    without_picture = results.to_html(tmp_path / "page.html", image_folder=tmp_path)
+    assert [line.partition(":")[0] for line in without_picture] == [
+        f"case {hit.case_id!r}" for hit in results
+    ]
     first, second = read(tmp_path / "page.html").find(".hit")
     assert "another picture than the one that was indexed [evidence-image]" in first.text
     assert "its file does not exist [image-missing]" in second.text
