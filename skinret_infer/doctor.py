@@ -320,7 +320,7 @@ def _figures(record: Mapping[str, Any] | None) -> dict[str, Any]:
         return {
             "measured": "on site" if "bundle" in record else "with the bundle",
             "date": str(record["date"]),
-            "asked": f"{record['queries']} queries, {record['source']}",
+            "validation_set": f"{record['queries']} queries, {record['source']}",
             "faults": [str(fault) for fault in record.get("archive_faults", record["faults"])],
             "at_worst": worst,
         }
@@ -392,7 +392,7 @@ def _check_lines(key: str, check: Mapping[str, Any]) -> list[str]:
     verdicts = ["passed" if check[use] == "passed" else "refused" for use in ("queries", "writing")]
     lines = [
         f"{key}: {verdicts[0]} for queries, {verdicts[1]} for writing an archive; "
-        f"{check['asked']}, measured {check['measured']}, {check['date']}"
+        f"{check['validation_set']}, measured {check['measured']}, {check['date']}"
     ]
     for archive, worst in check["at_worst"].items():
         shown = (
