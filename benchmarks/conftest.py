@@ -26,7 +26,9 @@ from skinret_infer.text import TextEncoderInput
 
 _TESTS = Path(__file__).parents[1] / "tests"
 sys.path += [str(_TESTS), str(_TESTS / "hostile")]  # helpers.py; durability.py and fuzz.py
-_SHORT = "The short form, with a tiny model and few rounds: it shows that all runs; its figures mean nothing."
+_SHORT = (
+    "The short form has a tiny model and few rounds. It shows that all tests run; its figures mean nothing."
+)
 AnyReport = TypeVar("AnyReport", bound=Report)
 _REPORT, _SEARCH = pytest.StashKey[Report](), pytest.StashKey[SearchReport]()
 
@@ -131,7 +133,7 @@ def product(request: pytest.FixtureRequest) -> Product:
 
 @pytest.fixture(scope="session")
 def pairs(fixtures: Fixtures, report: Report) -> list[tuple[str, str]]:
-    """Each runtime and precision that runs here. The report notes the others and failed precision checks."""
+    """Return each runtime and precision that runs here. The report notes the others, and failed checks."""
     pairs = []
     for name in RUNTIMES:
         reason = why_not(name)
@@ -148,7 +150,7 @@ def pairs(fixtures: Fixtures, report: Report) -> list[tuple[str, str]]:
 
 @pytest.fixture(scope="session")
 def engines(fixtures: Fixtures, pairs: list[tuple[str, str]]) -> Iterator[dict[str, Engine]]:
-    """Every runtime in every precision, by label."""
+    """Open every runtime in every precision, by label."""
     opened = {
         f"{name} {p}": open_engine(
             fixtures.bundle, name, fixtures.threads, precision=p, cache=fixtures.cache, check=False
@@ -162,7 +164,7 @@ def engines(fixtures: Fixtures, pairs: list[tuple[str, str]]) -> Iterator[dict[s
 
 @pytest.fixture(scope="session")
 def baselines(fixtures: Fixtures, report: Report) -> dict[str, PyTorch]:
-    """Variants of PyTorch, by label; none without a checkpoint."""
+    """Return the variants of PyTorch, by label; none without a checkpoint."""
     if fixtures.checkpoint is None:
         report.note("Without --checkpoint there is no PyTorch to compare with, and no goal.")
         return {}

@@ -23,7 +23,9 @@ from skinret_infer.imaging.recipe import ImageRecipe, preprocess
 from skinret_infer.text import TextRecipe, attributes_to_text, phrases_of
 from skinret_training.synthetic import random_lesions
 
-SHORT = os.environ.get("SKINRET_BENCHMARK") == "short"  # a tiny model and few rounds, to see that all runs
+SHORT = (
+    os.environ.get("SKINRET_BENCHMARK") == "short"
+)  # a tiny model and few rounds, to see that all tests run
 CASES = 1_000 if SHORT else 10_000
 RANK, CLUSTERS, NOISE = 256, 500, 0.003  # of descriptors like those of a trained model
 ALIKE = (0.3, 1.5)  # weight of a random descriptor that is added to an image's: cosines of 0.96 to 0.55
@@ -86,7 +88,7 @@ def full_size(cache: Path) -> tuple[Path, Path]:
     sources_content += [version(name).encode() for name in ("torch", "transformers", "onnxscript")]
     folder = cache / hashlib.sha256(b"".join(sources_content)).hexdigest()[:16]
     if not (folder / "bundle").is_dir():
-        shutil.rmtree(cache, ignore_errors=True)  # an older one has a gigabyte and is of no use
+        shutil.rmtree(cache, ignore_errors=True)  # a bundle of older source code takes a gigabyte
         torch.manual_seed(0)
         name, image = "full-size-random", ImageRecipe()
         config = ModelConfig(vision=SWIN_T, text=BERT_BASE, max_map_size=28)  # the paper's own maps
@@ -96,7 +98,7 @@ def full_size(cache: Path) -> tuple[Path, Path]:
                 vision=TINY_SWIN, text=TINY_BERT, image_size=64, max_map_size=8, head_width=16
             )
         model = Skinret(config)
-        if SHORT:  # with the usual start, so small a model gives every image the same descriptor
+        if SHORT:  # with the usual initial weights, so small a model has one descriptor for all images
             for parameter in model.parameters():
                 if parameter.ndim > 1:
                     torch.nn.init.normal_(parameter, std=0.15)
@@ -142,9 +144,9 @@ def draw(folder: Path) -> list[Path]:
     paths = []
     for n, (_, picture) in enumerate(random_lesions(DRAWINGS, seed=4, size=SIZE)):
         for flip in (None, *Image.Transpose):
-            turned = picture if flip is None else picture.transpose(flip).resize(SIZE)
+            rotated = picture if flip is None else picture.transpose(flip).resize(SIZE)
             paths.append(folder / f"{n}-{flip}.jpg")
-            turned.save(paths[-1], quality=90)
+            rotated.save(paths[-1], quality=90)
     return paths
 
 
@@ -168,10 +170,10 @@ def learned_like(count: int, layout: Layout, seed: int, noise: float = NOISE) ->
         latent = np.sqrt(0.5) * (centres[cluster] + rng.standard_normal((n, RANK), np.float32)) * spectrum
         x = latent @ mixing / np.linalg.norm(spectrum)
         x += np.sqrt(noise) * rng.standard_normal(x.shape, np.float32)
-        yield formed(x, layout)
+        yield to_descriptors(x, layout)
 
 
-def formed(x: np.ndarray, layout: Layout) -> Vector:
+def to_descriptors(x: np.ndarray, layout: Layout) -> Vector:
     """Turn any numbers [n, D] into descriptors: six vectors of length 1, and distributions."""
     six = layout.visual_length
     x = np.hstack([x[:, :six], np.exp(3 * x[:, six:])])
@@ -189,7 +191,7 @@ def write_archive(path: Path, bundle: Bundle, images: Sequence[Path]) -> np.ndar
     embedded = np.concatenate([engine.embed(pixels[n : n + 8], None) for n in range(0, len(pixels), 8)])
     share = np.random.default_rng(7).uniform(*ALIKE, (len(matrix[::10]), 1)).astype(np.float32)
     alike = embedded[np.arange(len(share)) % len(embedded)] + share * matrix[::10]
-    matrix[::10] = formed(alike, layout)  # so that a query finds similar cases
+    matrix[::10] = to_descriptors(alike, layout)  # so that a query finds similar cases
     archive = Archive(path, manifest.fingerprint, layout, f"{manifest.model} {manifest.version}")
     records = [Record(f"{n:05}", "nevus", "nevus", "", {}, f"{n:05}.jpg", "") for n in range(CASES)]
     for start in range(0, CASES, 1000):

@@ -41,7 +41,7 @@ class PyTorch:
         return {name: tensor.float().numpy() for name, tensor in zip(outputs, tensors, strict=False)}
 
     def embed(self, images: Sequence[Any], texts: Sequence[str] = ()) -> Array:
-        """Return descriptors [B, D]: of queries with texts, of cases without."""
+        """Return descriptors [B, D]: with texts of queries, without texts of cases."""
         pixels = torch.from_numpy(np.stack([preprocess(decode(image), self._image) for image in images]))
         with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16, enabled=self._bf16):
             maps = self._modules["visual_encoder"](pixels)

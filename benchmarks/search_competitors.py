@@ -1,8 +1,8 @@
-"""One competitor of the search benchmark in a process of its own; asked in lines of JSON, it answers in such.
+"""Run one competitor of the search benchmark in its own process. Requests and answers are lines of JSON.
 
 python benchmarks/search_competitors.py '{"kind": "skinret", "folder": "/tmp/x", "cases": 10000}'
 
-In the folder: cases.skinret, queries.npy, and masks.npz, which says what each filter lets through.
+The folder has cases.skinret, queries.npy, and masks.npz with the allowed cases of each filter.
 """
 
 import json
@@ -28,11 +28,11 @@ LAYOUT = (
     else Layout(local=(192, 384, 768), global_=(192, 384, 768))  # of Swin-T: 2,688 numbers
 )
 WEIGHTS = part_weights(LAYOUT, beta=0.6, gamma=0.7 if DEFAULT else 0.0)
-WIDE = np.repeat(WEIGHTS, LAYOUT.lengths)
+VECTOR_WEIGHTS = np.repeat(WEIGHTS, LAYOUT.lengths)  # of each number of a descriptor
 OURS, NUMPY, FLAT, SQ8, IVF = KINDS = ("skinret", "numpy fp32", "faiss Flat", "faiss SQ8", "faiss IVF")
 MODEL = {"fingerprint": "0" * 64, "model": "learned-like 0"}
-WHERE = {"attribute": {"location": "acral"}, "range": {"age": Range(80, None)}}  # each lets 5 % through
-K, STEP, NEAR, PROBES = 10, 2048, 200, 8
+WHERE = {"attribute": {"location": "acral"}, "range": {"age": Range(80, None)}}  # each allows 5 %
+K, STEP, NEAR, PROBES = 10, 2048, 200, 8  # NEAR: cases that are scored again in float64
 Lists = list[list[int]]
 
 
@@ -42,30 +42,30 @@ class Skinret:
     def __init__(self, folder: Path, cases: int, masks: dict[str, np.ndarray]) -> None:
         began = time.perf_counter()
         self._archive = Archive(folder / "cases.skinret", layout=LAYOUT, **MODEL)
-        self.ask(np.load(folder / "queries.npy", "r")[-1:], "all")
-        self.seconds = time.perf_counter() - began  # to its first answer
+        self.search(np.load(folder / "queries.npy", "r")[-1:], "all")
+        self.seconds = time.perf_counter() - began  # until the first answer
         self._excluded = [f"{n:07}" for n in np.flatnonzero(~masks["exclude"])]
 
-    def ask(self, queries: np.ndarray, way: str) -> Lists:
-        excluded = self._excluded if way == "exclude" else ()
-        found, *_ = self._archive.search(queries, WEIGHTS, K, WHERE.get(way), excluded)
-        return [[int(match.record.case_id) for match in matches] for matches in found]
+    def search(self, queries: np.ndarray, filter_name: str) -> Lists:
+        excluded = self._excluded if filter_name == "exclude" else ()
+        result = self._archive.search(queries, WEIGHTS, K, WHERE.get(filter_name), excluded)
+        return [[int(match.record.case_id) for match in matches] for matches in result.matches]
 
 
 class Numpy:
-    """The descriptors in memory, as one would write it."""
+    """A plain search with numpy: all descriptors are in memory."""
 
     def __init__(self, folder: Path, cases: int, masks: dict[str, np.ndarray]) -> None:
         self._masks, self._matrix = masks, np.empty((cases, LAYOUT.length), np.float32)
         self.seconds, n = 0.0, 0
-        for rows in stored(folder):
+        for rows in read_descriptors(folder):
             self._matrix[n : n + len(rows)] = rows
             n += len(rows)
 
-    def ask(self, queries: np.ndarray, way: str) -> Lists:
-        mask = self._masks.get(way)
-        weighed = queries * WIDE.astype(np.float32)
-        if mask is not None and 2 * mask.sum() < len(mask):  # few: copied together
+    def search(self, queries: np.ndarray, filter_name: str) -> Lists:
+        mask = self._masks.get(filter_name)
+        weighed = queries * VECTOR_WEIGHTS.astype(np.float32)
+        if mask is not None and 2 * mask.sum() < len(mask):  # few cases: copy their rows
             rows = np.flatnonzero(mask)
             return [rows[best].tolist() for best in self._best(self._scores(weighed, self._matrix[rows]))]
         scores = self._scores(weighed, self._matrix)
@@ -83,52 +83,58 @@ class Numpy:
             best = np.argpartition(row, -K)[-K:]
             yield best[np.argsort(-row[best])]
 
-    def exact(self, queries: np.ndarray, way: str) -> tuple[Lists, Lists]:
-        """Return the lists by scores in float64, equal ones by case id, and those by scores in float32.
+    def exact(self, queries: np.ndarray, filter_name: str) -> tuple[Lists, Lists]:
+        """Return the lists by scores in float64, equal ones by case id, and the lists by scores in float32.
 
-        What float32 leaves behind the nearest 200 cannot be among the ten best, which is asserted.
+        The 200 best cases in float32 are scored in float64. An assertion checks that these are enough.
         """
-        exact, plain = [], []
+        exact_lists, fp32_lists = [], []
         for start in range(0, len(queries), 25):
-            some = queries[start : start + 25]
-            scores = some * WIDE.astype(np.float32) @ self._matrix.T
-            if (mask := self._masks.get(way)) is not None:
+            batch = queries[start : start + 25]
+            scores = batch * VECTOR_WEIGHTS.astype(np.float32) @ self._matrix.T
+            if (mask := self._masks.get(filter_name)) is not None:
                 scores[:, ~mask] = -np.inf
-            for query, row in zip(some, scores, strict=True):
+            for query, row in zip(batch, scores, strict=True):
                 near = np.sort(np.argpartition(row, -NEAR)[-NEAR:])
                 near = near[row[near] > -np.inf]  # a filter may leave fewer
-                true = (self._matrix[near].astype(np.float64) * (WIDE * query.astype(np.float64))).sum(1)
+                true = (
+                    self._matrix[near].astype(np.float64) * (VECTOR_WEIGHTS * query.astype(np.float64))
+                ).sum(1)
                 best = np.lexsort((near, -true))[:K]
                 assert len(near) < NEAR or row[near].min() + 1e-5 < true[best[-1]], "200 are too few"
-                exact.append(near[best].tolist())
-                plain.append(near[np.argsort(-row[near], kind="stable")[:K]].tolist())
-        return exact, plain
+                exact_lists.append(near[best].tolist())
+                fp32_lists.append(near[np.argsort(-row[near], kind="stable")[:K]].tolist())
+        return exact_lists, fp32_lists
 
 
 class Faiss:
-    """An index of faiss: Flat, SQ8, or from 500,000 cases on IVF with SQ8, below with Flat."""
+    """An index of faiss: Flat, SQ8, or IVF, which has SQ8 for 500,000 cases or more, and Flat for fewer."""
 
     def __init__(self, kind: str, folder: Path, cases: int, masks: dict[str, np.ndarray]) -> None:
         import faiss
 
-        lists = 2 ** int(np.log2(min(max(cases / 39, 1), 1024)))  # 39 samples for each, as faiss asks
+        lists = 2 ** int(np.log2(min(max(cases / 39, 1), 1024)))  # 39 samples for each, as faiss recommends
         ivf = f"IVF{lists},{'SQ8' if cases >= 500_000 else 'Flat'}"
         self.what = {FLAT: "Flat", SQ8: "SQ8", IVF: ivf}[kind]
         self._index = faiss.index_factory(LAYOUT.length, self.what, faiss.METRIC_INNER_PRODUCT)
         options: dict[str, Any] = {"nprobe": PROBES} if kind == IVF else {}
         make = faiss.SearchParametersIVF if kind == IVF else faiss.SearchParameters
-        self._kept = {way: np.packbits(mask, bitorder="little") for way, mask in masks.items()}
-        selectors = {way: faiss.IDSelectorBitmap(bits) for way, bits in self._kept.items()}
-        self._options = {way: make(sel=selector, **options) for way, selector in selectors.items()}
+        self._bits = {
+            filter_name: np.packbits(mask, bitorder="little") for filter_name, mask in masks.items()
+        }
+        selectors = {filter_name: faiss.IDSelectorBitmap(bits) for filter_name, bits in self._bits.items()}
+        self._options = {
+            filter_name: make(sel=selector, **options) for filter_name, selector in selectors.items()
+        }
         self._options["all"] = make(**options)
-        waiting, need = [], 40 * lists if kind == IVF else 10_000
+        pending, need = [], 40 * lists if kind == IVF else 10_000
         self.seconds = 0.0
-        batches = stored(folder)
+        batches = read_descriptors(folder)
         for rows in batches:
-            waiting.append(rows)
-            if sum(map(len, waiting)) < min(need, cases):
+            pending.append(rows)
+            if sum(map(len, pending)) < min(need, cases):
                 continue
-            sample, waiting = np.concatenate(waiting), []
+            sample, pending = np.concatenate(pending), []
             began = time.perf_counter()
             if not self._index.is_trained:
                 self._index.train(sample)
@@ -137,14 +143,14 @@ class Faiss:
             need = 1
         assert self._index.ntotal == cases
 
-    def ask(self, queries: np.ndarray, way: str) -> Lists:
-        weighed = queries * WIDE.astype(np.float32)
-        ids = self._index.search(weighed, K, params=self._options[way])[1]
+    def search(self, queries: np.ndarray, filter_name: str) -> Lists:
+        weighed = queries * VECTOR_WEIGHTS.astype(np.float32)
+        ids = self._index.search(weighed, K, params=self._options[filter_name])[1]
         return ids.tolist()
 
 
-def stored(folder: Path) -> Iterator[np.ndarray]:
-    """Give the descriptors in the order of the case ids, as they are in the archive."""
+def read_descriptors(folder: Path) -> Iterator[np.ndarray]:
+    """Yield the descriptors of the archive in batches, in the order of the case ids."""
     db = sqlite3.connect(f"file:{folder / 'cases.skinret'}?mode=ro", uri=True)
     cursor = db.execute("SELECT descriptor FROM cases ORDER BY id")
     while rows := cursor.fetchmany(STEP):
@@ -153,7 +159,7 @@ def stored(folder: Path) -> Iterator[np.ndarray]:
 
 
 def main(kind: str, folder: Path, cases: int) -> None:
-    def notify(**answer: Any) -> None:
+    def send(**answer: Any) -> None:
         sys.stdout.write(json.dumps(answer) + "\n")
         sys.stdout.flush()
 
@@ -161,25 +167,26 @@ def main(kind: str, folder: Path, cases: int) -> None:
     with np.load(folder / "masks.npz") as file:
         masks = dict(file)
     makers: dict[str, Any] = {OURS: Skinret, NUMPY: Numpy}
-    made = makers[kind](folder, cases, masks) if kind in makers else Faiss(kind, folder, cases, masks)
-    notify(seconds=made.seconds, what=getattr(made, "what", kind), **memory())
+    competitor = makers[kind](folder, cases, masks) if kind in makers else Faiss(kind, folder, cases, masks)
+    send(seconds=competitor.seconds, what=getattr(competitor, "what", kind), **memory())
     for line in sys.stdin:
-        asked = json.loads(line)
-        if asked["do"] == "memory":
-            notify(**memory())
-        elif asked["do"] == "exact":
-            exact, plain = made.exact(queries[asked["first"] : asked["end"]], asked["way"])
-            notify(exact=exact, plain=plain)
+        request = json.loads(line)
+        first, end = request.get("first", 0), request.get("end", 0)
+        if request["do"] == "memory":
+            send(**memory())
+        elif request["do"] == "exact":
+            exact, fp32 = competitor.exact(queries[first:end], request["filter_name"])
+            send(exact=exact, fp32=fp32)
         else:
-            took, lists = [], []
-            for start in range(asked["first"], asked["end"], asked["batch"]):
-                some = queries[start : min(start + asked["batch"], asked["end"])]
+            times, lists = [], []
+            for start in range(first, end, request["batch"]):
+                batch = queries[start : min(start + request["batch"], end)]
                 began = time.perf_counter()
-                lists += made.ask(some, asked["way"])
-                took.append((time.perf_counter() - began) * 1e3 / len(some))
-            notify(ms=took, lists=lists)
+                lists += competitor.search(batch, request["filter_name"])
+                times.append((time.perf_counter() - began) * 1e3 / len(batch))
+            send(ms=times, lists=lists)
 
 
 if __name__ == "__main__":
-    given = json.loads(sys.argv[1])
-    main(given["kind"], Path(given["folder"]), given["cases"])
+    arguments = json.loads(sys.argv[1])
+    main(arguments["kind"], Path(arguments["folder"]), arguments["cases"])

@@ -4,7 +4,7 @@
         .venv/bin/python -m pytest benchmarks/test_derm7pt.py -s
 
 SKINRET_FOLD chooses the held-out fold (0); SKINRET_CACHE keeps maps from run to run. The protocol: 888 cases,
-5 stratified folds, seed 0; archive = the other four folds; the model is chosen on a part of those.
+5 stratified folds, seed 0; archive = the other four folds; the model is chosen on a part of them.
 """
 
 import json
@@ -26,9 +26,9 @@ pytestmark = [
 ]
 
 
-def test_the_bundle_reaches_80_and_79_and_does_as_pytorch_does(tmp_path: Path) -> None:
+def test_the_bundle_reaches_map_80_and_acc_79_and_agrees_with_pytorch(tmp_path: Path) -> None:
     data, vision, text = (os.environ[name] for name in NEEDED)
-    keep = Path(os.environ.get("SKINRET_CACHE", tmp_path / "maps"))
+    cache = Path(os.environ.get("SKINRET_CACHE", tmp_path / "maps"))
 
     def run(command, *arguments: object) -> str:
         result = CliRunner().invoke(command, [str(a) for a in arguments], catch_exceptions=False)
@@ -38,7 +38,7 @@ def test_the_bundle_reaches_80_and_79_and_does_as_pytorch_does(tmp_path: Path) -
 
     ckpt, bundle, archive = tmp_path / "ckpt.pt", tmp_path / "bundle", tmp_path / "cases.skinret"
     options = ["--vision", vision, "--text", text, "--fold", os.environ.get("SKINRET_FOLD", "0"), "--bf16"]
-    by_torch = json.loads(run(train, data, "--out", ckpt, "--cache", keep, "--json", *options))["held_out"]
+    by_torch = json.loads(run(train, data, "--out", ckpt, "--cache", cache, "--json", *options))["held_out"]
     run(export, ckpt, "--out", bundle)
     run(skinret, "index", bundle, archive, data, "--ids", tmp_path / "ckpt.archive.txt")
     queries = tmp_path / "ckpt.queries.txt"

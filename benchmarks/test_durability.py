@@ -2,7 +2,7 @@
 
     python -m pytest benchmarks/test_durability.py --durability -s
 
-They take five minutes, and so are asked for with --durability; `-s` shows the figures.
+They take five minutes, so they run only with --durability; `-s` shows the figures.
 """
 
 import contextlib
@@ -24,9 +24,9 @@ pytestmark = pytest.mark.skipif(os.name != "posix", reason="signals and mounts o
 
 
 @pytest.fixture(autouse=True)
-def _asked(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+def _only_on_request(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     if not request.config.getoption("--durability"):
-        pytest.skip("asked for with --durability")
+        pytest.skip("runs only with --durability")
     durability.small_segments(monkeypatch.setattr)
 
 
@@ -43,7 +43,7 @@ def _show(what: str, figures: Mapping[str, float]) -> None:
         print(f"  {name}: {figure:.6g}")
 
 
-def test_an_archive_lives_on_through_200_kills(tmp_path: Path) -> None:
+def test_an_archive_survives_200_kills(tmp_path: Path) -> None:
     figures: dict[str, float] = {}
     with _timed("200 kills, nothing lost, nothing half there", figures):
         figures |= durability.killed_many_times(tmp_path / "cases.skinret", 200, seed=2026)
@@ -59,12 +59,12 @@ def test_four_readers_and_a_writer_for_a_minute(tmp_path: Path) -> None:
     assert figures["worst delay until a reader saw a new case, s"] < 1
 
 
-def test_a_life_on_a_disk_that_is_full_again_and_again(tmp_path: Path) -> None:
+def test_an_archive_survives_a_disk_that_is_often_full(tmp_path: Path) -> None:
     disk = tmp_path / "disk"
     disk.mkdir()
     mount = ["mount", "-t", "tmpfs", "-o", "size=1200k", "none", str(disk)]
     if os.geteuid() or not shutil.which("mount") or subprocess.run(mount, capture_output=True).returncode:
-        pytest.skip("a file system may not be mounted here")
+        pytest.skip("this user may not mount a file system")
     figures: dict[str, float] = {"operations": 0, "refused": 0}
     path, chance, state = disk / "cases.skinret", random.Random(2026), durability.State()
     try:
@@ -89,8 +89,8 @@ def test_a_life_on_a_disk_that_is_full_again_and_again(tmp_path: Path) -> None:
                 assert durability.held(path) == state
                 durability.check_answers(archive, state, chance)
                 if chance.random() < 0.3:
-                    left = shutil.disk_usage(disk).free - chance.choice((0, 4096, 40_000, 150_000))
-                    (disk / "filling").write_bytes(bytes(max(0, left)))
+                    filling = shutil.disk_usage(disk).free - chance.choice((0, 4096, 40_000, 150_000))
+                    (disk / "filling").write_bytes(bytes(max(0, filling)))
                 if chance.random() < 0.1:
                     assert maintenance.check(archive) == []
     finally:

@@ -1,9 +1,9 @@
-"""Does the evidence add up, and do the maps mean something? On a trained model, which `skinret demo` makes.
+"""Does the evidence add up, and do the maps show what matters? With the trained model of `skinret demo`.
 
     skinret demo --out demo
     python -m pytest benchmarks/test_evidence.py -s --product demo
 
-With SKINRET_DERM7PT and a folder that has no data of its own, the pictures are the real ones.
+If the folder has no data, the pictures are those of the folder that SKINRET_DERM7PT names.
 """
 
 from collections.abc import Mapping
@@ -25,71 +25,75 @@ MASKED = 0.2  # of the positions
 
 
 @pytest.fixture(scope="module")
-def asked(product: Product) -> list[Case]:
+def queries(product: Product) -> list[Case]:
     some = np.random.default_rng(0).permutation(len(product.cases))[:QUERIES]
     return [product.cases[n] for n in some]
 
 
-def test_the_evidence_of_every_hit_adds_up_to_its_score(product: Product, asked: list[Case]) -> None:
-    off, rounding = [], []
+def test_the_evidence_of_every_hit_adds_up_to_its_score(product: Product, queries: list[Case]) -> None:
+    errors, residuals = [], []
     with Searcher(product.bundle, product.archive) as searcher:
-        for case in asked:
+        for case in queries:
             words = attributes_to_text(case.attributes, searcher.manifest.text.phrases)
             for hit in searcher.query(case.image, words, k=HITS, exclude=[case.case_id]):
                 evidence = hit.evidence(image_folder=product.images)
-                rounding.append(evidence.residual)
+                residuals.append(evidence.residual)
                 for side in (evidence.query, evidence.case):
                     assert side is not None
-                    whole = sum(float(m.sum()) for m in side.maps.values()) + sum(side.baseline.values())
-                    off.append(abs(whole - hit.score))
+                    total = sum(float(m.sum()) for m in side.maps.values()) + sum(side.baseline.values())
+                    errors.append(abs(total - hit.score))
         runtime, precision = searcher.runtime, searcher.precision
-    print(f"\n{len(rounding)} hits, {runtime} {precision}: a sum was off by {max(off):.1e} at most;")
-    print(f"before what the positions missed was spread, a product was off by {max(rounding):.1e} at most")
-    assert max(off) <= 1e-5
-    assert max(rounding) <= (1e-5 if precision == "fp32" else 0.05)
+    print(f"\n{len(residuals)} hits, {runtime} {precision}: the error of a sum is {max(errors):.1e} at most;")
+    print(f"the residual of a product, which is spread over the positions, is {max(residuals):.1e} at most")
+    assert max(errors) <= 1e-5
+    assert max(residuals) <= (1e-5 if precision == "fp32" else 0.05)
 
 
-@pytest.mark.parametrize(("worded", "goal"), [(True, 0.9), (False, 0.85)], ids=["words too", "image alone"])
-def test_masking_what_contributes_most_lowers_the_score_more_than_masking_at_random(
-    product: Product, asked: list[Case], worded: bool, goal: float
+@pytest.mark.parametrize(
+    ("with_words", "goal"), [(True, 0.9), (False, 0.85)], ids=["words too", "image alone"]
+)
+def test_masking_the_highest_contributions_lowers_the_score_more_than_random_masking(
+    product: Product, queries: list[Case], with_words: bool, goal: float
 ) -> None:
-    """Of the best hit of each query; what is masked gets the picture's mean colour."""
+    """Score each query's best hit again, with a part of the query's picture in its mean colour."""
     rng = np.random.default_rng(1)
-    lower: list[bool] = []
-    lost: dict[str, list[float]] = {"most": [], "random": [], "least": []}
+    is_larger: list[bool] = []
+    losses: dict[str, list[float]] = {"most": [], "random": [], "least": []}
     with Searcher(product.bundle, product.archive) as searcher:
         manifest = searcher.manifest
         weights = part_weights(manifest.layout, manifest.beta, manifest.gamma)
 
-        def score(square: Pixels, cells: Cells, side: int, words: str | None, there: Vector) -> float:
+        def score(square: Pixels, cells: Cells, side: int, words: str | None, case: Vector) -> float:
             grid = np.zeros((side, side), bool)
             grid.flat[cells] = True
             scale = len(square) // side
-            hidden = square.copy()
-            hidden[np.kron(grid, np.ones((scale, scale), bool))] = square.mean((0, 1))
-            return float(products(searcher.embed(hidden, words), there[None], manifest.layout)[0] @ weights)
+            masked = square.copy()
+            masked[np.kron(grid, np.ones((scale, scale), bool))] = square.mean((0, 1))
+            return float(products(searcher.embed(masked, words), case[None], manifest.layout)[0] @ weights)
 
-        for case in asked:
-            words = attributes_to_text(case.attributes, manifest.text.phrases) if worded else None
+        for case in queries:
+            words = attributes_to_text(case.attributes, manifest.text.phrases) if with_words else None
             [hit] = searcher.query(case.image, words, k=1, exclude=[case.case_id])
-            whole = hit.evidence(with_case=False).query.total
-            there = searcher.embed(product.images / hit.image_ref)
+            contributions = hit.evidence(with_case=False).query.total
+            descriptor = searcher.embed(product.images / hit.image_ref)
             square = preprocess(decode(case.image), manifest.image)
-            order, count = np.argsort(-whole.ravel()), round(MASKED * whole.size)
-            at_random = [rng.permutation(whole.size)[:count] for _ in range(DRAWS)]
-            most, least, *drawn = (
-                hit.score - score(square, cells, len(whole), words, there)
+            order, count = np.argsort(-contributions.ravel()), round(MASKED * contributions.size)
+            at_random = [rng.permutation(contributions.size)[:count] for _ in range(DRAWS)]
+            most, least, *random_losses = (
+                hit.score - score(square, cells, len(contributions), words, descriptor)
                 for cells in (order[:count], order[-count:], *at_random)
             )
-            lower.append(most > float(np.mean(drawn)))
-            for name, loss in (("most", most), ("random", float(np.mean(drawn))), ("least", least)):
-                lost[name].append(loss)
+            random = float(np.mean(random_losses))
+            is_larger.append(most > random)
+            for name, loss in (("most", most), ("random", random), ("least", least)):
+                losses[name].append(loss)
     print(
-        f"\nmasking {MASKED:.0%}, {'image and words' if worded else 'image alone'}, {_means(lost)}: ", end=""
+        f"\nmasking {MASKED:.0%}, {'image and words' if with_words else 'image alone'}, {_means(losses)}: ",
+        end="",
     )
-    print(f"what adds most costs more than a random part in {np.mean(lower):.0%} of {len(lower)} queries")
-    assert np.mean(lower) >= goal
+    print(f"most costs more than random in {np.mean(is_larger):.0%} of {len(is_larger)} queries")
+    assert np.mean(is_larger) >= goal
 
 
-def _means(lost: Mapping[str, list[float]]) -> str:
-    return ", ".join(f"{name} costs {np.mean(losses):.3f}" for name, losses in lost.items())
+def _means(losses: Mapping[str, list[float]]) -> str:
+    return ", ".join(f"{name} costs {np.mean(values):.3f}" for name, values in losses.items())

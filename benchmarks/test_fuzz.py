@@ -2,7 +2,7 @@
 
     python -m pytest benchmarks/test_fuzz.py --fuzz 20000 -s
 
-They take ten minutes; `-s` shows what came of them, and a failure says how to see its input again.
+20,000 inputs take ten minutes. `-s` shows the report; a failure says how to reproduce its input.
 """
 
 from pathlib import Path
@@ -16,7 +16,7 @@ def test_hostile_inputs_raise_nothing_else_crash_nothing_and_write_nothing_outsi
 ) -> None:
     count = request.config.getoption("--fuzz")
     if not count:
-        pytest.skip("asked for with --fuzz 20000")
+        pytest.skip("runs only with --fuzz 20000")
     report = fuzz.run(2026, count, tmp_path, batch=2500, limit=1800)
     print(f"\n{report}")
     assert not report.failures and report.inputs == count

@@ -3,8 +3,8 @@
     python -m pytest benchmarks/test_search.py --cases 10000,200000,1000000
 
 The descriptors are of the paper's size; SKINRET_SEARCH=default takes the default recipe's, a sixth as long.
-Nothing here asks for speed; what is asserted is that every list is the exact one. A million cases need 17 GB
-of disk where temporary files lie (TMPDIR) and 16 GB of memory for the baselines, and take about half an hour.
+No test requires a speed; every list must be the exact one. A million cases need 17 GB
+of disk for temporary files (TMPDIR) and 16 GB of memory for the baselines, and take about half an hour.
 """
 
 import contextlib
@@ -25,7 +25,7 @@ from typing import Any, Self
 import numpy as np
 import psutil
 import pytest
-from fixtures import SHORT, formed, learned_like
+from fixtures import SHORT, learned_like, to_descriptors
 from search_competitors import FLAT, IVF, KINDS, LAYOUT, MODEL, NUMPY, OURS, PROBES, SQ8, STEP, Lists
 from search_report import MANY, ONE, UNSTRUCTURED, SearchReport, section_of
 
@@ -33,12 +33,12 @@ from skinret_infer.archive.archive import Archive
 from skinret_infer.archive.store import Record
 from skinret_infer.descriptor import Vector
 
-ASKED = 100 if SHORT else 1000  # queries; at most 60 of them are timed one by one
-NAP = 0.0 if SHORT else 0.1  # seconds until the threads of the one before sleep
-IN_A_ROW = 5  # queries of one competitor, then the next one's turn
-ROUNDS = {("all", 1): 12, ("all", 32): 5}  # of others: 5 of one query, 3 of 32
+QUERIES = 100 if SHORT else 1000  # queries; at most 60 of them are timed one by one
+NAP = 0.0 if SHORT else 0.1  # seconds until the previous competitor's threads sleep
+IN_A_ROW = 5  # queries of one competitor before the turn of the next
+ROUNDS = {("all", 1): 12, ("all", 32): 5}  # other filters: 5 of one query, 3 of 32
 LONG = 0.0 if SHORT else 60.0  # seconds after which three rounds are enough
-WAYS = {
+FILTERS = {
     "all": "",
     "attribute": ", filter on a value",
     "range": ", filter on a range",
@@ -74,23 +74,23 @@ def planned(search_report: SearchReport, pytestconfig: pytest.Config) -> None:
         search_report.plan(sizes_of(pytestconfig))
         search_report.note(
             "Descriptors like learned ones: 500 clusters, low rank, noise; queries are other draws of the "
-            "same law. A filter lets 5 % through; numpy and faiss get theirs as a ready mask, and numpy "
-            "copies the rows of few. Each competitor is a process of its own; its turn is 5 queries in a row."
+            "same distribution. A filter allows 5 %; numpy and faiss get it as a mask, and numpy copies the "
+            "rows of few cases. Each competitor has its own process; its turn is 5 queries in a row."
         )
 
 
-# -- the ground --
+# -- the archive and the queries --
 
 
 @dataclass
-class Ground:
-    """An archive on disk, what it is asked, and how long it took to write."""
+class SearchData:
+    """An archive on disk with the queries, and how long it took to write."""
 
     folder: Path
     cases: int
-    ours: list[float] = field(default_factory=list)  # seconds of each batch
-    plain: list[float] = field(default_factory=list)  # of its descriptors alone, to a plain file
-    busy: float = 0.0  # seconds of CPU while ours was written
+    write_seconds: list[float] = field(default_factory=list)  # of each batch
+    plain_seconds: list[float] = field(default_factory=list)  # of its descriptors alone, to a plain file
+    cpu_seconds: float = 0.0  # while the archive was written
 
     @property
     def archive(self) -> Path:
@@ -100,15 +100,15 @@ class Ground:
         return [self.archive, *Path(f"{self.archive}.index").glob("*.segment")]
 
     def drop_from_cache(self) -> None:
-        """Have the system forget what it keeps of the files."""
+        """Remove the files from the page cache of the system."""
         for path in self.files():
             with path.open("rb") as file:
                 os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
 @contextlib.contextmanager
-def laid_out(cases: int, batches: Iterator[Vector], queries: Vector) -> Iterator[Ground]:
-    """Write an archive, batch by batch beside a plain file on the same disk; remove all at the end."""
+def written_archive(cases: int, batches: Iterator[Vector], queries: Vector) -> Iterator[SearchData]:
+    """Write an archive, and after each batch a plain file on the same disk; remove both at the end."""
     with tempfile.TemporaryDirectory(prefix="skinret-search-") as name:
         free, need = shutil.disk_usage(name).free, int(1.35 * cases * BYTES) + 2 * GB
         if free < need:
@@ -117,21 +117,21 @@ def laid_out(cases: int, batches: Iterator[Vector], queries: Vector) -> Iterator
         need = int(1.35 * cases * BYTES) + GB  # faiss Flat, while it grows
         if available < need:
             pytest.skip(f"{cases:,} cases need {need / GB:.0f} GB of memory; {available / GB:.0f} are free")
-        made, rng = Ground(Path(name), cases), np.random.default_rng(7)
-        np.save(made.folder / "queries.npy", queries)
-        archive = Archive(made.archive, layout=LAYOUT, **MODEL)
+        data, rng = SearchData(Path(name), cases), np.random.default_rng(7)
+        np.save(data.folder / "queries.npy", queries)
+        archive = Archive(data.archive, layout=LAYOUT, **MODEL)
         masks: list[tuple[Any, Any]] = []
-        with (made.folder / "plain").open("wb") as plain:
+        with (data.folder / "plain").open("wb") as plain:
             first = 0
             for batch in batches:
                 records = list(facts(first, len(batch), rng))
                 masks += [
                     (r.attributes["location"] == "acral", int(r.attributes["age"]) >= 80) for r in records
                 ]
-                began, busy = time.perf_counter(), time.process_time()
+                began, cpu_began = time.perf_counter(), time.process_time()
                 archive.write(records, batch)
-                made.ours.append(time.perf_counter() - began)
-                made.busy += time.process_time() - busy
+                data.write_seconds.append(time.perf_counter() - began)
+                data.cpu_seconds += time.process_time() - cpu_began
                 if plain.tell() > GB:
                     plain.seek(0)
                     plain.truncate()
@@ -140,19 +140,19 @@ def laid_out(cases: int, batches: Iterator[Vector], queries: Vector) -> Iterator
                 plain.write(batch.data)
                 plain.flush()
                 os.fsync(plain.fileno())
-                made.plain.append(time.perf_counter() - began)
+                data.plain_seconds.append(time.perf_counter() - began)
                 first += len(batch)
-        (made.folder / "plain").unlink()
+        (data.folder / "plain").unlink()
         archive.close()
-        kept = np.ones(cases, bool)
-        kept[rng.choice(cases, 100, replace=False)] = False
+        not_excluded = np.ones(cases, bool)
+        not_excluded[rng.choice(cases, 100, replace=False)] = False
         attribute, in_range = np.array(masks).T
-        np.savez(made.folder / "masks.npz", attribute=attribute, range=in_range, exclude=kept)
-        yield made
+        np.savez(data.folder / "masks.npz", attribute=attribute, range=in_range, exclude=not_excluded)
+        yield data
 
 
 def facts(first: int, count: int, rng: np.random.Generator) -> Iterator[Record]:
-    """Give records as a clinic might have them; 5 % are acral, 5 % are 80 or older."""
+    """Yield records like those of a clinic: 5 % are acral, 5 % are 80 or older."""
     drawn = {name: rng.choice(values, count) for name, values in CRITERIA.items()}
     drawn["location"] = rng.choice(["acral", *PLACES], count, p=[0.05, *[0.95 / len(PLACES)] * len(PLACES)])
     drawn["sex"] = rng.choice(["female", "male"], count)
@@ -169,12 +169,12 @@ def facts(first: int, count: int, rng: np.random.Generator) -> Iterator[Record]:
 
 
 class Competitor:
-    """One competitor's process."""
+    """The process of one competitor (search_competitors.py)."""
 
-    def __init__(self, kind: str, ground: Ground) -> None:
+    def __init__(self, kind: str, data: SearchData) -> None:
         script = Path(__file__).with_name("search_competitors.py")
-        given = {"kind": kind, "folder": str(ground.folder), "cases": ground.cases}
-        command = [sys.executable, str(script), json.dumps(given)]
+        arguments = {"kind": kind, "folder": str(data.folder), "cases": data.cases}
+        command = [sys.executable, str(script), json.dumps(arguments)]
         self._process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, encoding="utf-8"
         )
@@ -191,9 +191,9 @@ class Competitor:
         self._process.kill()
         self._process.communicate()
 
-    def ask(self, **asked: Any) -> dict[str, Any]:
+    def request(self, **request: Any) -> dict[str, Any]:
         assert self._process.stdin
-        self._process.stdin.write(json.dumps(asked) + "\n")
+        self._process.stdin.write(json.dumps(request) + "\n")
         self._process.stdin.flush()
         return self._answer()
 
@@ -205,124 +205,138 @@ class Competitor:
         return answer
 
 
-def groups(ground: Ground) -> list[list[str]]:
-    """Return who is measured together: more than one only where half of the memory holds their vectors."""
-    room = psutil.virtual_memory().available / 2
-    whole = ground.cases * BYTES
-    needs = {NUMPY: whole, FLAT: whole, SQ8: whole / 4, IVF: whole / 4 if ground.cases >= 500_000 else whole}
+def groups(data: SearchData) -> list[list[str]]:
+    """Return the competitors in groups that are measured together: half of the memory holds their vectors."""
+    limit = psutil.virtual_memory().available / 2
+    whole = data.cases * BYTES
+    needs = {NUMPY: whole, FLAT: whole, SQ8: whole / 4, IVF: whole / 4 if data.cases >= 500_000 else whole}
     if not importlib.util.find_spec("faiss"):
         needs = {NUMPY: whole}
-    found: list[list[str]] = [[OURS]]
-    taken = 0.0
+    result: list[list[str]] = [[OURS]]
+    used = 0.0
     for kind, need in needs.items():
-        if taken and taken + need > room:
-            found.append([])
-            taken = 0.0
-        found[-1].append(kind)
-        taken += need
-    return found
+        if used and used + need > limit:
+            result.append([])
+            used = 0.0
+        result[-1].append(kind)
+        used += need
+    return result
 
 
-# -- the run --
+# -- the measurements --
 
 
 @dataclass
-class Run:
-    """What the competitors said: ms a query, and lists by the number of the query."""
+class Measurements:
+    """The answers of the competitors: ms a query, and lists by the number of the query."""
 
     ms: dict[tuple[str, int], dict[str, list[float] | str]] = field(default_factory=dict)
-    lists: dict[tuple[str, str], dict[int, list[int]]] = field(default_factory=dict)  # by kind and way
+    lists: dict[tuple[str, str], dict[int, list[int]]] = field(default_factory=dict)  # by kind and filter
     ready: dict[str, dict[str, Any]] = field(default_factory=dict)
     after: dict[str, dict[str, Any]] = field(default_factory=dict)
-    exact: dict[str, Lists] = field(default_factory=dict)  # by way
+    exact: dict[str, Lists] = field(default_factory=dict)  # by filter
     fp32: Lists = field(default_factory=list)
     groups: list[list[str]] = field(default_factory=list)
 
-    def take_turns(self, competitors: Mapping[str, Competitor], way: str, batch: int) -> None:
-        """Ask every competitor in turn, so that a drift of the machine hits all alike."""
+    def take_turns(self, competitors: Mapping[str, Competitor], filter_name: str, batch: int) -> None:
+        """Query every competitor in turn, so that a drift of the machine affects all alike."""
         row = batch if batch > 1 else IN_A_ROW
         for competitor in competitors.values():
-            competitor.ask(do="search", way=way, batch=batch, first=ASKED - batch, end=ASKED)
-        samples = self.ms.setdefault((way, batch), {})
+            competitor.request(
+                do="search", filter_name=filter_name, batch=batch, first=QUERIES - batch, end=QUERIES
+            )
+        samples = self.ms.setdefault((filter_name, batch), {})
         began = time.monotonic()
-        for n in range(ROUNDS.get((way, batch), 5 if batch == 1 else 3)):
+        for n in range(ROUNDS.get((filter_name, batch), 5 if batch == 1 else 3)):
             if n >= 3 and time.monotonic() - began > LONG:
                 break
             for kind, competitor in competitors.items():
                 time.sleep(NAP)
-                answer = competitor.ask(do="search", way=way, batch=batch, first=n * row, end=(n + 1) * row)
+                answer = competitor.request(
+                    do="search", filter_name=filter_name, batch=batch, first=n * row, end=(n + 1) * row
+                )
                 times = samples.setdefault(kind, [])
                 assert isinstance(times, list)
                 times += answer["ms"]
-                self.keep(kind, way, n * row, answer["lists"])
+                self.add_lists(kind, filter_name, n * row, answer["lists"])
 
-    def keep(self, kind: str, way: str, first: int, lists: Lists) -> None:
-        """Keep lists, having seen that a competitor gives the same one whatever it is asked with."""
-        known = self.lists.setdefault((kind, way), {})
-        for n, found in enumerate(lists, first):
-            assert kind != OURS or known.setdefault(n, found) == found, f"query {n}: two lists"
-            known[n] = found
+    def add_lists(self, kind: str, filter_name: str, first: int, lists: Lists) -> None:
+        """Add lists. A list of ours must be the same in every batch."""
+        known = self.lists.setdefault((kind, filter_name), {})
+        for n, hits in enumerate(lists, first):
+            assert kind != OURS or known.setdefault(n, hits) == hits, f"query {n}: two lists"
+            known[n] = hits
 
 
-def run(ground: Ground, ways: Sequence[str], asked: int) -> Run:
-    """Run everything; exact lists of `asked` queries."""
-    done = Run(groups=groups(ground))
-    for kinds in done.groups:
+def measure(data: SearchData, filters: Sequence[str], exact_queries: int) -> Measurements:
+    """Measure all competitors, and compute the exact lists of the first `exact_queries` queries."""
+    measured = Measurements(groups=groups(data))
+    for kinds in measured.groups:
         with contextlib.ExitStack() as stack:
-            competitors = {kind: stack.enter_context(Competitor(kind, ground)) for kind in kinds}
-            done.ready |= {kind: competitor.ready for kind, competitor in competitors.items()}
-            for way in ways:
+            competitors = {kind: stack.enter_context(Competitor(kind, data)) for kind in kinds}
+            measured.ready |= {kind: competitor.ready for kind, competitor in competitors.items()}
+            for filter_name in filters:
                 for batch in (1, 32):
-                    done.take_turns(competitors, way, batch)
-            done.after |= {kind: each.ask(do="memory") for kind, each in competitors.items()}
+                    measured.take_turns(competitors, filter_name, batch)
+            measured.after |= {
+                kind: competitor.request(do="memory") for kind, competitor in competitors.items()
+            }
             if OURS not in competitors:
                 continue
-            for way in ways:
-                end = asked if way == "all" else 50
-                truth = competitors[NUMPY].ask(do="exact", way=way, first=0, end=end)
-                done.exact[way] = truth["exact"]
-                done.fp32 = done.fp32 or truth["plain"]
-                found = competitors[OURS].ask(do="search", way=way, batch=32, first=0, end=end)
-                done.keep(OURS, way, 0, found["lists"])
-    if missing := [kind for kind in KINDS if kind not in done.ready]:
-        for samples in done.ms.values():
+            for filter_name in filters:
+                end = exact_queries if filter_name == "all" else 50
+                truth = competitors[NUMPY].request(do="exact", filter_name=filter_name, first=0, end=end)
+                measured.exact[filter_name] = truth["exact"]
+                measured.fp32 = measured.fp32 or truth["fp32"]
+                answer = competitors[OURS].request(
+                    do="search", filter_name=filter_name, batch=32, first=0, end=end
+                )
+                measured.add_lists(OURS, filter_name, 0, answer["lists"])
+    if missing := [kind for kind in KINDS if kind not in measured.ready]:
+        for samples in measured.ms.values():
             samples |= dict.fromkeys(missing, "not installed")
-    return done
+    return measured
 
 
-def openings(ground: Ground) -> dict[str, list[float]]:
-    """Return the seconds in which a new process gives its first answer, three times each, or once."""
-    found: dict[str, list[float]] = {"warm": [], "cold": []}
-    for how in ("warm", "cold") if SHORT else ("warm", "warm", "warm", "cold", "cold", "cold"):
-        if how == "cold":
-            ground.drop_from_cache()
-        with Competitor(OURS, ground) as competitor:
-            found[how].append(competitor.ready["seconds"])
-    return found
+def opening_seconds(data: SearchData) -> dict[str, list[float]]:
+    """Return the seconds until a new process gives its first answer, with warm and cold page cache."""
+    seconds: dict[str, list[float]] = {"warm": [], "cold": []}
+    for cache in ("warm", "cold") if SHORT else ("warm", "warm", "warm", "cold", "cold", "cold"):
+        if cache == "cold":
+            data.drop_from_cache()
+        with Competitor(OURS, data) as competitor:
+            seconds[cache].append(competitor.ready["seconds"])
+    return seconds
 
 
-def check(done: Run) -> None:
+def check(measured: Measurements) -> None:
     """Assert that every list of ours is the exact one."""
-    for way, lists in done.exact.items():
-        ours = done.lists[OURS, way]
+    for filter_name, lists in measured.exact.items():
+        ours = measured.lists[OURS, filter_name]
         wrong = [n for n, exact in enumerate(lists) if ours[n] != exact]
-        assert not wrong, f"{way}: not the exact list for queries {wrong[:5]}, {len(wrong)} of {len(lists)}"
+        assert not wrong, (
+            f"{filter_name}: not the exact list for queries {wrong[:5]}, {len(wrong)} of {len(lists)}"
+        )
 
 
 def add_times(
-    report: SearchReport, section: str, done: Run, ways: Sequence[str], goals: Mapping[tuple[str, int], Any]
+    report: SearchReport,
+    section: str,
+    measured: Measurements,
+    filters: Sequence[str],
+    goals: Mapping[tuple[str, int], Any],
 ) -> None:
-    for way in ways:
+    for filter_name in filters:
         for batch in (1, 32):
-            name = (ONE if batch == 1 else MANY) + WAYS[way]
+            name = (ONE if batch == 1 else MANY) + FILTERS[filter_name]
             short = "isotropic" if section == UNSTRUCTURED else section.split(" ")[0]
-            samples, place = done.ms[way, batch], len(report.rows)
+            samples, place = measured.ms[filter_name, batch], len(report.rows)
             report.add(
-                section, name, "ms", samples, place=place, **goals.get((way, batch), {}),
-                label=f"{short}: {name}", drawn=way in ("all", "attribute"),
+                section, name, "ms", samples, place=place, **goals.get((filter_name, batch), {}),
+                label=f"{short}: {name}", drawn=filter_name in ("all", "attribute"),
                 detail={"p95": {kind: round(p95(ms), 4) for kind, ms in samples.items() if ms != str(ms)}},
             )  # fmt: skip
-            if (way, batch) == ("all", 1):
+            if (filter_name, batch) == ("all", 1):
                 slow = {kind: [p95(ms)] if isinstance(ms, list) else ms for kind, ms in samples.items()}
                 report.add(section, f"{name}, p95", "ms", slow, place=place, drawn=False)
 
@@ -331,37 +345,37 @@ def p95(values: Any) -> float:
     return float(np.quantile(values, 0.95))
 
 
-def recall(done: Run, kind: str) -> float:
-    """Return what share of the exact ten best of the queries asked one by one a competitor finds."""
-    found, exact = done.lists[kind, "all"], done.exact["all"]
-    asked = [n for n in found if n < len(exact)]
-    return statistics.mean(len({*found[n]} & {*exact[n]}) / len(exact[n]) for n in asked)
+def recall(measured: Measurements, kind: str) -> float:
+    """Return the share of the exact ten best cases that a competitor finds, over its single queries."""
+    found, exact = measured.lists[kind, "all"], measured.exact["all"]
+    queries = [n for n in found if n < len(exact)]
+    return statistics.mean(len({*found[n]} & {*exact[n]}) / len(exact[n]) for n in queries)
 
 
 # -- the tests --
 
 
-def test_search_beside_its_peers(cases: int, search_report: SearchReport) -> None:
-    asked = ASKED if cases <= 200_000 else 64
+def test_search_beside_numpy_and_faiss(cases: int, search_report: SearchReport) -> None:
+    exact_queries = QUERIES if cases <= 200_000 else 64
     section, report = section_of(cases), search_report
-    queries = np.concatenate([*learned_like(ASKED, LAYOUT, seed=77)])
-    with laid_out(cases, learned_like(cases, LAYOUT, seed=5), queries) as ground:
-        opened = openings(ground)
-        done = run(ground, tuple(WAYS), asked)
-        disk = [path.stat().st_size / 1e6 for path in ground.files()]
-    check(done)
+    queries = np.concatenate([*learned_like(QUERIES, LAYOUT, seed=77)])
+    with written_archive(cases, learned_like(cases, LAYOUT, seed=5), queries) as data:
+        opening = opening_seconds(data)
+        measured = measure(data, tuple(FILTERS), exact_queries)
+        disk = [path.stat().st_size / 1e6 for path in data.files()]
+    check(measured)
 
     goals: dict[tuple[str, int], Any] = {}
-    ours = done.ms["all", 1][OURS]
+    ours = measured.ms["all", 1][OURS]
     assert isinstance(ours, list)
     if cases == 200_000:
         goals["all", 1] = {"goal": 0.30}
-        report.note(f"{section}, one query: the aim beyond the goal is 0.1.")
+        report.note(f"{section}, one query: a further goal is 0.1.")
     if cases == 1_000_000:
         goals["all", 1] = {"goal": 150.0, "absolute": True}
-        for way in ("attribute", "range"):
-            goals[way, 1] = {"goal": round(statistics.median(ours), 2), "absolute": True}
-    add_times(report, section, done, tuple(WAYS), goals)
+        for filter_name in ("attribute", "range"):
+            goals[filter_name, 1] = {"goal": round(statistics.median(ours), 2), "absolute": True}
+    add_times(report, section, measured, tuple(FILTERS), goals)
 
     def row(name: str, unit: str, samples: Mapping[str, Any], **options: Any) -> None:
         if any(isinstance(value, list) for value in samples.values()):
@@ -370,63 +384,73 @@ def test_search_beside_its_peers(cases: int, search_report: SearchReport) -> Non
     rate = cases * BYTES / 1e6
     row(
         "adding 2,048 at a time, each durable; a plain file, fsync each", "MB/s",
-        {NUMPY: [rate / sum(ground.plain)], OURS: [rate / sum(ground.ours)]}, more_is_better=True,
-        detail={"seconds": {"ours": ground.ours, "plain": ground.plain}, "cpu_seconds": ground.busy},
+        {NUMPY: [rate / sum(data.plain_seconds)], OURS: [rate / sum(data.write_seconds)]},
+        more_is_better=True,
+        detail={
+            "seconds": {"ours": data.write_seconds, "plain": data.plain_seconds},
+            "cpu_seconds": data.cpu_seconds,
+        },
     )  # fmt: skip
-    seconds = {kind: [ready["seconds"]] for kind, ready in done.ready.items() if kind not in (OURS, NUMPY)}
-    row("building in all", "s", {**seconds, OURS: [sum(ground.ours)]}, ratios=False)
+    seconds = {
+        kind: [ready["seconds"]] for kind, ready in measured.ready.items() if kind not in (OURS, NUMPY)
+    }
+    row("building in all", "s", {**seconds, OURS: [sum(data.write_seconds)]}, ratios=False)
     goal = {"goal": 3.0, "absolute": True} if cases == 1_000_000 else {}
-    row("opening, to the first answer", "s", {OURS: opened["warm"]}, **goal)
-    row("opening, files not in the page cache", "s", {OURS: opened["cold"]}, **goal)
-    held = {kind: [said["resident"] - said["files"]] for kind, said in done.after.items()}
+    row("opening, to the first answer", "s", {OURS: opening["warm"]}, **goal)
+    row("opening, files not in the page cache", "s", {OURS: opening["cold"]}, **goal)
+    anonymous = {kind: [memory["resident"] - memory["files"]] for kind, memory in measured.after.items()}
     goal = {"goal": 4000.0, "absolute": True} if cases == 1_000_000 else {}
-    row("resident, but for mapped files", "MB", held, detail={"after": done.after}, **goal)
-    row("mapped files, resident", "MB", {OURS: [done.after[OURS]["files"]]})
+    row("resident, but for mapped files", "MB", anonymous, detail={"after": measured.after}, **goal)
+    row("mapped files, resident", "MB", {OURS: [measured.after[OURS]["files"]]})
     row(
         "on disk",
         "MB",
         {NUMPY: [rate], OURS: [sum(disk)]},
         detail={"archive": disk[0], "scan": sum(disk[1:])},
     )
-    right = [ours == exact for ours, exact in zip(done.fp32, done.exact["all"], strict=True)]
+    is_exact = [ours == exact for ours, exact in zip(measured.fp32, measured.exact["all"], strict=True)]
     row(
-        f"lists of {asked:,} queries that are the exact ones", "%",
-        {NUMPY: [100 * sum(right) / len(right)], OURS: [100.0]},
+        f"lists of {exact_queries:,} queries that are the exact ones", "%",
+        {NUMPY: [100 * sum(is_exact) / len(is_exact)], OURS: [100.0]},
         goal=100.0, absolute=True, more_is_better=True, ratios=False,
-        detail={"fp32_differs": right.count(False)},
+        detail={"fp32_differs": is_exact.count(False)},
     )  # fmt: skip
-    found = {kind: [100 * recall(done, kind)] for kind in done.ready}
+    found = {kind: [100 * recall(measured, kind)] for kind in measured.ready}
     row("recall of the ten best", "%", found, more_is_better=True, ratios=False)
 
-    if FLAT in done.ready:
-        report.note(f"{section}: faiss IVF is {done.ready[IVF]['what']}, {PROBES} lists probed.")
-    apart = [kind for kinds in done.groups if OURS not in kinds for kind in kinds]
-    if apart:
-        report.note(f"{section}: measured afterwards, for want of memory: {', '.join(apart)}.")
+    if FLAT in measured.ready:
+        report.note(f"{section}: faiss IVF is {measured.ready[IVF]['what']}, {PROBES} lists probed.")
+    later = [kind for kinds in measured.groups if OURS not in kinds for kind in kinds]
+    if later:
+        report.note(f"{section}: measured afterwards, for want of memory: {', '.join(later)}.")
     report.note(
-        f"{section}: {right.count(False)} of {asked:,} lists of numpy fp32 differ from the exact ones. "
-        f"Adding took {sum(ground.ours):.1f} s, {ground.busy:.1f} s of CPU. The archive has "
-        f"{disk[0]:,.0f} MB, what is derived {sum(disk[1:]):,.0f} MB."
+        f"{section}: {is_exact.count(False)} of {exact_queries:,} lists of numpy fp32 differ from the exact "
+        f"ones. Adding took {sum(data.write_seconds):.1f} s, {data.cpu_seconds:.1f} s of CPU. The archive "
+        f"has {disk[0]:,.0f} MB, its pruning index {sum(disk[1:]):,.0f} MB."
     )
 
 
 @pytest.mark.skipif(SHORT, reason="not in the short form: SKINRET_BENCHMARK is short")
 def test_descriptors_without_structure(search_report: SearchReport) -> None:
-    """The hostile case: every direction alike, so that no projection says anything. Figures as they are."""
+    """The worst case: all directions are alike, so no projection can prune."""
 
     def isotropic(count: int, seed: int) -> Iterator[Vector]:
         rng = np.random.default_rng(seed)
         for start in range(0, count, STEP):
-            yield formed(rng.standard_normal((min(STEP, count - start), LAYOUT.length), np.float32), LAYOUT)
+            yield to_descriptors(
+                rng.standard_normal((min(STEP, count - start), LAYOUT.length), np.float32), LAYOUT
+            )
 
-    with laid_out(20_000, isotropic(20_000, 5), np.concatenate([*isotropic(ASKED, 77)])) as ground:
-        done = run(ground, ("all",), 200)
-    check(done)
-    add_times(search_report, UNSTRUCTURED, done, ("all",), {})
-    held = {kind: [said["resident"] - said["files"]] for kind, said in done.after.items()}
+    with written_archive(20_000, isotropic(20_000, 5), np.concatenate([*isotropic(QUERIES, 77)])) as data:
+        measured = measure(data, ("all",), 200)
+    check(measured)
+    add_times(search_report, UNSTRUCTURED, measured, ("all",), {})
+    anonymous = {kind: [memory["resident"] - memory["files"]] for kind, memory in measured.after.items()}
     place = len(search_report.rows)
-    search_report.add(UNSTRUCTURED, "resident, but for mapped files", "MB", held, place=place, drawn=False)
-    found = {kind: [100 * recall(done, kind)] for kind in done.ready}
+    search_report.add(
+        UNSTRUCTURED, "resident, but for mapped files", "MB", anonymous, place=place, drawn=False
+    )
+    found = {kind: [100 * recall(measured, kind)] for kind in measured.ready}
     search_report.add(
         UNSTRUCTURED,
         "recall of the ten best",

@@ -304,27 +304,7 @@ def parse_manifest(content: bytes, path: Path) -> Manifest:
     try:
         if schema != SCHEMA or not isinstance(schema, int) or isinstance(schema, bool):
             raise TypeError(f"schema: {schema!r}")
-        levels = tuple(build(Level, level, f"levels[{i}]") for i, level in enumerate(data["levels"]))
-        if len(levels) != len(LEVELS):
-            raise TypeError(f"levels: {len(levels)}, not {len(LEVELS)}")
-        nested: dict[str, Any] = {
-            "image": build(ImageRecipe, data["image"], "image"),
-            "text": build(TextRecipe, data["text"], "text"),
-            "layout": build(Layout, data["layout"], "layout"),
-            "levels": levels,
-        }
-        manifest = build(Manifest, {**data, **nested}, "manifest")
-        if tuple(map(len, manifest.concepts.values())) != manifest.layout.concepts:
-            raise TypeError(
-                f"concepts: the numbers of values differ from layout.concepts, {manifest.layout.concepts}"
-            )
-        if manifest.gamma and not manifest.concepts:
-            raise TypeError(f"gamma: {manifest.gamma} without concepts")
-        if not isinstance(manifest.origin["checkpoint_sha256"], str):
-            raise TypeError("origin.checkpoint_sha256 is not a text")
-        _check_limits(manifest)
-        json.dumps(data, allow_nan=False, ensure_ascii=False).encode("utf-8")  # no NaN, no lone surrogate
-        return manifest
+        return _build_manifest(data)
     except SkinretError:
         raise
     except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
@@ -335,6 +315,31 @@ def parse_manifest(content: bytes, path: Path) -> Manifest:
             found=f"no {error}" if isinstance(error, KeyError) else str(error),
             cure="export the bundle again",
         ) from None
+
+
+def _build_manifest(data: dict[str, Any]) -> Manifest:
+    """Return a JSON object as a manifest. Raises KeyError, TypeError or ValueError for a wrong field."""
+    levels = tuple(build(Level, level, f"levels[{i}]") for i, level in enumerate(data["levels"]))
+    if len(levels) != len(LEVELS):
+        raise TypeError(f"levels: {len(levels)}, not {len(LEVELS)}")
+    nested: dict[str, Any] = {
+        "image": build(ImageRecipe, data["image"], "image"),
+        "text": build(TextRecipe, data["text"], "text"),
+        "layout": build(Layout, data["layout"], "layout"),
+        "levels": levels,
+    }
+    manifest = build(Manifest, {**data, **nested}, "manifest")
+    if tuple(map(len, manifest.concepts.values())) != manifest.layout.concepts:
+        raise TypeError(
+            f"concepts: the numbers of values differ from layout.concepts, {manifest.layout.concepts}"
+        )
+    if manifest.gamma and not manifest.concepts:
+        raise TypeError(f"gamma: {manifest.gamma} without concepts")
+    if not isinstance(manifest.origin["checkpoint_sha256"], str):
+        raise TypeError("origin.checkpoint_sha256 is not a text")
+    _check_limits(manifest)
+    json.dumps(data, allow_nan=False, ensure_ascii=False).encode("utf-8")  # no NaN, no lone surrogate
+    return manifest
 
 
 def _read(path: Path) -> bytes:

@@ -174,7 +174,7 @@ class Searcher:
         return self._indexer.add(cases, on_duplicate, on_error, progress)
 
     def get(self, case_id: str) -> Record | None:
-        """Return what the archive knows of a case, or None if there is no such case."""
+        """Return the record of a case in the archive, or None if there is no such case."""
         [checked] = check_ids("case_id", [case_id])
         return self._store.get([checked]).get(checked)
 
@@ -367,7 +367,7 @@ class Searcher:
         if usable:
             weights = part_weights(self.manifest.layout, options.beta, options.gamma, options.levels)
             search_began = time.perf_counter()
-            found = self._store.search(
+            result = self._store.search(
                 np.stack([query.descriptor for query in encoded]),
                 weights,
                 options.k,
@@ -378,8 +378,8 @@ class Searcher:
             timings["total"] = (time.perf_counter() - began) * 1e3
             timings_ms = {name: round(ms / len(usable), 3) for name, ms in timings.items()}
             answers = [
-                self._results(query, query_encoded, options, matches, found, weights, timings_ms)
-                for query, query_encoded, matches in zip(usable, encoded, found.matches, strict=True)
+                self._results(query, query_encoded, options, matches, result, weights, timings_ms)
+                for query, query_encoded, matches in zip(usable, encoded, result.matches, strict=True)
             ]
         remaining = iter(answers)
         return [failed[n] if n in failed else next(remaining) for n in range(len(queries))]
@@ -387,7 +387,7 @@ class Searcher:
     def _encode(
         self, queries: Sequence[Query], skip_failed: bool
     ) -> tuple[list[Encoded], dict[int, SkinretError], dict[str, float]]:
-        """Encode queries; return the encoded ones, the errors of the others by number, and milliseconds.
+        """Encode queries; return the usable ones, the errors of the others by number, and milliseconds.
 
         The texts are encoded in another thread while the images are decoded.
         """
@@ -404,9 +404,9 @@ class Searcher:
                 query.text = check_text(query.raw_text, self.manifest.text)
             except InputError as error:
                 note_failure(n, error)
-        started = None
+        pending_texts = None
         if not skip_failed:
-            started = self._encoder.start_texts([query.text for query in queries])
+            pending_texts = self._encoder.start_texts([query.text for query in queries])
         began = time.perf_counter()
         for n, query in enumerate(queries):
             if n not in failed:
@@ -419,7 +419,9 @@ class Searcher:
         texts = [query.text for query in queries if query.picture]
         if not pictures:
             return [], failed, {}
-        encoded, timings = self._encoder.encode(pictures, texts, started or self._encoder.start_texts(texts))
+        encoded, timings = self._encoder.encode(
+            pictures, texts, pending_texts or self._encoder.start_texts(texts)
+        )
         return encoded, failed, {"image": decode_ms, **timings}
 
     def _results(
@@ -428,7 +430,7 @@ class Searcher:
         encoded: Encoded,
         options: QueryOptions,
         matches: Sequence[Match],
-        found: SearchResult,
+        result: SearchResult,
         weights: npt.NDArray[np.float64],
         timings_ms: Mapping[str, float],
     ) -> Results:
@@ -438,9 +440,9 @@ class Searcher:
             source=query.image if isinstance(query.image, str | Path) else None,
             weights=weights,
         )
-        hashes = query_hashes(query) | {"bundle": self._bundle_sha256, "archive": found.state}
+        hashes = query_hashes(query) | {"bundle": self._bundle_sha256, "archive": result.state}
         warnings = encoded.warnings
-        if not found.searched and (options.where or options.exclude):
+        if not result.searched and (options.where or options.exclude):
             warnings += (SkinretWarning("no case passes the filter", "filter-empty"),)
         return Results(
             hits=tuple(self._hits(matches, options, explainer)),
@@ -451,7 +453,7 @@ class Searcher:
             levels=options.levels,
             where=options.where,
             exclude=options.exclude,
-            searched=found.searched,
+            searched=result.searched,
             runtime=self.runtime,
             precision=self.precision,
             model=self._model,

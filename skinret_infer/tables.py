@@ -17,16 +17,15 @@ from .errors import InputError
 MAX_BYTES = 100_000_000  # of a table or a file of ids: a million cases of a hundred characters
 MAX_COLUMNS = 1000
 MAX_CELL = 100_000  # characters
-_FILES = ("image", "derm")  # columns of them
-_NO_WIDTH = "\u200b\u200c\u200d\u200e\u200f\u2060\ufeff"  # spaces and marks that nobody sees
-
-
+_FILE_COLUMNS = ("image", "derm")
+_NO_WIDTH = "\u200b\u200c\u200d\u200e\u200f\u2060\ufeff"  # invisible spaces and marks
+_Row = tuple[int, dict[str, str]]  # its line, and its cells by the name of their column
 _DERM7PT_OTHERS = {"basal cell carcinoma", "dermatofibroma", "lentigo", "miscellaneous", "vascular lesion"}
 
 
 @dataclass(frozen=True, slots=True)
 class CaseTable:
-    """The cases of a table in its order, and what a person should know of the reading."""
+    """The cases of a table in its order, and notes for the user, such as how many cases were left out."""
 
     cases: list[Case]
     notes: list[str]
@@ -44,10 +43,11 @@ def derm7pt_group(diagnosis: str) -> str | None:
 def read_cases(source: str | Path, images: str | Path | None = None) -> CaseTable:
     """Read a CASES.csv (columns case_id, image, diagnosis, any more) or a Derm7pt `release_v0` folder.
 
-    Image paths are relative to `images`, by default the table's folder, and may not leave it (`below`).
-    Columns `group` and `confirmed_by` are taken as such; every other becomes an attribute, an empty cell
-    none. A cell is text, also one that a spreadsheet would calculate. The whole table is checked before
-    anything is returned: InputError names the line, and every image file that is missing or outside.
+    Image paths are relative to `images`, by default the table's folder, and must stay inside it. The columns
+    `group` and `confirmed_by` become those fields of the case, and every other column becomes an attribute.
+    An empty cell gives no attribute. Every cell is text, also one that a spreadsheet would calculate. The
+    whole table is checked before anything is returned: InputError names the line, and every image file that
+    is missing or outside.
     """
     source = Path(source)
     try:
@@ -67,10 +67,10 @@ def read_cases(source: str | Path, images: str | Path | None = None) -> CaseTabl
     columns, rows = _read_csv(source, ("case_id", "image", "diagnosis"))
     folder = Path(images) if images else source.parent
     files = _Files(folder)
-    cases, seen = [], dict[str, int]()
-    named = {"case_id", "image", "diagnosis", "group", "confirmed_by"}
+    cases, first_lines = [], dict[str, int]()
+    fields = {"case_id", "image", "diagnosis", "group", "confirmed_by"}
     for line, row in rows:
-        case_id = _unique_id(row, "case_id", source, line, seen)
+        case_id = _unique_id(row, "case_id", source, line, first_lines)
         cases.append(
             Case(
                 case_id,
@@ -79,15 +79,15 @@ def read_cases(source: str | Path, images: str | Path | None = None) -> CaseTabl
                 group=row.get("group", ""),
                 confirmed_by=row.get("confirmed_by") or "unknown",
                 image_ref=row["image"],
-                attributes={c: row[c] for c in columns if c not in named and row[c]},
+                attributes={c: row[c] for c in columns if c not in fields and row[c]},
             )
         )
     files.check(source)
-    return CaseTable(cases, _resemblances(columns, (*named, *DERM7PT_PHRASES)))
+    return CaseTable(cases, _similar_names(columns, (*fields, *DERM7PT_PHRASES)))
 
 
-def _unique_id(row: dict[str, str], column: str, table: Path, line: int, seen: dict[str, int]) -> str:
-    """Check a row's case id against those of earlier lines, and note it among them."""
+def _unique_id(row: dict[str, str], column: str, table: Path, line: int, first_lines: dict[str, int]) -> str:
+    """Return the case id of a row, and add its line to `first_lines`. Raises InputError if it is not new."""
     case_id = row[column]
     if not case_id:
         raise InputError(
@@ -95,15 +95,15 @@ def _unique_id(row: dict[str, str], column: str, table: Path, line: int, seen: d
             code="table-value",
             expected="a unique id for each case",
         )
-    if case_id in seen:
+    if case_id in first_lines:
         raise InputError(
             f"{table}, line {line}: {column} {case_id!r:.80} appears twice",
             code="table-duplicate",
             expected="each case once",
-            found=f"it first stands in line {seen[case_id]}",
+            found=f"it first stands in line {first_lines[case_id]}",
             cure="remove or rename one",
         )
-    seen[case_id] = line
+    first_lines[case_id] = line
     return case_id
 
 
@@ -130,7 +130,7 @@ def read_ids(path: str | Path) -> set[str]:
 
 
 def _text(path: Path) -> str:
-    """Return the text of a file. Raises InputError for one of too many bytes, OSError, and ValueError."""
+    """Return the text of a file. Raises InputError for too many bytes or another encoding, OSError."""
     with path.open("rb") as file:
         data = file.read(MAX_BYTES + 1)
     if len(data) > MAX_BYTES:
@@ -144,9 +144,9 @@ def _text(path: Path) -> str:
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        wide = data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+        is_utf16 = data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
         line = data.count(b"\n", 0, error.start) + 1
-        found = "UTF-16" if wide else f"a byte that is not UTF-8 in line {line}: {data[error.start]:#04x}"
+        found = "UTF-16" if is_utf16 else f"a byte that is not UTF-8 in line {line}: {data[error.start]:#04x}"
         raise InputError(
             f"{path} cannot be read",
             code="table-unreadable",
@@ -157,7 +157,7 @@ def _text(path: Path) -> str:
 
 
 def _trimmed(text: str) -> str:
-    """Return a cell without the spaces around it."""
+    """Return a cell without the spaces and invisible marks around it."""
     while (shorter := text.strip().strip(_NO_WIDTH)) != text:
         text = shorter
     return text
@@ -176,46 +176,25 @@ def _read_derm7pt(folder: Path) -> CaseTable:
         )
     _, rows = _read_csv(meta, ("case_num", "diagnosis", "derm", *DERM7PT_PHRASES))
     files = _Files(root / "images")
-    cases, left_out = [], Counter[str]()
-    unknown: dict[str, list[int]] = {}
-    strange: dict[str, list[int]] = {}
-    seen = dict[str, int]()
+    cases, left_out, first_lines = [], Counter[str](), dict[str, int]()
     for line, row in rows:
-        _unique_id(row, "case_num", meta, line, seen)
-        for name, known in DERM7PT_VALUES.items():
-            if row[name] and row[name] not in known:
-                strange.setdefault(f"{name} {row[name]!r:.80}", []).append(line)
+        _unique_id(row, "case_num", meta, line, first_lines)
         group = derm7pt_group(row["diagnosis"])
         if group is None:
-            if row["diagnosis"] in _DERM7PT_OTHERS:
-                left_out[row["diagnosis"]] += 1
-            else:
-                unknown.setdefault(f"{row['diagnosis']!r:.80}", []).append(line)
+            left_out[row["diagnosis"]] += 1
             continue
-        attributes = {name: row[name] for name in DERM7PT_PHRASES if row[name]}
-        confirmed = row.get("confirmed_by") or "unknown"
         cases.append(
             Case(
                 row["case_num"],
                 files.find(row["derm"], line),
                 diagnosis=row["diagnosis"],
-                attributes=attributes,
+                attributes={name: row[name] for name in DERM7PT_PHRASES if row[name]},
                 group=group,
-                confirmed_by=confirmed,
+                confirmed_by=row.get("confirmed_by") or "unknown",
                 image_ref=row["derm"],
             )
         )
-    for what, found in (("diagnoses", unknown), ("values", strange)):
-        if found:
-            raise InputError(
-                f"{meta} has {what} that Derm7pt does not know",
-                code="table-value",
-                expected="the words of the released table",
-                found="; ".join(
-                    f"{name} ({len(lines)}, first in line {lines[0]})" for name, lines in found.items()
-                ),
-                cure="correct them, or make a CASES.csv, which takes any words",
-            )
+    _check_derm7pt_words(meta, rows)
     files.check(meta)
     notes = []
     if left_out:
@@ -226,44 +205,41 @@ def _read_derm7pt(folder: Path) -> CaseTable:
     return CaseTable(cases, notes)
 
 
-def _read_csv(path: Path, needed: tuple[str, ...]) -> tuple[list[str], list[tuple[int, dict[str, str]]]]:
+def _check_derm7pt_words(meta: Path, rows: list[_Row]) -> None:
+    """Raise InputError for diagnoses, then for values of criteria, that the released table does not have."""
+    diagnoses: dict[str, list[int]] = {}
+    values: dict[str, list[int]] = {}
+    for line, row in rows:
+        if derm7pt_group(row["diagnosis"]) is None and row["diagnosis"] not in _DERM7PT_OTHERS:
+            diagnoses.setdefault(f"{row['diagnosis']!r:.80}", []).append(line)
+        for name, known in DERM7PT_VALUES.items():
+            if row[name] and row[name] not in known:
+                values.setdefault(f"{name} {row[name]!r:.80}", []).append(line)
+    for what, unknown in (("diagnoses", diagnoses), ("values", values)):
+        if unknown:
+            raise InputError(
+                f"{meta} has {what} that Derm7pt does not know",
+                code="table-value",
+                expected="the words of the released table",
+                found="; ".join(
+                    f"{word} ({len(lines)}, first in line {lines[0]})" for word, lines in unknown.items()
+                ),
+                cure="correct them, or make a CASES.csv, which takes any words",
+            )
+
+
+def _read_csv(path: Path, needed: tuple[str, ...]) -> tuple[list[str], list[_Row]]:
     """Return the names of the columns, and of each row its line and its cells by name."""
     try:
         reader = csv.reader(io.StringIO(_text(path), newline=""), strict=True)
         header = [nfc(_trimmed(name)) for name in next(reader, [])]
         _check_header(header, needed, path)
         columns = [name for name in header if name]
-        rows = []
-        for cells in reader:
-            if not cells:  # an empty line
-                continue
-            where = f"{path}, line {reader.line_num}"
-            if len(cells) != len(header):
-                raise InputError(
-                    f"{where}: the row does not fit the header",
-                    code="table-row",
-                    expected=f"{len(header)} cells",
-                    found="more" if len(cells) > len(header) else "fewer",
-                )
-            row = {}
-            for name, cell in zip(header, cells, strict=True):
-                if len(cell) > MAX_CELL or not is_storable(cell):
-                    raise InputError(
-                        f"{where}: {name!r:.80} cannot be stored",
-                        code="table-value",
-                        expected=f"text of at most {MAX_CELL:,} characters",
-                        found=f"{len(cell):,}" if len(cell) > MAX_CELL else "a NUL",
-                    )
-                if name:  # a file has its name in the very spelling
-                    row[name] = _trimmed(cell) if name in _FILES else nfc(_trimmed(cell))
-                elif _trimmed(cell):
-                    raise InputError(
-                        f"{where}: a cell stands below a column without a name",
-                        code="table-columns",
-                        expected="a name for each column that has cells",
-                        found=f"{cell!r:.80}",
-                    )
-            rows.append((reader.line_num, row))
+        rows = [
+            (reader.line_num, _parse_row(header, cells, f"{path}, line {reader.line_num}"))
+            for cells in reader
+            if cells  # an empty line has none
+        ]
     except FileNotFoundError:
         raise InputError(
             f"{path} does not exist",
@@ -286,6 +262,36 @@ def _read_csv(path: Path, needed: tuple[str, ...]) -> tuple[list[str], list[tupl
             found="the header alone",
         )
     return columns, rows
+
+
+def _parse_row(header: list[str], cells: list[str], where: str) -> dict[str, str]:
+    """Return the cells of a row by the name of their column. Raises InputError, which names the line."""
+    if len(cells) != len(header):
+        raise InputError(
+            f"{where}: the row does not fit the header",
+            code="table-row",
+            expected=f"{len(header)} cells",
+            found="more" if len(cells) > len(header) else "fewer",
+        )
+    row = {}
+    for name, cell in zip(header, cells, strict=True):
+        if len(cell) > MAX_CELL or not is_storable(cell):
+            raise InputError(
+                f"{where}: {name!r:.80} cannot be stored",
+                code="table-value",
+                expected=f"text of at most {MAX_CELL:,} characters",
+                found=f"{len(cell):,}" if len(cell) > MAX_CELL else "a NUL",
+            )
+        if name:  # the name of a file stays in the spelling of the table
+            row[name] = _trimmed(cell) if name in _FILE_COLUMNS else nfc(_trimmed(cell))
+        elif _trimmed(cell):
+            raise InputError(
+                f"{where}: a cell stands below a column without a name",
+                code="table-columns",
+                expected="a name for each column that has cells",
+                found=f"{cell!r:.80}",
+            )
+    return row
 
 
 def _check_header(header: list[str], needed: tuple[str, ...], path: Path) -> None:
@@ -314,22 +320,22 @@ def _check_header(header: list[str], needed: tuple[str, ...], path: Path) -> Non
         )
 
 
-def _resemblances(columns: list[str], known: Collection[str]) -> list[str]:
-    """Say of each column that is nearly one that is known that it is not taken for that."""
+def _similar_names(columns: list[str], known: Collection[str]) -> list[str]:
+    """Return a note for each column whose name is that of a known column but for case and signs."""
 
-    def plain(name: str) -> str:
+    def simplify(name: str) -> str:
         return "".join(c for c in name.casefold() if c.isalnum())
 
-    by_plain = {plain(name): name for name in known}
+    known_by_letters = {simplify(name): name for name in known}
     return [
         f"column {column!r} becomes an attribute of its own: write {meant!r} if you mean that"
         for column in columns
-        if column not in known and (meant := by_plain.get(plain(column)))
+        if column not in known and (meant := known_by_letters.get(simplify(column)))
     ]
 
 
 class _Files:
-    """Find image files, whatever the case and spelling of their names, and report all faults at once."""
+    """Finds image files, whatever the case and spelling of their names, and reports all faults at once."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -346,10 +352,10 @@ class _Files:
             faults.append((line, name))
             return self._folder
         try:
-            there = bool(name) and path.is_file()
+            exists = bool(name) and path.is_file()
         except (OSError, ValueError):  # a name that no file can have
-            there = False
-        if not there:
+            exists = False
+        if not exists:
             self._missing.append((line, name))
         return path
 
@@ -359,7 +365,7 @@ class _Files:
                 f"{table} names {len(self._outside)} image files outside the folder of images",
                 code="table-image-outside",
                 expected=f"paths relative to {self._folder}, and below it",
-                found=_listed(self._outside),
+                found=_list_first(self._outside),
                 cure="name a folder above all of them with --images, and the files relative to it",
             )
         if self._ambiguous:
@@ -367,7 +373,7 @@ class _Files:
                 f"{table} names {len(self._ambiguous)} image files that may be one of several",
                 code="table-image-ambiguous",
                 expected=f"one file below {self._folder} for each name, whatever the case of its letters",
-                found=_listed(self._ambiguous),
+                found=_list_first(self._ambiguous),
                 cure="write the names just as the files have them, or rename files",
             )
         if self._missing:
@@ -375,11 +381,12 @@ class _Files:
                 f"{table} names {len(self._missing)} image files that do not exist",
                 code="table-image",
                 expected=f"files below {self._folder}",
-                found=_listed(self._missing),
+                found=_list_first(self._missing),
                 cure="correct the names, or name the folder with --images",
             )
 
 
-def _listed(lines: list[tuple[int, str]]) -> str:
-    shown = ", ".join(f"line {line}: {f'{name:.80}' or '(empty)'}" for line, name in lines[:5])
-    return shown + (f" and {len(lines) - 5} more" if len(lines) > 5 else "")
+def _list_first(names: list[tuple[int, str]]) -> str:
+    """Return the first five of some names with their lines, and the number of the others."""
+    first = ", ".join(f"line {line}: {f'{name:.80}' or '(empty)'}" for line, name in names[:5])
+    return first + (f" and {len(names) - 5} more" if len(names) > 5 else "")

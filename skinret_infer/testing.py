@@ -30,19 +30,18 @@ def check_store(
     filters: bool = True,
     score_error: float = 1e-12,
 ) -> None:
-    """Raise AssertionError, which names the promise, unless a store keeps what `Store` promises.
+    """Raise AssertionError, which names the promise, unless a store keeps the promises of `Store`.
 
     Parameters
     ----------
     open_store :
-        opens the store at one place, which holds no case before the first call; called several times.
+        opens the store at one place; it is called several times. Before the first call the store is empty.
     layout :
         the layout of the descriptors that the store takes.
     durable :
-        whether cases outlive `close`, and are seen by a store that is open beside it; False for a store in
-        memory.
+        whether cases outlive `close`, and a second open store sees them; False for a store in memory.
     filters :
-        whether the store knows `where`.
+        whether the store supports `where`.
     score_error :
         how far a score may be from the sum in float64. A store that sums in float32 needs about 1e-6; its
         cases may change places only where their scores are nearer than twice that.
@@ -58,16 +57,16 @@ def check_store(
         checks.refusing()
         checks.several_threads()
         if durable:
-            checks.seen_by_another(open_store)
-        left = {case_id: store.get([case_id])[case_id] for case_id in store.case_ids()}
+            checks.two_stores(open_store)
+        remaining = {case_id: store.get([case_id])[case_id] for case_id in store.case_ids()}
     _promise("a closed store says so", _raises(ArchiveError, store.check_open))
     if durable:
         with contextlib.closing(open_store()) as store:
-            _promise("cases outlive close()", store.get(list(left)) == left)
+            _promise("cases outlive close()", store.get(list(remaining)) == remaining)
 
 
 class _Checks:
-    """The promises one after the other, on a store whose cases are known."""
+    """One method for each group of promises, on a store whose cases are known."""
 
     def __init__(self, store: Store, layout: Layout, score_error: float) -> None:
         self.store, self.layout, self.score_error = store, layout, score_error
@@ -178,12 +177,12 @@ class _Checks:
         with ThreadPoolExecutor(4) as pool:
             writer, *readers = pool.submit(write_and_remove), *(pool.submit(search) for _ in range(3))
             writer.result()
-            seen = set[int]().union(*(reader.result() for reader in readers))
-        _promise("a search sees a batch whole or not at all", seen <= {0, 4}, sorted(seen))
+            counts = set[int]().union(*(reader.result() for reader in readers))
+        _promise("a search sees a batch whole or not at all", counts <= {0, 4}, sorted(counts))
         self._holds_the_cases()
 
-    def seen_by_another(self, open_store: Callable[[], Store]) -> None:
-        """A store that is open beside this one sees its changes, and this one sees the other's."""
+    def two_stores(self, open_store: Callable[[], Store]) -> None:
+        """Open a second store: each sees the changes of the other."""
         with contextlib.closing(open_store()) as other:
             _promise("a store opened beside another has its cases", other.case_ids() == sorted(self.cases))
             self.cases["beside"] = _record("beside", 3), random_descriptors(self.layout, 1, seed=5)[0]
@@ -217,18 +216,18 @@ class _Checks:
         exclude: Collection[str] = (),
         is_true: Callable[[Record], bool] = lambda record: True,
     ) -> None:
-        """Compare a search for two queries with a search by hand, in which `is_true` stands for `where`."""
+        """Compare a search for two queries with the scores of all cases; `is_true` stands for `where`."""
         weights = self._weights() if weights is None else weights
         queries = random_descriptors(self.layout, 2, seed=7)
-        found = self.store.search(queries, weights, k, where, exclude)
+        result = self.store.search(queries, weights, k, where, exclude)
         allowed = {
             case_id: case
             for case_id, case in self.cases.items()
             if case_id not in exclude and is_true(case[0])
         }
         promise = f"search finds {what}"
-        _promise(f"{promise}, and counts what it searched", found.searched == len(allowed), found.searched)
-        for query, matches in zip(queries, found.matches, strict=True):
+        _promise(f"{promise}, and counts what it searched", result.searched == len(allowed), result.searched)
+        for query, matches in zip(queries, result.matches, strict=True):
             _promise(f"{promise}, {k} at most", len(matches) == min(k, len(allowed)), len(matches))
             if allowed:
                 self._compare(promise, query, weights, allowed, matches)
@@ -306,8 +305,8 @@ def _age(case: Record) -> float:
     return float(case.attributes.get("age", "nan"))
 
 
-def _promise(promise: str, kept: bool, found: object = "") -> None:
-    if not kept:
+def _promise(promise: str, is_kept: bool, found: object = "") -> None:
+    if not is_kept:
         raise AssertionError(
             f"the store does not keep a promise: {promise}" + (f"; found {found}" if found != "" else "")
         )

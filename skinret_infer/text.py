@@ -1,4 +1,4 @@
-"""Words in, token ids out: the text recipe of a bundle, and how a case's attributes read as words."""
+"""The text recipe of a bundle: from a query's words to token ids, and from a case's attributes to words."""
 
 import unicodedata
 from collections.abc import Mapping, Sequence
@@ -17,7 +17,7 @@ Tokens = npt.NDArray[np.int64]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TextRecipe:
-    """How words become the input of the text encoder. Kept in the manifest; training uses it too."""
+    """How words become the input of the text encoder. It is in the manifest; training uses it too."""
 
     length: int = 64  # tokens; a full Derm7pt checklist takes 59 with its two special tokens
     phrases: Mapping[str, str] = field(default_factory=lambda: dict(DERM7PT_PHRASES))
@@ -26,9 +26,11 @@ class TextRecipe:
 
 
 def phrases_of(attributes: Mapping[str, Any], phrases: Mapping[str, str]) -> list[str]:
-    """Return the phrase of each attribute that has one, in that order; "present" is left out."""
-    said = {name: str(attributes[name]) for name in phrases if attributes.get(name) not in (None, "")}
-    return [phrases[name].format("" if value == "present" else value).strip() for name, value in said.items()]
+    """Return the phrase of each attribute that has one, in the order of `phrases`, without "present"."""
+    values = {name: str(attributes[name]) for name in phrases if attributes.get(name) not in (None, "")}
+    return [
+        phrases[name].format("" if value == "present" else value).strip() for name, value in values.items()
+    ]
 
 
 def attributes_to_text(attributes: Mapping[str, Any], phrases: Mapping[str, str]) -> str:
@@ -75,12 +77,14 @@ class TextEncoderInput:
         try:
             text = tokenizer_json.decode("utf-8") if isinstance(tokenizer_json, bytes) else tokenizer_json
             self._tokenizer = Tokenizer.from_str(text)
-            self._tokenizer.no_padding()  # of a length that the file says, which may be any
+            self._tokenizer.no_padding()  # the file may ask for any length
             self._tokenizer.no_truncation()
             self._tokenizer.encode("a trial")
         except (KeyboardInterrupt, SystemExit):
             raise
-        except BaseException as error:  # a bare Exception of tokenizers, or a panic of Rust, which is none
+        except (
+            BaseException
+        ) as error:  # tokenizers raises a bare Exception, or PanicException, a BaseException
             raise BundleError(
                 "tokenizer.json cannot be read",
                 code="bundle-tokenizer",
@@ -106,7 +110,7 @@ class TextEncoderInput:
             )
 
     def __call__(self, texts: Sequence[str]) -> tuple[Tokens, Tokens, list[list[str]]]:
-        """Return input_ids and attention_mask, int64 [B, n], and for each text a list of warnings."""
+        """Return input_ids and attention_mask, int64 [B, n], and the warnings of each text."""
         encodings = self._tokenizer.encode_batch(list(texts))
         ids = np.array([e.ids for e in encodings], np.int64)
         mask = np.array([e.attention_mask for e in encodings], np.int64)
@@ -118,10 +122,12 @@ class TextEncoderInput:
             text[slice(*o)] for i, o in zip(encoding.ids, encoding.offsets, strict=True) if i == self._unknown
         ]
         if words:
-            unknown = f"words that the model does not know: {', '.join(words)}"
-            warnings.append(SkinretWarning(unknown, "words-unknown"))
+            message = f"words that the model does not know: {', '.join(words)}"
+            warnings.append(SkinretWarning(message, "words-unknown"))
         if encoding.overflowing:
-            read = max(end for _, end in encoding.offsets)
-            cut = f"the text is longer than {len(encoding.ids)} tokens; not read: {text[read:].strip(' ,')!r}"
-            warnings.append(SkinretWarning(cut, "words-cut"))
+            end = max(end for _, end in encoding.offsets)
+            message = (
+                f"the text is longer than {len(encoding.ids)} tokens; not read: {text[end:].strip(' ,')!r}"
+            )
+            warnings.append(SkinretWarning(message, "words-cut"))
         return warnings

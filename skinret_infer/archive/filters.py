@@ -55,7 +55,7 @@ class Condition:
     values: frozenset[_Key]
     range: Range | None
     kind: str  # the kind of value that can match: "text", "a number", "true or false", or "" for any
-    wanted: str  # the filter as it was written, for a message
+    text: str  # the filter as it was written, for a message
 
 
 class Column:
@@ -195,7 +195,7 @@ def parse_filter(where: Mapping[str, Any] | None, columns: Sequence[Columns]) ->
                 f"no case can match the filter on {condition.name!r}",
                 code="filter-type",
                 expected=" or ".join(sorted(kinds)),
-                found=f"{condition.wanted}, {condition.kind}",
+                found=f"{condition.text}, {condition.kind}",
             )
     return conditions
 

@@ -294,44 +294,64 @@ def candidates(
     """
     queries = [projection.query(y) for y in ys]
     zs = np.stack([z for z, _, _ in queries])
-    best = [np.empty(0, np.float32) for _ in queries]  # the k greatest lower bounds so far
-    least = [_LEAST] * len(queries)  # the k-th of them, once there are k
-    batches: list[list[tuple[Ids, Vector]]] = [
-        [] for _ in queries
-    ]  # the cases of each segment not pruned yet
+    prunings = [_Pruning(k) for _ in queries]
     for segment, mask in zip(segments, masks, strict=True):
-        z, rho, ids, excluded = segment.z, segment.rho, segment.ids, None
-        if mask is not None and 2 * np.count_nonzero(mask) > len(mask):
-            excluded = ~mask  # less than half: a copy of the allowed cases would take longer
-        elif mask is not None:
-            rows = np.flatnonzero(mask)
-            z, rho, ids = z.take(rows, 0), rho.take(rows), ids.take(rows)
+        z, rho, ids, excluded = _allowed_rows(segment, mask)
         if not len(ids):
             continue
         # Not BLAS for few queries: its threads spin for 20 ms more, on the cores that the next query needs.
         estimates = zs @ z.T if len(zs) > 3 else [np.einsum("ij,j->i", z, query_z) for query_z in zs]
-        for n, (_, query_rho, rounding) in enumerate(queries):
+        for (_, query_rho, rounding), estimate, pruning in zip(queries, estimates, prunings, strict=True):
             slack = np.float32(query_rho) * rho + np.float32(rounding * max_norm)
-            lower, upper = estimates[n] - slack, estimates[n] + slack
+            lower, upper = estimate - slack, estimate + slack
             if excluded is not None:
                 lower[excluded] = upper[excluded] = -np.inf
-            # k cases score at least the k-th greatest lower bound: a case whose upper bound is below it is
-            # not among the k best. Before there are k lower bounds, `least` prunes nothing.
-            if len(greater := lower[lower > least[n]]):
-                best[n] = np.concatenate([best[n], greater])
-                if len(best[n]) >= k:
-                    best[n] = np.partition(best[n], len(best[n]) - k)[-k:]
-                    least[n] = float(best[n][0])
-            rows = np.flatnonzero(upper >= least[n])
-            batches[n].append((ids[rows], upper[rows]))
-    results = []
-    for n, pairs in enumerate(batches):
-        ids = np.concatenate([i for i, _ in pairs] or [np.empty(0, np.int64)])
-        upper = np.concatenate([u for _, u in pairs] or [np.empty(0, np.float32)])
-        rows = np.flatnonzero(upper >= least[n])
+            pruning.add(ids, lower, upper)
+    return [pruning.candidates() for pruning in prunings]
+
+
+def _allowed_rows(
+    segment: SegmentIndex, mask: npt.NDArray[np.bool_] | None
+) -> tuple[Vector, Vector, Ids, npt.NDArray[np.bool_] | None]:
+    """Return z, rho and row ids of the allowed cases, or of all cases with a mask of the excluded ones."""
+    if mask is None:
+        return segment.z, segment.rho, segment.ids, None
+    if 2 * np.count_nonzero(mask) > len(mask):  # a copy of so many cases would take longer
+        return segment.z, segment.rho, segment.ids, ~mask
+    rows = np.flatnonzero(mask)
+    return segment.z.take(rows, 0), segment.rho.take(rows), segment.ids.take(rows), None
+
+
+class _Pruning:
+    """The bounds of one query: the k greatest lower bounds so far, and the cases that they do not prune."""
+
+    def __init__(self, k: int) -> None:
+        self._k = k
+        self._best = np.empty(0, np.float32)
+        self._kth = _LEAST  # the k-th greatest lower bound, once there are k; until then it prunes nothing
+        self._batches: list[tuple[Ids, Vector]] = []
+
+    def add(self, ids: Ids, lower: Vector, upper: Vector) -> None:
+        """Add the cases of a segment with their bounds.
+
+        k cases score at least the k-th greatest lower bound: a case whose upper bound is below it is not
+        among the k best.
+        """
+        if len(greater := lower[lower > self._kth]):
+            self._best = np.concatenate([self._best, greater])
+            if len(self._best) >= self._k:
+                self._best = np.partition(self._best, len(self._best) - self._k)[-self._k :]
+                self._kth = float(self._best[0])
+        rows = np.flatnonzero(upper >= self._kth)
+        self._batches.append((ids[rows], upper[rows]))
+
+    def candidates(self) -> tuple[Ids, Vector]:
+        """Return the row ids that are not pruned, and their upper bounds, best first."""
+        ids = np.concatenate([i for i, _ in self._batches] or [np.empty(0, np.int64)])
+        upper = np.concatenate([u for _, u in self._batches] or [np.empty(0, np.float32)])
+        rows = np.flatnonzero(upper >= self._kth)
         rows = rows[np.argsort(-upper[rows], kind="stable")]
-        results.append((ids[rows], upper[rows]))
-    return results
+        return ids[rows], upper[rows]
 
 
 def rescore(

@@ -1,4 +1,4 @@
-"""`skinret archive`: look after an archive. None of it needs a bundle."""
+"""`skinret archive`: look after an archive. No command needs a bundle."""
 
 import contextlib
 import json
@@ -97,17 +97,17 @@ def check(archive: Path, repair: bool, as_json: bool) -> None:
     """
     with contextlib.closing(Archive.open(archive)) as opened:
         with progress("checking") as bar:
-            faults = found = maintenance.check(opened, bar)
-        if found and repair:
+            faults = first_faults = maintenance.check(opened, bar)
+        if faults and repair:
             try:
                 maintenance.repair(opened)
             except ArchiveError as error:
-                if error.code != "archive-damaged":  # else the next check says what is left
+                if error.code != "archive-damaged":  # otherwise the next check finds the remaining faults
                     raise
             with progress("checking again") as bar:
                 faults = maintenance.check(opened, bar)
         cases = None if faults else len(opened)
-        repaired = [fault for fault in found if fault not in faults]
+        repaired = [fault for fault in first_faults if fault not in faults]
         report = {
             "archive": str(archive),
             "model": opened.model,
@@ -144,7 +144,7 @@ def backup(archive: Path, target: Path) -> None:
 @click.argument("archive", type=PATH)
 @report_errors
 def compact(archive: Path) -> None:
-    """Give back the space of removed cases, and fit what speeds a search to those that ARCHIVE holds now."""
+    """Give back the space of removed cases, and fit the pruning index to the cases that ARCHIVE holds now."""
     with contextlib.closing(Archive.open(archive)) as opened:
         before = archive.stat().st_size
         maintenance.compact(opened)
@@ -159,8 +159,8 @@ def compact(archive: Path) -> None:
 def export_command(archive: Path, folder: Path) -> None:
     """Write the cases of ARCHIVE to FOLDER: cases.csv, descriptors.npy, and archive.json that describes them.
 
-    FOLDER may not be there yet. A text that begins like a formula gets an apostrophe before it, which an
-    import takes away again.
+    FOLDER may not exist yet. A text that begins like a formula gets an apostrophe before it, which an
+    import removes again.
     """
     with contextlib.closing(Archive.open(archive)) as opened, progress("exporting") as bar:
         count = export_archive(opened, folder, bar)
@@ -175,10 +175,10 @@ def export_command(archive: Path, folder: Path) -> None:
 @json_option
 @report_errors
 def import_command(archive: Path, folder: Path, duplicate: str | None, as_json: bool) -> None:
-    """Add the cases of FOLDER, which `skinret archive export` made, to ARCHIVE, which is made if need be.
+    """Add the cases of FOLDER, which `skinret archive export` made, to ARCHIVE, or to a new archive.
 
-    An import that was interrupted can simply be run again. A case that is there already, unchanged, is left;
-    one with other facts is an error.
+    An import that was interrupted can simply be run again. A case that ARCHIVE holds with the same facts
+    stays as it is. A case that it holds with other facts is an error.
     """
     with contextlib.closing(archive_for(folder, archive)) as opened:
         with progress("importing") as bar:

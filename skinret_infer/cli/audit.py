@@ -1,4 +1,4 @@
-"""`skinret audit`: the care of the log of queries."""
+"""`skinret audit`: verify the log of queries."""
 
 import json
 import sys
@@ -12,7 +12,7 @@ from .common import PATH, json_option, report_errors
 
 @click.group(short_help="Verify the log of queries.")
 def audit() -> None:
-    """Look after the log of queries."""
+    """Verify the log of queries."""
 
 
 @audit.command("verify", short_help="Read the whole log and say whether it is unchanged.")

@@ -1,4 +1,4 @@
-"""`skinret bundle`: who made a bundle. All of it needs the extra `sign`."""
+"""`skinret bundle`: keys, signatures and their verification. Every command needs the extra `sign`."""
 
 import json
 import os
@@ -22,10 +22,14 @@ def bundle() -> None:
 @bundle.command(short_help="Make a pair of keys.")
 @click.argument("private", type=PATH)
 @click.argument("public", type=PATH)
-@click.option("--passphrase", is_flag=True, help=f"Protect PRIVATE by {PASSPHRASE}, or by what is typed in.")
+@click.option(
+    "--passphrase",
+    is_flag=True,
+    help=f"Protect PRIVATE with a passphrase: {PASSPHRASE}, or one that you type.",
+)
 @report_errors
 def keygen(private: Path, public: Path, passphrase: bool) -> None:
-    """Write a new Ed25519 key to the files PRIVATE and PUBLIC, as openssl does; neither may be there yet."""
+    """Write a new Ed25519 key to the files PRIVATE and PUBLIC, as openssl does. Neither may exist yet."""
     name = signing.make_keys(private, public, _passphrase(confirm=True) if passphrase else None)
     click.echo(f"{private} signs, {public} verifies; their id is {name}", err=True)
 

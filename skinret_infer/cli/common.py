@@ -1,4 +1,4 @@
-"""What the commands share: words and exit codes for errors, bars on a terminal, and a few options."""
+"""Shared by the commands: messages and exit codes of errors, progress bars, and a few options."""
 
 import contextlib
 import errno
@@ -27,10 +27,13 @@ key_option = click.option(
 )
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON on stdout.")
 replace_option = click.option(
-    "--replace", "duplicate", flag_value="replace", help="Replace a case that is there with other facts."
+    "--replace",
+    "duplicate",
+    flag_value="replace",
+    help="Replace a case that the archive holds with other facts.",
 )
 skip_option = click.option(
-    "--skip", "duplicate", flag_value="skip", help="Leave a case that is there with other facts."
+    "--skip", "duplicate", flag_value="skip", help="Skip a case that the archive holds with other facts."
 )
 
 
@@ -40,7 +43,9 @@ def report_errors(command: Callable[P, R]) -> Callable[P, R]:
     @functools.wraps(command)
     def wrapped(*args: P.args, **kwargs: P.kwargs) -> R:
         for stream in (sys.stdout, sys.stderr):
-            if isinstance(stream, io.TextIOWrapper):  # a character that it cannot encode is no reason to end
+            if isinstance(
+                stream, io.TextIOWrapper
+            ):  # a character that it cannot encode must not end the command
                 stream.reconfigure(errors="backslashreplace")
         try:
             return command(*args, **kwargs)
@@ -65,13 +70,13 @@ def load_command(module: str, name: str, extra: str) -> click.Command:
         command: click.Command = importlib.import_module(module).main
     except (ImportError, OSError) as error:  # a library that is not found is an OSError
         if isinstance(error, ImportError) and (error.name or "").startswith("skinret"):
-            raise  # a fault of ours
+            raise  # a fault of this package
         return unable(name, missing_extra(f"`{name}` cannot run here", error, extra))
     return command
 
 
 def unable(name: str, why: SkinretError) -> click.Command:
-    """Return a command that cannot run here, and says why."""
+    """Return a command that only reports why it cannot run here."""
 
     @click.command(
         name,
@@ -92,8 +97,8 @@ def unable(name: str, why: SkinretError) -> click.Command:
 
 @contextlib.contextmanager
 def progress(label: str) -> Iterator[Callable[[int, int | None], None]]:
-    """Show a bar on stderr if that is a terminal; give the function that moves it."""
-    hidden = sys.stderr is None or not sys.stderr.isatty()  # there is none in a window, by pythonw
+    """Show a progress bar on stderr if that is a terminal, and yield the function that moves it."""
+    hidden = sys.stderr is None or not sys.stderr.isatty()  # pythonw has no stderr
     with click.progressbar(length=1, label=label, file=sys.stderr, hidden=hidden) as bar:
 
         def move(done: int, total: int | None) -> None:
@@ -106,7 +111,7 @@ def progress(label: str) -> Iterator[Callable[[int, int | None], None]]:
 class GroupedCommand(click.Command):
     """A command whose help shows its options in groups.
 
-    groups : the title of each group with the names of its parameters; the rest stands under "Options".
+    groups : the title of each group with the names of its parameters; the others are listed under "Options".
     """
 
     def __init__(self, *arguments: Any, groups: Mapping[str, Sequence[str]], **options: Any) -> None:

@@ -46,7 +46,7 @@ def build(
     cache: Path | None,
     key: Path | None,
 ) -> None:
-    """Build the engines of BUNDLE's four graphs, unless the cache has good ones, and print their paths."""
+    """Build the engines of BUNDLE's four graphs, unless the cache has valid ones, and print their paths."""
     paths = build_engines(
         bundle,
         runtime,

@@ -1,4 +1,4 @@
-"""The command line. It only calls the library: words for a person on stderr, data on stdout."""
+"""The command line. It only calls the library: messages go to stderr, data to stdout."""
 
 import importlib.metadata
 import json
@@ -46,32 +46,32 @@ _NUMBER = re.compile(r"[+-]?\d+(\.\d+)?([eE][+-]?\d+)?", re.ASCII)
 
 
 class _Group(click.Group):
-    """Commands of this package, and those that other packages announce under `skinret.commands`."""
+    """The commands of this package, and the entry points `skinret.commands` of other packages."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        return sorted({*super().list_commands(ctx), *(e.name for e in _announced())})
+        return sorted({*super().list_commands(ctx), *(e.name for e in _plugins())})
 
     def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
-        entry = next((e for e in _announced() if e.name == name), None)
+        entry = next((e for e in _plugins() if e.name == name), None)
         if entry is None:
             return super().get_command(ctx, name)
         try:
             if isinstance(command := entry.load(), click.Command):
                 return command
             error: Exception = TypeError(f"{type(command).__name__} is no command")
-        except Exception as raised:  # whatever it is, the other commands must work
-            error = raised
-        wrong = f"`skinret {name}` cannot run here"
+        except Exception as failure:  # whatever it is, the other commands must work
+            error = failure
+        message = f"`skinret {name}` cannot run here"
         if entry.module.startswith("skinret_"):
-            return unable(name, missing_extra(wrong, error, "export"))
-        found, cure = f"{type(error).__name__}: {error}", "install the package that brings it again"
+            return unable(name, missing_extra(message, error, "export"))
+        found, cure = f"{type(error).__name__}: {error}", "reinstall the package that provides it"
         why = RuntimeUnavailable(
-            wrong, code="command-broken", expected=f"a command at {entry.value}", found=found, cure=cure
+            message, code="command-broken", expected=f"a command at {entry.value}", found=found, cure=cure
         )
         return unable(name, why)
 
 
-def _announced() -> importlib.metadata.EntryPoints:
+def _plugins() -> importlib.metadata.EntryPoints:
     return importlib.metadata.entry_points(group="skinret.commands")
 
 
@@ -94,7 +94,7 @@ _runtime = click.option(
     "--runtime",
     default="auto",
     show_default=True,
-    help=f"auto or {', '.join(RUNTIMES)}; one by name is used or refused.",
+    help=f"auto or {', '.join(RUNTIMES)}; a named runtime is used or refused, never replaced.",
 )
 _threads = click.option(
     "--threads", type=click.IntRange(1), help="For the runtime.  [default: the CPUs this process may use]"
@@ -103,7 +103,7 @@ _precision = click.option(
     "--precision",
     default="auto",
     show_default=True,
-    help="auto, fp32, bf16, fp16; below fp32 only what has passed the precision check.",
+    help="auto, fp32, bf16 or fp16; one below fp32 must have passed the precision check.",
 )
 _beta = click.option(
     "--beta",
@@ -151,19 +151,20 @@ def index(
     key: Path | None,
     as_json: bool,
 ) -> None:
-    """Add the cases of CASES to ARCHIVE; a run that was interrupted can simply be run again.
+    """Add the cases of CASES to ARCHIVE. A run that was interrupted can simply be started again.
 
-    CASES is a CSV with columns case_id, image, diagnosis and any more, which become attributes, or a Derm7pt
-    release_v0 folder. A case that is there already, unchanged, is left; one with other facts is an error.
+    CASES is a CSV file or a Derm7pt release_v0 folder. The CSV file has the columns case_id, image and
+    diagnosis; any other column becomes an attribute. A case that ARCHIVE holds with the same picture and
+    facts stays as it is. A case that it holds with others is an error.
     """
-    chosen = _chosen(cases, images, ids)
+    selection = _select_cases(cases, images, ids)
     with (
         Searcher(
             bundle, archive, runtime=runtime, precision=precision, threads=threads, trusted_keys=key
         ) as searcher,
         progress("indexing") as bar,
     ):
-        report = searcher.add(chosen, on_duplicate=duplicate or "error", progress=bar)
+        report = searcher.add(selection, on_duplicate=duplicate or "error", progress=bar)
         total = len(searcher)
     for line in report.warning_lines():
         click.echo(f"warning: {printable(line)}", err=True)
@@ -177,17 +178,18 @@ def index(
 @click.argument("archive", type=PATH)
 @click.option("--image", required=True, type=PATH, help="The dermoscopy image.")
 @click.option(
-    "--text", help='Findings in English, such as "atypical pigment network"; without, the image alone.'
+    "--text",
+    help='Findings in English, such as "atypical pigment network"; without it, the image alone is the query.',
 )
 @click.option("-k", default=DEFAULT_K, show_default=True, type=click.IntRange(1), help="How many hits.")
 @click.option(
     "--where",
     multiple=True,
     metavar="NAME=VALUE",
-    help="Only cases with this value; the same name twice: either value. Or NAME=LOW..HIGH, a number between "
-    "them; either may be left out.",
+    help="Only cases with this value; repeat a name to allow several values. NAME=LOW..HIGH allows the "
+    "numbers of a range, of which LOW or HIGH may be left out.",
 )
-@click.option("--exclude", multiple=True, metavar="CASE_ID", help="A case that may not come back.")
+@click.option("--exclude", multiple=True, metavar="CASE_ID", help="Leave out this case.")
 @click.option(
     "--figure", type=PATH, help="Draw the query and its hits to this PNG; --images names their folder."
 )
@@ -196,7 +198,9 @@ def index(
 )
 @click.option("--images", type=PATH, help="Folder of the archive's images, for --figure and --report.")
 @click.option("--audit", type=PATH, help="Record the query in this audit log.")
-@click.option("--context", multiple=True, metavar="NAME=VALUE", help="What the audit log says of the caller.")
+@click.option(
+    "--context", multiple=True, metavar="NAME=VALUE", help="A fact about the caller, for the audit log."
+)
 @_beta
 @_gamma
 @_level
@@ -242,12 +246,12 @@ def query(
             image,
             text,
             k=k,
-            where=_filters(where),
+            where=_parse_filters(where),
             exclude=exclude,
             beta=beta,
             gamma=gamma,
-            levels=_weights(levels),
-            context=dict(_named(item, "--context", "NAME=VALUE") for item in context),
+            levels=_parse_weights(levels),
+            context=dict(_split_pair(item, "--context", "NAME=VALUE") for item in context),
         )
         if report:
             without_picture = results.to_html(report, image_folder=images)
@@ -291,19 +295,19 @@ def evaluate_command(
     key: Path | None,
     as_json: bool,
 ) -> None:
-    """Query ARCHIVE with every case of CASES, with its words and without; report mAP, Acc@K and likeness.
+    """Query ARCHIVE with every case of CASES, with and without its words; report mAP, Acc@K and nDCG@10.
 
-    A hit is right if its group is the query's. A query never finds itself: its own case id and its very
-    picture under another id are left out. Equal scores are in no order.
+    A hit is right if its group is the query's. A query never finds itself: the case with its id and any case
+    with the same picture are left out. Equal scores have no order: a figure is the mean over all orders.
     """
-    chosen = _chosen(cases, images, ids)
+    selection = _select_cases(cases, images, ids)
     with (
         Searcher(
             bundle, archive, runtime=runtime, precision=precision, threads=threads, trusted_keys=key
         ) as searcher,
         progress("queries") as bar,
     ):
-        report = evaluate.evaluate(searcher, chosen, beta=beta, gamma=gamma, progress=bar)
+        report = evaluate.evaluate(searcher, selection, beta=beta, gamma=gamma, progress=bar)
     click.echo(json.dumps(report, indent=2) if as_json else evaluate.table(report))
 
 
@@ -311,7 +315,7 @@ def evaluate_command(
 @click.argument("bundle", type=PATH)
 @click.argument("cases", type=PATH)
 @click.option("--images", type=PATH, help="Folder of the images.  [default: the folder of CASES]")
-@click.option("--ids", type=PATH, help="Ask only with the case ids in this file, one a line.")
+@click.option("--ids", type=PATH, help="Query only with the case ids in this file, one a line.")
 @click.option("--runtime", required=True, help=f"One of {', '.join(RUNTIMES)}.")
 @click.option("--precision", required=True, help="bf16 or fp16.")
 @_threads
@@ -329,17 +333,19 @@ def validate_precision_command(
     key: Path | None,
     as_json: bool,
 ) -> None:
-    """Ask RUNTIME in PRECISION and ONNX Runtime in fp32 with the same cases, and compare what they find.
+    """Query with the same cases on RUNTIME in PRECISION and on ONNX Runtime in fp32; compare the hits.
 
-    At least 200 cases with words are needed. The verdict is kept in the cache folder for this bundle; a
-    precision that passed is used from then on by "auto". Exit code 3 if it is refused.
+    At least 200 cases with words are needed. The record is saved in the cache folder, for this bundle only;
+    from then on "auto" uses a precision that has passed. Exit code 3 if it is refused.
     """
-    loaded, chosen = Bundle.load(bundle, key), _chosen(cases, images, ids)
-    asked = make_validation_set(loaded.manifest, loaded.tokenizer(), chosen, f"cases of {cases.name}")
+    loaded, selection = Bundle.load(bundle, key), _select_cases(cases, images, ids)
+    validation_set = make_validation_set(
+        loaded.manifest, loaded.tokenizer(), selection, f"cases of {cases.name}"
+    )
     reference = open_engine(loaded, "onnxruntime-cpu", threads, precision="fp32")
     candidate = open_engine(loaded, runtime, threads, precision=precision, check=False)
     with progress("queries") as bar:
-        record = validate_precision(loaded, reference, candidate, asked, progress=bar)
+        record = validate_precision(loaded, reference, candidate, validation_set, progress=bar)
     click.echo(json.dumps(record, indent=2) if as_json else format_record(record))
     path = save_record(loaded, record, cache_folder())
     click.echo(f"the record is {path}", err=True)
@@ -366,13 +372,13 @@ def doctor_command(bundle: Path | None, archive: Path | None, key: Path | None, 
         sys.exit(4)
 
 
-def _filters(where: tuple[str, ...]) -> dict[str, list[str | float] | Range]:
-    """Read the options --where: a value is a text or, if it reads as a number, that number too."""
+def _parse_filters(where: tuple[str, ...]) -> dict[str, list[str | float] | Range]:
+    """Read the options --where. A value is a text; if it can be read as a number, the number matches too."""
     values: dict[str, list[str | float]] = {}
     ranges: dict[str, Range] = {}
     for item in where:
-        name, value = _named(item, "--where", "NAME=VALUE")
-        if interval := _range(value):
+        name, value = _split_pair(item, "--where", "NAME=VALUE")
+        if interval := _parse_range(value):
             if name in ranges:
                 raise click.BadParameter(f"{name} has two ranges", param_hint="--where")
             ranges[name] = interval
@@ -384,8 +390,8 @@ def _filters(where: tuple[str, ...]) -> dict[str, list[str | float] | Range]:
     return {**values, **ranges}
 
 
-def _range(value: str) -> Range | None:
-    """Return LOW..HIGH as a range, open at an end that is left out; None for anything else."""
+def _parse_range(value: str) -> Range | None:
+    """Return LOW..HIGH as a range, where a missing end is open; None for any other text."""
     low, dots, high = value.partition("..")
     if not dots or value == ".." or not all(not end or _NUMBER.fullmatch(end) for end in (low, high)):
         return None
@@ -395,25 +401,25 @@ def _range(value: str) -> Range | None:
     return Range(*ends)
 
 
-def _weights(levels: tuple[str, ...]) -> dict[str, float] | None:
+def _parse_weights(levels: tuple[str, ...]) -> dict[str, float] | None:
     weights: dict[str, float] = {}
     for item in levels:
-        name, value = _named(item, "--level-weight", "NAME=WEIGHT")
+        name, value = _split_pair(item, "--level-weight", "NAME=WEIGHT")
         if name in weights or not _NUMBER.fullmatch(value):
-            reason = "is given twice" if name in weights else "has a weight that is no number"
+            reason = "appears twice" if name in weights else "has a weight that is no number"
             raise click.BadParameter(f"{item!r}: {name!r} {reason}", param_hint="--level-weight")
         weights[name] = float(value)
     return weights or None
 
 
-def _named(item: str, option: str, form: str) -> tuple[str, str]:
+def _split_pair(item: str, option: str, form: str) -> tuple[str, str]:
     name, equals, value = item.partition("=")
     if not equals:
         raise click.BadParameter(f"{item!r} is not {form}", param_hint=option)
     return name, value
 
 
-def _chosen(cases: Path, images: Path | None, ids: Path | None) -> list[Case]:
+def _select_cases(cases: Path, images: Path | None, ids: Path | None) -> list[Case]:
     """Read a table, print its notes, and return its cases, or those whose ids a file lists."""
     table = read_cases(cases, images)
     for note in table.notes:
@@ -421,15 +427,15 @@ def _chosen(cases: Path, images: Path | None, ids: Path | None) -> list[Case]:
     if ids is None:
         return table.cases
     wanted = read_ids(ids)
-    chosen = [case for case in table.cases if case.case_id in wanted]
-    if unknown := sorted(wanted - {case.case_id for case in chosen}):
+    selection = [case for case in table.cases if case.case_id in wanted]
+    if unknown := sorted(wanted - {case.case_id for case in selection}):
         raise InputError(
             f"{len(unknown)} of the ids are not in {cases}",
             code="ids-unknown",
             expected="case ids of the table",
             found=", ".join(unknown[:5]),
         )
-    return chosen
+    return selection
 
 
 if __name__ == "__main__":

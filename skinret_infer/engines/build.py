@@ -20,20 +20,20 @@ def build_engines(
     trusted_keys: str | Path | None = None,
     notify: Notify = lambda _: None,
 ) -> list[Path]:
-    """Build the engines of the four graphs, unless the cache has good ones, and return their paths.
+    """Build the engines of the four graphs, unless the cache has valid ones, and return their paths.
 
     runtime : tensorrt or tensorrt-rtx.
-    capabilities : compute capabilities such as "8.6" to build for, by tensorrt-rtx alone, which needs no GPU
-        then; None builds for the card that is here.
-    cache : the folder of the engines; None is the one that queries look in.
-    trusted_keys : as Searcher has it.
+    capabilities : the compute capabilities to build for, such as "8.6"; only for tensorrt-rtx, which then
+        needs no GPU. None builds for the card that is here.
+    cache : the folder of the engines; None is the folder that queries use.
+    trusted_keys : as for Searcher.
 
-    Raises RuntimeUnavailable if one cannot be built, or cannot be written.
+    Raises RuntimeUnavailable if an engine cannot be built or written.
     """
     bundle = Bundle.load(bundle_path, trusted_keys)
     if runtime not in tensorrt.MODULES or (capabilities and runtime != "tensorrt-rtx"):
         raise InputError(
-            "engines cannot be built so",
+            "engines cannot be built for this target",
             code="engine-target",
             expected="tensorrt, for the card that is here, or tensorrt-rtx, for any compute capability",
             found=runtime + (f" for {', '.join(capabilities)}" if capabilities else ""),

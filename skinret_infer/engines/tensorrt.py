@@ -130,19 +130,7 @@ def load_or_build(
         )
     if name == "tensorrt-rtx":  # it compiles for the card and the driver at run time
         target = Target(capability=target.capability)
-    key = {
-        "graph": graph,
-        "onnx": bundle.manifest.files[onnx.name],
-        "precision": precision,
-        "runtime": name,
-        "version": trt.__version__,
-        "capability": target.capability,
-        "device": target.device,
-        "driver": target.driver,
-        "platform": f"{sys.platform} {platform.machine()}",
-        "profiles": f"batches {BATCHES}, tokens 1 to {bundle.manifest.text.length}",
-        "flags": _FLAGS,
-    }
+    key = _engine_key(name, trt, bundle, graph, precision, target)
     path = engine_path(cache, key)
 
     def build_engine() -> bytes:
@@ -161,6 +149,25 @@ def load_or_build(
         return engine
 
     return path, cached(path, key, build_engine, notify=notify, rejection=rejection, required=required)
+
+
+def _engine_key(
+    name: str, trt: Any, bundle: Bundle, graph: str, precision: str, target: Target
+) -> dict[str, str]:
+    """Return everything that the engine of a graph depends on, by name."""
+    return {
+        "graph": graph,
+        "onnx": bundle.manifest.files[bundle.graph(graph, precision).name],
+        "precision": precision,
+        "runtime": name,
+        "version": trt.__version__,
+        "capability": target.capability,
+        "device": target.device,
+        "driver": target.driver,
+        "platform": f"{sys.platform} {platform.machine()}",
+        "profiles": f"batches {BATCHES}, tokens 1 to {bundle.manifest.text.length}",
+        "flags": _FLAGS,
+    }
 
 
 def build(
@@ -188,6 +195,22 @@ def build(
     flags = 0 if typed is None else 1 << int(typed)
     network = _require(builder.create_network(flags), log, "a network")
     parser = _require(trt.OnnxParser(network, log), log, "a parser")
+    _parse(trt, parser, model, what, log)
+    config = _require(builder.create_builder_config(), log, "a configuration")
+    config.clear_flag(trt.BuilderFlag.TF32)
+    monitor = _monitor(trt, what, notify)
+    config.progress_monitor = monitor
+    if capabilities:
+        _set_capabilities(trt, config, capabilities, log)
+    _add_profiles(builder, network, config, tokens, log)
+    engine = builder.build_serialized_network(network, config)
+    if monitor.stopped is not None:
+        raise monitor.stopped
+    return bytes(memoryview(_require(engine, log, f"to build {what}")))
+
+
+def _parse(trt: Any, parser: Any, model: bytes, what: str, log: Any) -> None:
+    """Read an ONNX model into the network of a parser. Raises RuntimeUnavailable."""
     if not parser.parse(model):
         raise RuntimeUnavailable(
             f"{trt.__name__} cannot read {what}",
@@ -196,22 +219,28 @@ def build(
             found="; ".join(str(parser.get_error(i)) for i in range(min(parser.num_errors, 3))) or log.last,
             cure="use another runtime, or export the bundle again",
         )
-    config = _require(builder.create_builder_config(), log, "a configuration")
-    config.clear_flag(trt.BuilderFlag.TF32)
-    monitor = _monitor(trt, what, notify)
-    config.progress_monitor = monitor
-    if capabilities:
-        known = _capabilities(trt)
-        if unknown := [c for c in capabilities if c not in known]:
-            raise RuntimeUnavailable(
-                f"{trt.__name__} does not build for compute capability {', '.join(unknown)}",
-                code="engine-capability",
-                expected=f"any of {', '.join(known)}",
-            )
-        config.num_compute_capabilities = len(capabilities)
-        for index, capability in enumerate(capabilities):
-            done = config.set_compute_capability(known[capability], index)
-            _check(done, log, f"compute capability {capability}")
+
+
+def _set_capabilities(trt: Any, config: Any, capabilities: Sequence[str], log: Any) -> None:
+    """Set the compute capabilities that an engine is built for. Raises RuntimeUnavailable."""
+    known = _capabilities(trt)
+    if unknown := [c for c in capabilities if c not in known]:
+        raise RuntimeUnavailable(
+            f"{trt.__name__} does not build for compute capability {', '.join(unknown)}",
+            code="engine-capability",
+            expected=f"any of {', '.join(known)}",
+        )
+    config.num_compute_capabilities = len(capabilities)
+    for index, capability in enumerate(capabilities):
+        done = config.set_compute_capability(known[capability], index)
+        _check(done, log, f"compute capability {capability}")
+
+
+def _add_profiles(builder: Any, network: Any, config: Any, tokens: int, log: Any) -> None:
+    """Add an optimization profile for each batch of BATCHES.
+
+    tokens : the largest length of an axis that the model leaves open.
+    """
     for batch in BATCHES:
         profile = _require(builder.create_optimization_profile(), log, "a profile")
         for i in range(network.num_inputs):
@@ -222,10 +251,6 @@ def build(
             least, best, largest = batch
             profile.set_shape(tensor.name, (least, *shortest), (best, *longest), (largest, *longest))
         _check(config.add_optimization_profile(profile) >= 0, log, f"a profile of batch {batch}")
-    engine = builder.build_serialized_network(network, config)
-    if monitor.stopped is not None:
-        raise monitor.stopped
-    return bytes(memoryview(_require(engine, log, f"to build {what}")))
 
 
 class TensorRT:

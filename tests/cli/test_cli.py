@@ -28,7 +28,7 @@ from skinret_infer.cli.archive import archive as archive_group
 from skinret_infer.cli.audit import audit as audit_group
 from skinret_infer.cli.bundle import bundle as bundle_group
 from skinret_infer.cli.engines import engines as engines_group
-from skinret_infer.cli.main import _range, main
+from skinret_infer.cli.main import _parse_range, main
 from skinret_infer.engines import nvidia
 from skinret_infer.engines.registry import RUNTIMES
 from skinret_training.cli import main as train_main
@@ -447,7 +447,7 @@ def test_a_query_takes_ranges_and_the_weights_of_levels(
     ],
 )
 def test_a_range_is_of_numbers_and_all_else_a_text(value: str, ends: tuple[float, float] | None) -> None:
-    assert _range(value) == (ends and Range(*ends))
+    assert _parse_range(value) == (ends and Range(*ends))
 
 
 def test_doctor_examines_an_archive_alone_and_beside_its_bundle(
