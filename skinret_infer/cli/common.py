@@ -80,13 +80,9 @@ def unable(name: str, why: SkinretError) -> click.Command:
 
     @click.command(
         name,
-        help=str(why),
         short_help=f"Cannot run here: expected {why.expected}.",
-        context_settings={
-            "help_option_names": ["-h", "--help"],
-            "ignore_unknown_options": True,
-            "allow_extra_args": True,
-        },
+        add_help_option=False,  # a call for help gets the reason too
+        context_settings={"ignore_unknown_options": True, "allow_extra_args": True},
     )
     @report_errors
     def refuse() -> None:

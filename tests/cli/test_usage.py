@@ -329,7 +329,7 @@ def test_a_broken_plug_in_leaves_the_other_commands_alone(
     for name, fault in faults.items():
         done = CliRunner().invoke(skinret, [name, "--option", "x"])
         assert done.exit_code == 4 and fault in done.stderr and "[command-broken]" in done.stderr
-        assert fault in CliRunner().invoke(skinret, [name, "-h"]).stdout
+        assert fault in CliRunner().invoke(skinret, [name, "--help"]).stderr
 
 
 def _python(path: Path, *arguments: object) -> "subprocess.CompletedProcess[str]":
