@@ -627,7 +627,7 @@ def test_an_id_has_one_spelling_everywhere(bundle: Path, cases: list[Case], tmp_
                 assert [hit.case_id for hit in searcher.query(cases[0].image, where=where)] == [COMPOSED]
             assert [hit.case_id for hit in searcher.query(cases[0].image, exclude=[spelling])] == ["2"]
         assert searcher.remove([DECOMPOSED]) == 1
-    with pytest.raises(InputError, match="one name"):
+    with pytest.raises(InputError, match="the same name"):
         Case("1", b"", attributes={COMPOSED: 1, DECOMPOSED: 2})
 
 
