@@ -1,4 +1,4 @@
-"""The archive keeps what was added, forgets what was removed, survives a kill, and finds exactly the best."""
+"""The archive keeps its cases, leaves no trace of removed ones, survives kills, and searches exactly."""
 
 import contextlib
 import itertools
@@ -42,7 +42,7 @@ from skinret_infer.archive.store import Match, Record
 from skinret_infer.descriptor import Layout, Vector
 
 
-def _stored(path: Path, case_id: str) -> bytes:
+def _descriptor_bytes(path: Path, case_id: str) -> bytes:
     """Return the bytes of a case's descriptor."""
     with contextlib.closing(sqlite3.connect(path)) as db:
         [[blob]] = db.execute("SELECT descriptor FROM cases WHERE case_id = ?", [case_id])
@@ -70,7 +70,9 @@ def short_wait(monkeypatch: pytest.MonkeyPatch) -> None:
 # -- opening --
 
 
-def test_opening_asking_and_removing_create_nothing(bundle: Path, cases: list[Case], tmp_path: Path) -> None:
+def test_opening_querying_and_removing_create_no_file(
+    bundle: Path, cases: list[Case], tmp_path: Path
+) -> None:
     path = tmp_path / "new" / "cases.skinret"
     with Searcher(bundle, path) as searcher:
         assert len(searcher) == 0
@@ -128,7 +130,7 @@ def test_an_archive_that_another_model_makes_meanwhile_is_refused(path: Path) ->
         pytest.param(b"SQLite format 3\0" + b"\xff" * 5000, id="a header alone"),
     ],
 )
-def test_what_is_no_sqlite_file_is_refused_by_name_and_left_as_it_is(content: bytes, path: Path) -> None:
+def test_a_file_that_is_not_sqlite_is_refused_by_name_and_unchanged(content: bytes, path: Path) -> None:
     path.write_bytes(content)
     with refusal_of(None, path), contextlib.closing(open_archive(path)) as archive:
         archive.write([make_record("1")], random_descriptors(1))
@@ -136,7 +138,7 @@ def test_what_is_no_sqlite_file_is_refused_by_name_and_left_as_it_is(content: by
 
 
 @pytest.mark.parametrize("tables", ["CREATE TABLE photos (id)", "CREATE TABLE cases (case_id)", ""])
-def test_another_sqlite_database_is_refused_by_name_and_left_as_it_is(tables: str, path: Path) -> None:
+def test_another_sqlite_database_is_refused_by_name_and_unchanged(tables: str, path: Path) -> None:
     with contextlib.closing(sqlite3.connect(path)) as db:
         db.executescript(f"PRAGMA user_version = 1; {tables}")
     before = path.read_bytes()
@@ -169,7 +171,7 @@ def test_a_sqlite_that_is_too_old_is_named(
         (PurePosixPath("//data/a.skinret"), "file:////data/a.skinret"),
     ],
 )
-def test_sqlite_is_given_a_share_of_windows_without_an_authority(name: PurePath, uri: str) -> None:
+def test_the_uri_of_a_windows_share_has_no_authority(name: PurePath, uri: str) -> None:
     """SQLite refuses file://server/share: "invalid uri authority"."""
     assert sqlite_uri(name) == uri
     with pytest.raises(sqlite3.OperationalError, match="unable to open"):
@@ -257,11 +259,11 @@ def test_a_closed_searcher_says_so(bundle: Path, cases: list[Case], path: Path) 
 # -- adding --
 
 
-def test_what_was_added_is_found_after_reopening(bundle: Path, cases: list[Case], path: Path) -> None:
-    seen = []
+def test_added_cases_are_found_after_reopening(bundle: Path, cases: list[Case], path: Path) -> None:
+    calls = []
     with Searcher(bundle, path) as searcher:
-        report = searcher.add(cases[:20], progress=lambda done, total: seen.append((done, total)))
-    assert seen == [(8, 20), (16, 20), (20, 20)]
+        report = searcher.add(cases[:20], progress=lambda done, total: calls.append((done, total)))
+    assert calls == [(8, 20), (16, 20), (20, 20)]
     assert report.added == [case.case_id for case in cases[:20]]
     assert not report.replaced and not report.unchanged
     with Searcher(bundle, path) as searcher:
@@ -273,7 +275,7 @@ def test_what_was_added_is_found_after_reopening(bundle: Path, cases: list[Case]
             assert hit.attributes == case.attributes and hit.image_ref == case.image_ref
 
 
-def test_adding_the_same_again_changes_and_encodes_nothing(
+def test_adding_the_same_cases_again_changes_and_encodes_nothing(
     bundle: Path, cases: list[Case], path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     odd = Case(
@@ -301,11 +303,11 @@ def test_only_new_cases_are_encoded(
         searcher.add(cases[:10])
         run, encoded = searcher._encoder.engine.run, []
 
-        def counted(graph: str, feeds: Any, outputs: Any) -> Any:
+        def count_and_run(graph: str, feeds: Any, outputs: Any) -> Any:
             encoded.append(len(feeds["pixels"]) if graph == "visual_encoder" else 0)
             return run(graph, feeds, outputs)
 
-        monkeypatch.setattr(searcher._encoder.engine, "run", counted)
+        monkeypatch.setattr(searcher._encoder.engine, "run", count_and_run)
         report = searcher.add(cases[:13])
         assert sum(encoded) == 3 and len(report.added) == 3 and len(report.unchanged) == 10
 
@@ -347,12 +349,12 @@ def test_the_same_id_with_other_facts_is_refused_skipped_or_replaced(
         assert hit.attributes == new.attributes
 
 
-def test_of_a_replaced_case_nothing_old_stays_in_the_file(
+def test_no_old_bytes_of_a_replaced_case_stay_in_the_file(
     bundle: Path, cases: list[Case], path: Path
 ) -> None:
     with Searcher(bundle, path) as searcher:
         searcher.add([Case("1", cases[0].image, diagnosis="an-old-diagnosis", image_ref="an-old-place")])
-        old = _stored(path, "1")
+        old = _descriptor_bytes(path, "1")
         assert old in path.read_bytes()
         searcher.add([Case("1", cases[1].image, diagnosis="a-new-diagnosis")], on_duplicate="replace")
     content = path.read_bytes()
@@ -361,9 +363,7 @@ def test_of_a_replaced_case_nothing_old_stays_in_the_file(
 
 
 @pytest.mark.parametrize("option", ["Replace", "", None, True, "ignore"])
-def test_an_unknown_way_with_duplicates_is_refused(
-    option: Any, bundle: Path, cases: list[Case], path: Path
-) -> None:
+def test_an_unknown_on_duplicate_is_refused(option: Any, bundle: Path, cases: list[Case], path: Path) -> None:
     with Searcher(bundle, path) as searcher, refusal_of("option", "skip", kind=InputError):
         searcher.add(cases[:1], on_duplicate=option)
     assert not path.exists()
@@ -378,7 +378,7 @@ def test_the_same_id_twice_in_a_call_adds_nothing(bundle: Path, cases: list[Case
     assert not path.exists()
 
 
-def test_a_bad_image_is_named_and_what_came_before_stays(bundle: Path, cases: list[Case], path: Path) -> None:
+def test_a_bad_image_is_named_and_earlier_batches_stay(bundle: Path, cases: list[Case], path: Path) -> None:
     good = cases[:20]
     bad = [*good[:12], Case(good[12].case_id, b"not a picture", diagnosis=good[12].diagnosis), *good[13:]]
     with Searcher(bundle, path) as searcher:
@@ -407,10 +407,10 @@ def test_a_progress_that_raises_ends_the_call_after_its_batch(
         assert len(searcher.add(cases[:30]).added) == 14
 
 
-@pytest.mark.parametrize("cases_given", [["1.jpg"], [None], "abc", None, 7, [("1", "a.jpg")]], ids=repr)
-def test_what_is_no_case_is_refused(cases_given: Any, bundle: Path, path: Path) -> None:
+@pytest.mark.parametrize("values", [["1.jpg"], [None], "abc", None, 7, [("1", "a.jpg")]], ids=repr)
+def test_objects_that_are_not_cases_are_refused(values: Any, bundle: Path, path: Path) -> None:
     with Searcher(bundle, path) as searcher, refusal_of(kind=InputError):
-        searcher.add(cases_given)
+        searcher.add(values)
     assert not path.exists()
 
 
@@ -446,7 +446,7 @@ def test_a_record_that_cannot_be_written_takes_its_whole_batch_with_it(
         assert len(archive) == 12 and not archive.get(["new", "bad"])
         archive.write([make_record("new")], random_descriptors(1))
     if isinstance(caught.value, SkinretError):
-        assert caught.value.code != "archive-damaged", "the archive is blamed for what the caller gave"
+        assert caught.value.code != "archive-damaged", "the archive is blamed for the value of the caller"
 
 
 @pytest.mark.parametrize(
@@ -490,7 +490,7 @@ def test_a_removed_case_leaves_no_trace_in_the_file(bundle: Path, cases: list[Ca
     )
     with Searcher(bundle, path) as searcher:
         searcher.add([*cases[1:12], secret, *cases[12:20]])
-        descriptor = _stored(path, "patient-4711")
+        descriptor = _descriptor_bytes(path, "patient-4711")
         traces = [b"patient-4711", b"a-rare-nevus", b"a-telling-remark", b"pacs:0815", descriptor]
         assert all(trace in path.read_bytes() for trace in traces)
         assert searcher.remove(["patient-4711", "no such case"]) == 1
@@ -507,19 +507,19 @@ def test_many_removed_cases_leave_no_trace_in_a_file_that_grew_by_batches(width:
     chance = random.Random(0)
     ids = [f"patient-{chance.getrandbits(64):016x}" for _ in range(240)]
     descriptors = random_descriptors(len(ids), layout=layout)
-    gone = chance.sample(range(len(ids)), 110)
+    removed = chance.sample(range(len(ids)), 110)
     with contextlib.closing(open_archive(path, layout=layout)) as archive:
         for start in range(0, len(ids), 16):
             batch = [
                 make_record(i, diagnosis=f"of-{i}", image_ref=f"at-{i}") for i in ids[start : start + 16]
             ]
             archive.write(batch, descriptors[start : start + 16])
-        for start in range(0, len(gone), 11):
-            assert archive.remove([ids[n] for n in gone[start : start + 11]]) == 11
-        assert _all_ids_wide(archive, layout) == sorted(set(ids) - {ids[n] for n in gone})
+        for start in range(0, len(removed), 11):
+            assert archive.remove([ids[n] for n in removed[start : start + 11]]) == 11
+        assert _all_ids_wide(archive, layout) == sorted(set(ids) - {ids[n] for n in removed})
     content = path.read_bytes()
-    assert [ids[n] for n in gone if ids[n].encode() in content] == []
-    assert [ids[n] for n in gone if descriptors[n].tobytes()[-64:] in content] == []
+    assert [ids[n] for n in removed if ids[n].encode() in content] == []
+    assert [ids[n] for n in removed if descriptors[n].tobytes()[-64:] in content] == []
 
 
 def _all_ids_wide(archive: Archive, layout: Layout) -> list[str]:
@@ -589,8 +589,8 @@ layout = Layout(local=(4, 6, 8), global_=(4, 6, 8), concepts=(3, 2))
 archive = Archive(Path(sys.argv[1]), "f" * 64, layout, "m 1")
 query, weights = np.ones(41, np.float32) / 3, part_weights(layout, 0.6, 0.5)
 for line in sys.stdin:
-    found = archive.search(query[None], weights, 100)[0][0] if len(archive) else []
-    print(*sorted(m.record.case_id for m in found), flush=True)
+    matches = archive.search(query[None], weights, 100)[0][0] if len(archive) else []
+    print(*sorted(m.record.case_id for m in matches), flush=True)
 """
 
 
@@ -600,18 +600,18 @@ def test_another_process_sees_what_is_added_and_removed(path: Path) -> None:
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as reader:
         assert reader.stdin and reader.stdout
 
-        def seen() -> list[str]:
+        def case_ids() -> list[str]:
             assert reader.stdin and reader.stdout
             print("?", file=reader.stdin, flush=True)
             return reader.stdout.readline().split()
 
-        assert seen() == []
+        assert case_ids() == []
         archive.write([make_record("a"), make_record("b")], random_descriptors(2))
-        assert seen() == ["a", "b"]
+        assert case_ids() == ["a", "b"]
         archive.write([make_record("c")], random_descriptors(1))
-        assert seen() == ["a", "b", "c"]
+        assert case_ids() == ["a", "b", "c"]
         archive.remove(["a", "c"])
-        assert seen() == ["b"]
+        assert case_ids() == ["b"]
         reader.stdin.close()
         assert reader.wait(10) == 0
     archive.close()
@@ -636,7 +636,7 @@ def test_an_archive_locked_by_another_writer_can_be_read_but_not_written(path: P
 
 
 @pytest.mark.usefixtures("short_wait")
-def test_an_archive_locked_for_all_says_so_wherever_it_is_met(path: Path) -> None:
+def test_every_call_reports_an_archive_that_is_locked_for_all(path: Path) -> None:
     make_archive(path)
     with (
         contextlib.closing(open_archive(path)) as archive,
@@ -655,7 +655,7 @@ def test_an_archive_locked_for_all_says_so_wherever_it_is_met(path: Path) -> Non
 
 
 @pytest.mark.usefixtures("short_wait")
-def test_a_writer_held_up_by_a_reader_writes_nothing_and_can_try_again(path: Path) -> None:
+def test_a_writer_blocked_by_a_reader_writes_nothing_and_can_try_again(path: Path) -> None:
     make_archive(path)
     with (
         contextlib.closing(open_archive(path)) as archive,
@@ -706,7 +706,7 @@ def test_writers_that_make_an_archive_at_once_all_succeed(tmp_path: Path) -> Non
 
 def test_one_archive_serves_writers_and_readers_in_threads(path: Path) -> None:
     archive = open_archive(make_archive(path))
-    done: list[int] = []
+    counts: list[int] = []
 
     def write(name: str) -> Callable[[], None]:
         def job() -> None:
@@ -718,16 +718,15 @@ def test_one_archive_serves_writers_and_readers_in_threads(path: Path) -> None:
 
     def read() -> None:
         for _ in range(30):
-            found = _ids(search_archive(archive, QUERY, 5, 0.6, GAMMA))
-            assert len(found) == 5
-            done.append(len(archive))
+            assert len(_ids(search_archive(archive, QUERY, 5, 0.6, GAMMA))) == 5
+            counts.append(len(archive))
 
     assert _together([write("x"), write("y"), read, read]) == []
-    assert len(archive) == 12 + 6 and len(done) == 60
+    assert len(archive) == 12 + 6 and len(counts) == 60
     archive.close()
 
 
-def test_an_archive_whose_file_was_deleted_does_not_swallow_cases(path: Path) -> None:
+def test_an_archive_whose_file_was_deleted_loses_no_new_case(path: Path) -> None:
     with contextlib.closing(open_archive(make_archive(path))) as archive:
         path.unlink()
         try:
@@ -745,8 +744,8 @@ import sys
 from skinret_infer import Case, Searcher
 from skinret_infer.tables import read_cases
 bundle, archive, data = sys.argv[1:]
-drawn = read_cases(data).cases
-cases = [Case(f"{n}-{c.case_id}", c.image, diagnosis=c.diagnosis) for n in range(6) for c in drawn]
+table = read_cases(data).cases
+cases = [Case(f"{n}-{c.case_id}", c.image, diagnosis=c.diagnosis) for n in range(6) for c in table]
 with Searcher(bundle, archive, threads=1) as searcher:
     searcher.add(cases, progress=lambda done, total: print(done, flush=True))
 """
@@ -765,21 +764,21 @@ def test_a_killed_add_loses_no_finished_batch_and_can_be_made_again(
         adder.send_signal(signal.SIGKILL)
         reported += [int(line) for line in adder.stdout.read().splitlines(keepends=True) if line[-1] == "\n"]
     assert adder.returncode == -signal.SIGKILL
-    given = [
+    new = [
         Case(f"{n}-{case.case_id}", case.image, diagnosis=case.diagnosis) for n in range(6) for case in cases
     ]
     with Searcher(bundle, path) as searcher:
-        there = len(searcher)
-        assert there in (reported[-1], reported[-1] + 8)
+        count = len(searcher)
+        assert count in (reported[-1], reported[-1] + 8)
         with contextlib.closing(sqlite3.connect(path)) as db:
             assert db.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
-            kept = {row[0] for row in db.execute("SELECT case_id FROM cases")}
-        assert kept == {case.case_id for case in given[:there]}
-        report = searcher.add(given)
-        assert report.unchanged == [case.case_id for case in given[:there]]
-        assert report.added == [case.case_id for case in given[there:]]
-        assert len(searcher) == len(given)
-        assert searcher.query(given[-1].image, k=1, gamma=0)[0].score == pytest.approx(1, abs=1e-6)
+            ids = {row[0] for row in db.execute("SELECT case_id FROM cases")}
+        assert ids == {case.case_id for case in new[:count]}
+        report = searcher.add(new)
+        assert report.unchanged == [case.case_id for case in new[:count]]
+        assert report.added == [case.case_id for case in new[count:]]
+        assert len(searcher) == len(new)
+        assert searcher.query(new[-1].image, k=1, gamma=0)[0].score == pytest.approx(1, abs=1e-6)
 
 
 _KILLED_IN_FIRST_TRANSACTION = """
@@ -831,13 +830,13 @@ _WIDE = Layout(local=(200,) * 3, global_=(200,) * 3)  # a descriptor of more tha
 @pytest.mark.parametrize("filling", [b"\0", b"\xff", None], ids=["zeros", "ones", "random"])
 def test_no_answer_comes_from_an_overwritten_page(filling: bytes | None, path: Path) -> None:
     make_archive(path, layout=_WIDE)
-    right, content = _answers(path, _WIDE), path.read_bytes()
+    expected, content = _answers(path, _WIDE), path.read_bytes()
     wrong = []
     for start in range(0, len(content), 4096):
         page = filling * 4096 if filling else random.Random(start).randbytes(4096)
         path.write_bytes(content[:start] + page + content[start + 4096 :])
         try:
-            if _answers(path, _WIDE) != right:
+            if _answers(path, _WIDE) != expected:
                 wrong.append(start // 4096 + 1)
         except ArchiveError:
             pass
@@ -873,7 +872,7 @@ def test_a_damaged_descriptor_is_found_before_it_is_scored(filling: bytes, path:
         "ALTER TABLE cases RENAME COLUMN image_ref TO image_place",
     ],
 )
-def test_an_archive_that_another_hand_changed_is_refused_as_damaged(change: str, path: Path) -> None:
+def test_an_archive_that_another_program_changed_is_refused_as_damaged(change: str, path: Path) -> None:
     make_archive(path)
     with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as db:
         db.execute(change)
@@ -908,7 +907,7 @@ def test_flipped_bytes_give_an_archive_error_or_an_answer(
     ]
     with contextlib.suppress(ArchiveError), contextlib.closing(open_archive(path)) as archive:
         for use in uses:
-            with contextlib.suppress(ArchiveError, InputError):  # the attribute may bear another name now
+            with contextlib.suppress(ArchiveError, InputError):  # the attribute may have another name now
                 use(archive)
 
 
@@ -916,7 +915,7 @@ def test_flipped_bytes_give_an_archive_error_or_an_answer(
 
 
 def _brute(query: Vector, cases: Vector, layout: Layout, beta: float, gamma: float) -> np.ndarray:
-    """The score in float64, a part at a time."""
+    """Return the scores in float64, as a sum over the parts."""
     total, start = np.zeros(len(cases)), 0
     concepts = len(layout.concepts)
     for n, width in enumerate(layout.local + layout.global_ + layout.concepts):
@@ -956,9 +955,9 @@ def _check_exact(
         assert blob[one] != blob[two] or (one < two and before.score == after.score)
     if len(found) < len(ids):
         last = found[-1]
-        left = [i for i in ids if i not in set(found)]
-        assert max(brute[i] for i in left) <= brute[last] + 1e-12
-        assert all(last < i for i in left if blob[i] == blob[last])
+        others = [i for i in ids if i not in set(found)]
+        assert max(brute[i] for i in others) <= brute[last] + 1e-12
+        assert all(last < i for i in others if blob[i] == blob[last])
 
 
 @st.composite
@@ -970,8 +969,8 @@ def _searches(draw: st.DrawFn) -> tuple[Layout, Vector, Vector, list[str], tuple
     count, seed = draw(st.integers(1, 60)), draw(st.integers(0, 2**16))
     distinct = random_descriptors(draw(st.integers(1, count)), seed, layout)
     rng = np.random.default_rng(seed)
-    cases = distinct[rng.integers(0, len(distinct), count)]  # with equal ones among them
-    if draw(st.booleans()):  # and ones that differ in a last bit
+    cases = distinct[rng.integers(0, len(distinct), count)]  # some are equal
+    if draw(st.booleans()):  # and one differs in a last bit
         row, column = rng.integers(0, count), rng.integers(0, layout.length)
         cases[row, column] = np.nextafter(cases[row, column], np.float32(2), dtype=np.float32)
     query = draw(st.sampled_from([cases[0], random_descriptors(1, seed + 1, layout)[0]]))
@@ -997,7 +996,7 @@ def test_search_finds_exactly_the_best_with_ties_by_case_id(
     _check_exact(matches, ids, query, cases, layout, weights, k)
 
 
-def test_search_is_exact_where_thousands_lie_within_rounding(path: Path) -> None:
+def test_search_is_exact_if_thousands_of_scores_differ_by_rounding(path: Path) -> None:
     layout = Layout(local=(32, 64, 128), global_=(32, 64, 128), concepts=(3, 2, 3))
     rng = np.random.default_rng(0)
     near = np.repeat(random_descriptors(3, layout=layout), 500, axis=0)
@@ -1013,7 +1012,7 @@ def test_search_is_exact_where_thousands_lie_within_rounding(path: Path) -> None
             _check_exact(matches, ids, query, cases, layout, (0.6, GAMMA), k)
 
 
-def test_a_score_is_the_same_to_the_bit_whatever_stands_beside_the_case(path: Path) -> None:
+def test_a_score_has_the_same_bits_whatever_other_cases_there_are(path: Path) -> None:
     descriptors = random_descriptors(60)
     with contextlib.closing(open_archive(path)) as archive:
         archive.write([make_record("00")], descriptors[:1])
@@ -1035,7 +1034,7 @@ def test_beta_weighs_the_local_against_the_global_cosines(path: Path) -> None:
                 assert match.score == pytest.approx(beta * local + (1 - beta) * global_, abs=1e-12)
 
 
-def test_fewer_cases_than_asked_for_come_back_all(path: Path) -> None:
+def test_a_k_beyond_the_number_of_cases_returns_all(path: Path) -> None:
     with contextlib.closing(open_archive(make_archive(path))) as archive:
         for k in (12, 13, 10**6, 10**30):
             matches, searched = search_archive(archive, QUERY, k, 0.6, GAMMA)
@@ -1094,7 +1093,7 @@ def mixed(path: Path) -> Iterator[Archive]:
     ],
     ids=repr,
 )
-def test_where_lets_through_what_it_names(where: Any, expected: str, mixed: Archive) -> None:
+def test_where_matches_its_values(where: Any, expected: str, mixed: Archive) -> None:
     matches, searched = search_archive(mixed, QUERY, 10, 0.6, GAMMA, where)
     assert sorted(m.record.case_id for m in matches) == list(expected)
     assert searched == len(expected)
@@ -1106,7 +1105,7 @@ def test_a_whole_number_is_the_same_with_and_without_a_point(mixed: Archive) -> 
 
 
 @pytest.mark.parametrize("name", ["Sex", "case_id", "", "diagnosis'", "image_ref", 7, None], ids=repr)
-def test_an_attribute_that_no_case_has_is_refused_with_those_there_are(name: Any, mixed: Archive) -> None:
+def test_an_attribute_that_no_case_has_is_refused_with_the_known_names(name: Any, mixed: Archive) -> None:
     with refusal_of("filter-unknown", repr(name), "diagnosis", "age", "sex", "size", kind=InputError):
         search_archive(mixed, QUERY, 10, 0.6, GAMMA, {name: "x"})
 
@@ -1115,7 +1114,7 @@ def test_an_attribute_that_no_case_has_is_refused_with_those_there_are(name: Any
     "value", [None, b"x", {"a": 1}, ["x", None], [["x"]], float("nan"), [float("inf")], ...], ids=repr
 )
 @pytest.mark.parametrize("name", ["diagnosis", "sex"])
-def test_a_filter_by_what_no_case_can_have_is_refused(name: str, value: Any, mixed: Archive) -> None:
+def test_a_filter_by_a_value_that_no_case_can_have_is_refused(name: str, value: Any, mixed: Archive) -> None:
     with refusal_of("filter-type", repr(name), kind=InputError):
         search_archive(mixed, QUERY, 10, 0.6, GAMMA, {name: value})
 
@@ -1147,15 +1146,15 @@ def test_a_filtered_search_is_the_whole_search_filtered(
     if not path.exists():
         make_archive(path)
     with contextlib.closing(open_archive(path)) as archive:
-        out = [f"c{n:02d}" for n in exclude]
+        excluded = [f"c{n:02d}" for n in exclude]
         whole = search_archive(archive, QUERY, 12, 0.6, GAMMA)[0]
-        kept = [
+        expected = [
             (m.record, m.score)
             for m in whole
-            if m.record.attributes["sex"] in sexes and m.record.case_id not in out
+            if m.record.attributes["sex"] in sexes and m.record.case_id not in excluded
         ]
-        matches, searched = search_archive(archive, QUERY, k, 0.6, GAMMA, {"sex": sexes}, out)
-        assert [(m.record, m.score) for m in matches] == kept[:k] and searched == len(kept)
+        matches, searched = search_archive(archive, QUERY, k, 0.6, GAMMA, {"sex": sexes}, excluded)
+        assert [(m.record, m.score) for m in matches] == expected[:k] and searched == len(expected)
 
 
 def test_odd_case_ids_are_kept_apart(path: Path) -> None:
@@ -1184,7 +1183,7 @@ def test_a_nul_in_a_case_id_does_not_make_it_another_case(
         assert searcher.query(cases[0].image, k=5)[0].case_id == "1"
 
 
-def test_odd_facts_come_back_as_they_were_given(path: Path) -> None:
+def test_odd_facts_come_back_unchanged(path: Path) -> None:
     attributes = {
         "": "",
         "a\nb": "c\td",

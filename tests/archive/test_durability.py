@@ -1,6 +1,7 @@
-"""The archive loses nothing to kills, full disks, shut folders and other processes.
+"""The archive loses nothing to kills, full disks, read-only folders and other processes.
 
-The long forms, of 200 kills and of a minute of readers and a writer, are in benchmarks/test_durability.py.
+The long forms, with 200 kills and with readers and a writer for a minute, are in
+benchmarks/test_durability.py.
 """
 
 import contextlib
@@ -58,8 +59,8 @@ def _write(archive: Archive, state: State) -> None:
     archive.write([record(*case) for case in state.items()], descriptors([*state.items()]))
 
 
-def _made(path: Path, count: int = 220, seed: int = 0) -> State:
-    """Make an archive of three whole segments and a part of one, with what is derived."""
+def _make(path: Path, count: int = 220, seed: int = 0) -> State:
+    """Make an archive of three full segments and a part of one, with its pruning index."""
     state = _state(count, seed)
     with contextlib.closing(opened(path)) as archive:
         _write(archive, state)
@@ -67,33 +68,33 @@ def _made(path: Path, count: int = 220, seed: int = 0) -> State:
     return state
 
 
-def _right(path: Path, state: State) -> None:
-    """Check that an archive is whole and holds this."""
+def _check_whole(path: Path, state: State) -> None:
+    """Check that an archive has exactly these cases and no fault."""
     assert held(path) == state
     with contextlib.closing(opened(path)) as archive:
         assert maintenance.check(archive) == []
         check_answers(archive, state, random.Random(1))
 
 
-def _scan(path: Path) -> Path:
+def _index_folder(path: Path) -> Path:
     return path.with_name(path.name + ".index")
 
 
-def _parts(path: Path) -> list[Path]:
-    return sorted(_scan(path).glob("*.segment"))
+def _segment_files(path: Path) -> list[Path]:
+    return sorted(_index_folder(path).glob("*.segment"))
 
 
 # -- kills --
 
 
-def test_an_archive_lives_on_through_kills_at_random_moments(path: Path) -> None:
+def test_an_archive_survives_kills_at_random_moments(path: Path) -> None:
     figures = durability.killed_many_times(path, 12, seed=1)
     assert figures["kills"] == 12 and figures["operations"] > 0
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_of_removed_and_replaced_cases_nothing_is_left_in_any_file(seed: int, path: Path) -> None:
-    """Not in the gaps of SQLite's pages either, from which it moved rows."""
+def test_no_bytes_of_removed_or_replaced_cases_stay_in_any_file(seed: int, path: Path) -> None:
+    """Not even in the gaps of pages from which SQLite moved rows."""
     chance, state = random.Random(seed), State()
     with contextlib.closing(opened(path)) as archive:
         for _ in range(60):
@@ -102,7 +103,7 @@ def test_of_removed_and_replaced_cases_nothing_is_left_in_any_file(seed: int, pa
             state = durability.after(state, op)
             assert traces([path]) == traces_of(state)
             if op[0] == "remove":
-                assert traces([*_scan(path).glob("*")]) <= traces_of(state)
+                assert traces([*_index_folder(path).glob("*")]) <= traces_of(state)
 
 
 # -- full disks --
@@ -138,8 +139,8 @@ print(json.dumps([code, whole]))
 
 @pytest.mark.parametrize("kind", ["write", "replace", "remove", "compact", "backup", "repair"])
 @pytest.mark.parametrize("limit", [1000, None], ids=["nothing", "no growth"])
-def test_a_disk_without_room_is_an_error_that_loses_nothing(kind: str, limit: int | None, path: Path) -> None:
-    _made(path)
+def test_a_full_disk_is_an_error_that_loses_nothing(kind: str, limit: int | None, path: Path) -> None:
+    _make(path)
     (path.parent / "backups").mkdir()
     code, whole = run(_FULL, path, kind, limit or path.stat().st_size)
     assert whole
@@ -180,10 +181,10 @@ with contextlib.closing(opened(path)) as archive:
 
 
 @pytest.mark.parametrize("what", ["SegmentIndex.save", "PruningIndex.take_projection"])
-def test_no_room_for_what_is_derived_fails_no_call(what: str, path: Path) -> None:
+def test_a_full_disk_for_the_pruning_index_fails_no_call(what: str, path: Path) -> None:
     files, faults = run(_FULL_FOR, path, what)
     assert faults == [] and (what == "PruningIndex.take_projection" or files == [])
-    assert len(_parts(path)) >= 3
+    assert len(_segment_files(path)) >= 3
 
 
 @contextlib.contextmanager
@@ -191,7 +192,7 @@ def _tmpfs(folder: Path, size: str) -> Iterator[None]:
     folder.mkdir(exist_ok=True)
     mount = ["mount", "-t", "tmpfs", "-o", f"size={size}", "none", str(folder)]
     if os.geteuid() or not shutil.which("mount") or subprocess.run(mount, capture_output=True).returncode:
-        pytest.skip("a file system may not be mounted here")
+        pytest.skip("this user may not mount a file system")
     try:
         yield
     finally:
@@ -226,25 +227,25 @@ def test_a_real_disk_that_fills_up_is_an_error_that_loses_nothing(tmp_path: Path
                 assert now in (state, durability.after(state, ("remove", [*state][:20])))
                 check_answers(archive, now, random.Random(0))
         (disk / "filling").unlink()
-        shutil.rmtree(_scan(path))
-        _right(path, now)
+        shutil.rmtree(_index_folder(path))
+        _check_whole(path, now)
         subprocess.run(["mount", "-o", "remount,size=16m", str(disk)], check=True)
         with contextlib.closing(opened(path)) as archive:
             maintenance.compact(archive)
             maintenance.backup(archive, disk / "copy.skinret")
-        _right(path, now)
-        _right(disk / "copy.skinret", now)
+        _check_whole(path, now)
+        _check_whole(disk / "copy.skinret", now)
 
 
-def test_a_real_disk_without_room_for_what_is_derived_fails_no_call(path: Path) -> None:
-    with _tmpfs(_scan(path), "16k"):
-        state = _made(path)
+def test_a_real_full_disk_for_the_pruning_index_fails_no_call(path: Path) -> None:
+    with _tmpfs(_index_folder(path), "16k"):
+        state = _make(path)
         with contextlib.closing(opened(path)) as archive:
             maintenance.compact(archive)
-            out = [*state][::3]
-            assert archive.remove(out) == len(out)
-            assert not [file for file in _scan(path).iterdir() if file.suffix == ".partial"]
-        _right(path, durability.after(state, ("remove", out)))
+            removed = [*state][::3]
+            assert archive.remove(removed) == len(removed)
+            assert not [file for file in _index_folder(path).iterdir() if file.suffix == ".partial"]
+        _check_whole(path, durability.after(state, ("remove", removed)))
 
 
 # -- no folder for temporary files --
@@ -258,25 +259,25 @@ mount -t tmpfs none "$1" && shift && cd /proc && unset TMPDIR SQLITE_TMPDIR && e
 _LONG_IDS = """
 from skinret_infer import ArchiveError
 cases = [(str(n) + "x" * 1000, n) for n in range(8000)]  # more than SQLite sorts without a file
-said = []
+results = []
 with contextlib.closing(opened(path := Path(sys.argv[1]))) as archive:
     archive.write([record(*case) for case in cases], descriptors(cases))
     removed = archive.remove([cases[0][0]])
-    said.append(removed)
-    for care in (maintenance.repair, maintenance.check, maintenance.compact):
+    results.append(removed)
+    for maintain in (maintenance.repair, maintenance.check, maintenance.compact):
         try:
-            said.append(care(archive))
+            results.append(maintain(archive))
         except ArchiveError as error:
-            said.append([error.code, str(error)])
-print(json.dumps(said))
+            results.append([error.code, str(error)])
+print(json.dumps(results))
 """
 
 
 def test_without_a_folder_for_temporary_files_cases_can_be_removed(path: Path) -> None:
-    """As in a container that is read-only but for the folder of the archive."""
+    """As in a container where only the folder of the archive can be written."""
     within = ["unshare", "-m", "sh", "-c", _NO_TEMPORARY, "sh", str(path.parent)]
     if not shutil.which("unshare") or subprocess.run([*within, "true"], capture_output=True).returncode:
-        pytest.skip("a file system may not be mounted here")
+        pytest.skip("this user may not mount a file system")
     removed, repaired, faults, compacted = run(_LONG_IDS, path, within=within)
     assert (removed, repaired, faults) == (1, None, [])
     assert compacted[0] == "archive-temporary" and "SQLITE_TMPDIR" in compacted[1]
@@ -284,12 +285,12 @@ def test_without_a_folder_for_temporary_files_cases_can_be_removed(path: Path) -
 
 # -- folders that may not be written --
 
-_SHUT = """
+_READ_ONLY = """
 import os, tempfile
 from skinret_infer import ArchiveError
 path, elsewhere = Path(sys.argv[1]), Path(sys.argv[2])
 state = held(path)
-with tempfile.TemporaryDirectory() as folder:  # so that all modules are there before they cannot be read
+with tempfile.TemporaryDirectory() as folder:  # import all modules while they can be read
     warm = Path(folder) / "warm.skinret"
     with contextlib.closing(opened(warm)) as archive:
         for op in (("write", [(str(n), n) for n in range(90)]), ("compact", None), ("backup", "x.skinret")):
@@ -300,13 +301,13 @@ if os.geteuid() == 0:
     os.setgroups([])
     os.setgid(65534)
     os.setuid(65534)
-said = []
+results = []
 def code(use):
     try:
         use()
-        said.append("")
+        results.append("")
     except ArchiveError as error:
-        said.append(error.code + ": " + str(error))
+        results.append(error.code + ": " + str(error))
 with contextlib.closing(opened(path)) as archive:
     for _ in range(2):
         check_answers(archive, state, random.Random(0))
@@ -319,43 +320,43 @@ with contextlib.closing(opened(path)) as archive:
     code(lambda: maintenance.backup(archive, elsewhere / "copy.skinret"))
     check_answers(archive, state, random.Random(0))
     assert held(path) == state
-print(json.dumps(said))
+print(json.dumps(results))
 """
 
 
-def _from_outside(path: Path) -> list[str]:
-    """Use an archive in a folder that is shut, as a user who may not write there."""
+def _use_read_only(path: Path) -> list[str]:
+    """Use an archive in a read-only folder, as a user who may not write there."""
     with tempfile.TemporaryDirectory() as elsewhere:
         Path(elsewhere).chmod(0o777)
         path.parent.chmod(0o555)
         try:
-            said: list[str] = run(_SHUT, path, elsewhere)
+            results: list[str] = run(_READ_ONLY, path, elsewhere)
         finally:
             path.parent.chmod(0o755)
-    return said
+    return results
 
 
-@pytest.mark.parametrize("derived", ["there", "missing", "damaged", "stale"])
-def test_a_folder_that_may_not_be_written_can_be_searched(derived: str, public: Path) -> None:
+@pytest.mark.parametrize("index", ["there", "missing", "damaged", "stale"])
+def test_a_folder_that_may_not_be_written_can_be_searched(index: str, public: Path) -> None:
     path = public / "cases.skinret"
-    state = _made(path)
-    if derived == "missing":
-        shutil.rmtree(_scan(path))
-    for part in _parts(path):
-        if derived == "damaged":
-            part.write_bytes(part.read_bytes()[:-100])
-    if derived == "stale":
+    state = _make(path)
+    if index == "missing":
+        shutil.rmtree(_index_folder(path))
+    for file in _segment_files(path):
+        if index == "damaged":
+            file.write_bytes(file.read_bytes()[:-100])
+    if index == "stale":
         with contextlib.closing(sqlite3.connect(path)) as db, db:
             db.execute("UPDATE segments SET generation = generation / 2")
-    for folder in (path.parent, _scan(path)):
+    for folder in (path.parent, _index_folder(path)):
         if folder.exists():
             folder.chmod(0o555)
     before = {file: file.read_bytes() for file in public.rglob("*") if file.is_file()}
-    *refused, copied = _from_outside(path)
-    assert [said.split(":")[0] for said in refused] == ["archive-io"] * 5, refused
+    *refused, copied = _use_read_only(path)
+    assert [message.split(":")[0] for message in refused] == ["archive-io"] * 5, refused
     assert copied == ""
     assert {file: file.read_bytes() for file in public.rglob("*") if file.is_file()} == before
-    _right(path, state)
+    _check_whole(path, state)
 
 
 # -- readers and a writer --
@@ -384,70 +385,70 @@ DAMAGES: dict[str, Callable[[bytes], bytes]] = {
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
-def test_damaged_derived_files_change_no_answer(damage: str, path: Path) -> None:
-    state = _made(path)
-    assert len(_parts(path)) == 3
-    for part in _parts(path):
-        part.write_bytes(DAMAGES[damage](part.read_bytes()))
+def test_damaged_index_files_change_no_answer(damage: str, path: Path) -> None:
+    state = _make(path)
+    assert len(_segment_files(path)) == 3
+    for file in _segment_files(path):
+        file.write_bytes(DAMAGES[damage](file.read_bytes()))
     with contextlib.closing(opened(path)) as archive:
         assert maintenance.check(archive) == []
-    _right(path, state)
+    _check_whole(path, state)
 
 
-def test_flipped_bits_of_derived_files_change_no_answer(path: Path) -> None:
-    state, chance = _made(path), random.Random(0)
-    whole = {part: part.read_bytes() for part in _parts(path)}
+def test_flipped_bits_of_index_files_change_no_answer(path: Path) -> None:
+    state, chance = _make(path), random.Random(0)
+    contents = {file: file.read_bytes() for file in _segment_files(path)}
     for _ in range(30):
-        for part, content in whole.items():
+        for file, content in contents.items():
             flipped = bytearray(content)
             flipped[chance.randrange(len(content))] ^= 1 << chance.randrange(8)
-            part.write_bytes(flipped)
+            file.write_bytes(flipped)
         with contextlib.closing(opened(path)) as archive:
             check_answers(archive, state, chance)
 
 
-def test_derived_files_of_others_change_no_answer(path: Path) -> None:
-    state, other = _made(path), path.with_name("other.skinret")
-    _made(other, seed=1)
-    for foreign in (_parts(other), _parts(path)[1:] + _parts(path)[:1]):
-        contents = [part.read_bytes() for part in foreign]
-        for part, content in zip(_parts(path), contents, strict=True):
-            part.write_bytes(content)
+def test_index_files_of_other_archives_change_no_answer(path: Path) -> None:
+    state, other = _make(path), path.with_name("other.skinret")
+    _make(other, seed=1)
+    for foreign in (_segment_files(other), _segment_files(path)[1:] + _segment_files(path)[:1]):
+        contents = [file.read_bytes() for file in foreign]
+        for file, content in zip(_segment_files(path), contents, strict=True):
+            file.write_bytes(content)
         with contextlib.closing(opened(path)) as archive:
             assert maintenance.check(archive) == []
-        _right(path, state)
-    shutil.rmtree(_scan(path))
-    shutil.copytree(_scan(other), _scan(path))
-    _right(path, state)
+        _check_whole(path, state)
+    shutil.rmtree(_index_folder(path))
+    shutil.copytree(_index_folder(other), _index_folder(path))
+    _check_whole(path, state)
 
 
 @pytest.mark.parametrize("instead", ["folders", "links to nothing", "a file for the folder", "a link for it"])
-def test_what_lies_in_the_place_of_derived_files_fails_no_call(instead: str, path: Path) -> None:
-    state = _made(path)
+def test_folders_and_links_in_place_of_index_files_fail_no_call(instead: str, path: Path) -> None:
+    state = _make(path)
     if instead in ("folders", "links to nothing"):
-        for part in _parts(path):
-            part.unlink()
+        for file in _segment_files(path):
+            file.unlink()
             if instead == "folders":
-                (part / "x").mkdir(parents=True)
+                (file / "x").mkdir(parents=True)
             else:
-                part.symlink_to("nothing")
+                file.symlink_to("nothing")
     else:
-        shutil.rmtree(_scan(path))
+        shutil.rmtree(_index_folder(path))
         if instead == "a file for the folder":
-            _scan(path).write_bytes(b"")
+            _index_folder(path).write_bytes(b"")
         else:
-            _scan(path).symlink_to("nothing")
-    _right(path, state)
+            _index_folder(path).symlink_to("nothing")
+    _check_whole(path, state)
     with contextlib.closing(opened(path)) as archive:
         for op in (("write", [*_state(80, 7).items()]), ("remove", [*state][:70]), ("compact", None)):
             durability.perform(archive, op, state, random.Random(0))
             state = durability.after(state, op)
         maintenance.repair(archive)
-    _right(path, state)
+    _check_whole(path, state)
 
 
-def test_a_backup_that_is_put_back_is_searched_by_what_it_holds(path: Path) -> None:
-    state, copy = _made(path, 100), path.with_name("copy.skinret")
+def test_a_restored_backup_is_searched_by_its_own_cases(path: Path) -> None:
+    state, copy = _make(path, 100), path.with_name("copy.skinret")
     with contextlib.closing(opened(path)) as archive:
         maintenance.backup(archive, copy)
         _write(archive, _state(100, 1))
@@ -456,12 +457,12 @@ def test_a_backup_that_is_put_back_is_searched_by_what_it_holds(path: Path) -> N
     with contextlib.closing(opened(path)) as archive:
         _write(archive, other := _state(100, 2))
         archive.remove([*state][5:10])
-    _right(path, durability.after(state | other, ("remove", [*state][5:10])))
+    _check_whole(path, durability.after(state | other, ("remove", [*state][5:10])))
 
 
 @pytest.mark.parametrize("further", [0, 1, 2, 60])
 def test_a_backup_copied_over_the_open_file_is_what_the_next_search_sees(further: int, path: Path) -> None:
-    """The backup may have gone on elsewhere: to the revision that is known here, or beyond it."""
+    """The backup may have changed elsewhere: up to the revision that is known here, or beyond it."""
     state, copy = _state(100), path.with_name("copy.skinret")
     with contextlib.closing(opened(path)) as service, contextlib.closing(opened(path)) as reader:
         _write(service, state)
@@ -482,11 +483,11 @@ def test_a_backup_copied_over_the_open_file_is_what_the_next_search_sees(further
         _write(service, more := _state(40, 99))
         for archive in (service, reader):
             check_answers(archive, state | more, random.Random(0))
-    _right(path, state | more)
+    _check_whole(path, state | more)
 
 
 def test_an_archive_of_another_model_copied_over_the_open_file_is_refused(path: Path) -> None:
-    _made(path, 20)
+    _make(path, 20)
     other = path.with_name("other.skinret")
     with contextlib.closing(Archive(other, "e" * 64, LAYOUT, "other 1")) as archive:
         _write(archive, _state(20, 3))
@@ -507,18 +508,18 @@ def test_an_archive_of_another_model_copied_over_the_open_file_is_refused(path: 
 
 
 def test_an_open_file_that_was_emptied_counts_as_none(path: Path) -> None:
-    _made(path, 20)
+    _make(path, 20)
     with contextlib.closing(opened(path)) as service:
         check_answers(service, _state(20), random.Random(0))
         path.write_bytes(b"")
         assert len(service) == 0
         _write(service, more := _state(20, 1))
         check_answers(service, more, random.Random(0))
-    _right(path, more)
+    _check_whole(path, more)
 
 
-def test_an_archive_made_anew_with_other_facts_is_filtered_by_those(path: Path) -> None:
-    state = _made(path)
+def test_a_new_archive_with_other_facts_is_filtered_by_those(path: Path) -> None:
+    state = _make(path)
     path.unlink()
     with contextlib.closing(opened(path)) as archive:
         changed = [dataclasses.replace(record(*case), diagnosis="another") for case in state.items()]
@@ -527,25 +528,25 @@ def test_an_archive_made_anew_with_other_facts_is_filtered_by_those(path: Path) 
         assert archive.search(query, WEIGHTS, 5, {"diagnosis": "another"})[1] == len(state)
 
 
-def test_two_that_write_one_file_at_once_do_not_write_into_each_others(tmp_path: Path) -> None:
-    """What is mapped would change, or end, under its reader: that is a crash."""
+def test_two_writers_of_one_file_do_not_mix_their_bytes(tmp_path: Path) -> None:
+    """Otherwise a mapped file could change or shrink under its reader, which would crash."""
     with atomic_write(tmp_path / "file") as mine:
         mine.write_bytes(b"mine")
         with atomic_write(tmp_path / "file") as yours:
             yours.write_bytes(b"yours")
         with (tmp_path / "file").open("rb") as reader:
-            kept = mmap.mmap(reader.fileno(), 0, access=mmap.ACCESS_READ)
-        assert kept[:] == b"yours" and mine.read_bytes() == b"mine"
-    assert (tmp_path / "file").read_bytes() == b"mine" and kept[:] == b"yours"
+            mapped = mmap.mmap(reader.fileno(), 0, access=mmap.ACCESS_READ)
+        assert mapped[:] == b"yours" and mine.read_bytes() == b"mine"
+    assert (tmp_path / "file").read_bytes() == b"mine" and mapped[:] == b"yours"
 
 
-_DERIVING = """
+_INDEXING = """
 path, state = Path(sys.argv[1]), None
 with contextlib.closing(opened(path)) as archive:
     state = held(path)
     for n in range(25):
-        for part in archive.index.folder.glob("*.segment"):
-            part.unlink(missing_ok=True)
+        for file in archive.index.folder.glob("*.segment"):
+            file.unlink(missing_ok=True)
         archive.index.view = None
         check_answers(archive, state, random.Random(n))
         if n % 8 == 0:
@@ -554,8 +555,8 @@ print(json.dumps(archive.path.name))
 """
 
 
-def test_processes_and_threads_that_derive_at_once_do_no_harm(path: Path) -> None:
-    state, raised = _made(path), []
+def test_processes_and_threads_that_index_at_once_do_no_harm(path: Path) -> None:
+    state, raised = _make(path), []
 
     def one(job: Callable[[], object]) -> None:
         try:
@@ -566,29 +567,29 @@ def test_processes_and_threads_that_derive_at_once_do_no_harm(path: Path) -> Non
     def here() -> None:
         with contextlib.closing(opened(path)) as archive:
             for n in range(40):
-                for part in _parts(path):
-                    part.unlink(missing_ok=True)
+                for file in _segment_files(path):
+                    file.unlink(missing_ok=True)
                 archive.index.view = None
                 check_answers(archive, state, random.Random(n))
 
-    jobs = [lambda: run(_DERIVING, path), lambda: run(_DERIVING, path), here, here]
+    jobs = [lambda: run(_INDEXING, path), lambda: run(_INDEXING, path), here, here]
     threads = [threading.Thread(target=one, args=(job,)) for job in jobs]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
     assert raised == []
-    _right(path, state)
+    _check_whole(path, state)
     with contextlib.closing(opened(path)) as archive:
         archive.remove([])
-    assert not list(_scan(path).glob(".*.partial"))
+    assert not list(_index_folder(path).glob(".*.partial"))
 
 
 # -- bad files --
 
 
-def test_what_cares_for_an_archive_meets_damage_with_an_archive_error(path: Path) -> None:
-    _made(path)
+def test_maintenance_of_a_damaged_archive_raises_archive_error(path: Path) -> None:
+    _make(path)
     content, chance = path.read_bytes(), random.Random(0)
     uses: list[Callable[[Archive], object]] = [
         maintenance.check,
@@ -620,10 +621,8 @@ def test_what_cares_for_an_archive_meets_damage_with_an_archive_error(path: Path
                     use(archive)
 
 
-def test_an_archive_locked_for_all_is_not_waited_for_without_end(
-    path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    state = _made(path)
+def test_maintenance_does_not_wait_forever_for_a_lock(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    state = _make(path)
     monkeypatch.setattr(database, "BUSY_SECONDS", 0.05)
     with (
         contextlib.closing(opened(path)) as archive,
@@ -644,4 +643,4 @@ def test_an_archive_locked_for_all_is_not_waited_for_without_end(
             assert caught.value.code == "archive-locked"
         other.execute("ROLLBACK")
     assert not path.with_name("copy.skinret").exists()
-    _right(path, state)
+    _check_whole(path, state)

@@ -1,4 +1,4 @@
-"""An archive goes to a folder and comes back as it was; one that is not whole, or another's, is refused."""
+"""An exported archive is imported unchanged; a damaged folder, or one of another model, is refused."""
 
 import contextlib
 import csv
@@ -76,7 +76,7 @@ def _content(archive: Archive) -> dict[str, tuple[tuple[str, ...], bytes]]:
         return found
 
 
-def _filled(path: Path, records: list[Record], seed: int = 0) -> Archive:
+def _fill(path: Path, records: list[Record], seed: int = 0) -> Archive:
     archive = open_archive(path)
     archive.write(records, random_descriptors(len(records), seed))
     return archive
@@ -84,7 +84,7 @@ def _filled(path: Path, records: list[Record], seed: int = 0) -> Archive:
 
 def _round_trip(records: list[Record], here: Path) -> None:
     """Export an archive of records, import it into a new one, and compare them."""
-    with contextlib.closing(_filled(here / "a.skinret", records)) as archive:
+    with contextlib.closing(_fill(here / "a.skinret", records)) as archive:
         assert export_archive(archive, here / "out") == len(records)
         with contextlib.closing(archive_for(here / "out", here / "b.skinret")) as copy:
             report = import_archive(copy, here / "out")
@@ -94,12 +94,12 @@ def _round_trip(records: list[Record], here: Path) -> None:
             assert maintenance.check(copy) == []
 
 
-def _signed(folder: Path, **fields: Any) -> Path:
-    """Give archive.json the hashes that the files have now, and other fields."""
-    account = json.loads((folder / "archive.json").read_text("utf-8"))
-    for name in account["sha256"]:
-        account["sha256"][name] = hashlib.sha256((folder / name).read_bytes()).hexdigest()
-    (folder / "archive.json").write_text(json.dumps(account | fields), "utf-8")
+def _update_hashes(folder: Path, **fields: Any) -> Path:
+    """Write the present hashes of the files, and other fields, to archive.json."""
+    info = json.loads((folder / "archive.json").read_text("utf-8"))
+    for name in info["sha256"]:
+        info["sha256"][name] = hashlib.sha256((folder / name).read_bytes()).hexdigest()
+    (folder / "archive.json").write_text(json.dumps(info | fields), "utf-8")
     return folder
 
 
@@ -113,7 +113,7 @@ def _rewrite(folder: Path, rows: list[list[str]]) -> None:
         csv.writer(file).writerows(rows)
 
 
-# -- there and back --
+# -- round trips --
 
 
 def test_odd_ids_and_typed_attributes_come_back_as_they_were(tmp_path: Path) -> None:
@@ -143,13 +143,13 @@ _FACTS = st.builds(
 def test_any_case_comes_back_as_it_was(
     facts: list[dict[str, Any]], tmp_path_factory: pytest.TempPathFactory
 ) -> None:
-    """Through the folder alone: an archive of each would be slow."""
+    """Without archives, which would be slow."""
     folder = tmp_path_factory.getbasetemp() / "any"
     folder.mkdir(exist_ok=True)
     records, descriptors = [make_record(**f) for f in facts], random_descriptors(len(facts))
     exchange_module._write(folder, len(facts), LAYOUT, [(records, descriptors)], None)
-    account = exchange_module.ExportInfo("m 1", "f" * 64, LAYOUT, len(facts), {})
-    [(read, back)] = exchange_module._read(folder, account)
+    info = exchange_module.ExportInfo("m 1", "f" * 64, LAYOUT, len(facts), {})
+    [(read, back)] = exchange_module._read(folder, info)
     assert [r.row() for r in read] == [r.row() for r in records]
     assert back.tobytes() == descriptors.tobytes()
 
@@ -161,9 +161,9 @@ def test_other_programs_can_read_the_folder(folder: Path) -> None:
     assert json.loads(rows[1][4]) == {"sex": "female"}
     stored = np.load(folder / "descriptors.npy")
     assert stored.dtype == np.float32 and (stored == random_descriptors(12)).all()
-    account = json.loads((folder / "archive.json").read_text("utf-8"))
-    sha256 = {name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in account["sha256"]}
-    assert account == {
+    info = json.loads((folder / "archive.json").read_text("utf-8"))
+    sha256 = {name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in info["sha256"]}
+    assert info == {
         "format": "skinret archive",
         "version": 1,
         "escape": "'",
@@ -190,9 +190,9 @@ def test_no_cell_begins_like_a_formula_and_each_comes_back(tmp_path: Path) -> No
         assert not [cell for cell in row if cell.startswith(("=", "+", "-", "@", "\t", "\r", "\n", "＝"))]
 
 
-def test_an_account_of_absurd_size_is_refused_before_it_is_read(folder: Path, path: Path) -> None:
+def test_an_archive_json_of_absurd_size_is_refused_before_it_is_read(folder: Path, path: Path) -> None:
     (folder / "archive.json").write_text("[" + " " * 5_000_000 + "]")
-    _refused_whole(folder, path, "exchange-damaged", folder / "archive.json", "4,000,000 bytes")
+    _check_refused(folder, path, "exchange-damaged", folder / "archive.json", "4,000,000 bytes")
 
 
 @pytest.mark.parametrize(
@@ -201,7 +201,7 @@ def test_an_account_of_absurd_size_is_refused_before_it_is_read(folder: Path, pa
 def test_an_array_with_a_header_that_is_no_python_is_refused(header: bytes, folder: Path, path: Path) -> None:
     array = b"\x93NUMPY\1\0" + len(header).to_bytes(2, "little") + header + bytes(400)
     (folder / "descriptors.npy").write_bytes(array)
-    _refused_whole(_signed(folder), path, "exchange-damaged", folder / "descriptors.npy")
+    _check_refused(_update_hashes(folder), path, "exchange-damaged", folder / "descriptors.npy")
 
 
 def test_the_copy_answers_as_the_archive_does(folder: Path, path: Path) -> None:
@@ -234,13 +234,13 @@ def test_many_cases_go_in_several_steps(tmp_path: Path) -> None:
         archive.write([make_record(f"{n}") for n in range(count)], descriptors)
         archive.remove(["7"])
         archive.write([make_record("7")], descriptors[7:8])
-        told: list[tuple[int, int]] = []
-        export_archive(archive, tmp_path / "out", lambda done, total: told.append((done, total)))
-        assert told == [(2048, count), (4096, count), (count, count)]
-        told.clear()
+        calls: list[tuple[int, int]] = []
+        export_archive(archive, tmp_path / "out", lambda done, total: calls.append((done, total)))
+        assert calls == [(2048, count), (4096, count), (count, count)]
+        calls.clear()
         with contextlib.closing(archive_for(tmp_path / "out", tmp_path / "b.skinret")) as copy:
-            import_archive(copy, tmp_path / "out", lambda done, total: told.append((done, total)))
-            assert told == [(2048, count), (4096, count), (count, count)]
+            import_archive(copy, tmp_path / "out", lambda done, total: calls.append((done, total)))
+            assert calls == [(2048, count), (4096, count), (count, count)]
             assert _content(copy) == _content(archive)
     assert _rows(tmp_path / "out")[-1][0] == "7"
 
@@ -262,10 +262,10 @@ def test_an_export_is_of_one_moment(path: Path, tmp_path: Path, monkeypatch: pyt
     assert len(_rows(tmp_path / "out")) == 13
 
 
-# -- exporting where it cannot be --
+# -- exports that fail --
 
 
-def test_what_is_there_is_not_written_over(path: Path, tmp_path: Path) -> None:
+def test_an_export_overwrites_nothing(path: Path, tmp_path: Path) -> None:
     (tmp_path / "folder").mkdir()
     (tmp_path / "file").write_text("years of work")
     (tmp_path / "link").symlink_to(tmp_path / "nowhere")
@@ -295,7 +295,7 @@ def test_a_folder_that_cannot_be_made_is_refused(name: str, path: Path, tmp_path
     assert {file.name for file in tmp_path.iterdir()} == {"file", path.name}
 
 
-def test_an_export_that_is_cut_off_leaves_nothing_half_written(
+def test_an_interrupted_export_leaves_no_files(
     path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def cancel(done: int, total: int) -> None:
@@ -312,7 +312,7 @@ def test_an_export_that_is_cut_off_leaves_nothing_half_written(
         with refusal_of("exchange-io", tmp_path / "out", "No space left"):
             export_archive(archive, tmp_path / "out")
         assert [file.name for file in tmp_path.iterdir()] == [path.name]
-        archive.write([make_record("new")], random_descriptors(1))  # the cut export holds no lock
+        archive.write([make_record("new")], random_descriptors(1))  # the interrupted export holds no lock
 
 
 def test_a_damaged_archive_is_not_exported(path: Path, tmp_path: Path) -> None:
@@ -324,7 +324,7 @@ def test_a_damaged_archive_is_not_exported(path: Path, tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
 
 
-# -- importing again, and beside others --
+# -- imports into an archive with cases --
 
 
 def test_importing_again_changes_nothing(folder: Path, path: Path) -> None:
@@ -386,26 +386,26 @@ def test_a_case_that_is_there_with_others_is_refused_skipped_or_replaced(
 def test_a_value_of_another_type_is_another_fact(tmp_path: Path) -> None:
     """In Python 1, 1.0 and True are equal; in an archive they are not."""
     with contextlib.closing(
-        _filled(tmp_path / "a.skinret", [make_record("1", attributes={"n": 1})])
+        _fill(tmp_path / "a.skinret", [make_record("1", attributes={"n": 1})])
     ) as archive:
         export_archive(archive, tmp_path / "out")
     for value in (True, 1.0, "1"):
         record = make_record("1", attributes={"n": value})
         with (
-            contextlib.closing(_filled(tmp_path / f"{value!r}.skinret", [record])) as other,
+            contextlib.closing(_fill(tmp_path / f"{value!r}.skinret", [record])) as other,
             refusal_of("case-duplicate", "attributes"),
         ):
             import_archive(other, tmp_path / "out")
 
 
 def test_cases_that_were_there_before_stay(folder: Path, path: Path) -> None:
-    with contextlib.closing(_filled(path, [make_record("mine")])) as archive:
+    with contextlib.closing(_fill(path, [make_record("mine")])) as archive:
         assert len(import_archive(archive, folder).added) == 12
         assert len(archive) == 13 and "mine" in archive.get(["mine"])
 
 
 @pytest.mark.parametrize("option", ["Replace", "", None])
-def test_an_unknown_way_with_duplicates_is_refused(option: Any, folder: Path, path: Path) -> None:
+def test_an_unknown_on_duplicate_is_refused(option: Any, folder: Path, path: Path) -> None:
     with (
         contextlib.closing(archive_for(folder, path)) as archive,
         refusal_of("option", "skip", kind=InputError),
@@ -414,7 +414,7 @@ def test_an_unknown_way_with_duplicates_is_refused(option: Any, folder: Path, pa
     assert not path.exists()
 
 
-# -- what may not be imported --
+# -- imports that are refused --
 
 
 def test_another_models_cases_are_refused_with_both_names(folder: Path, path: Path) -> None:
@@ -429,25 +429,25 @@ def test_another_models_cases_are_refused_with_both_names(folder: Path, path: Pa
 
 
 @pytest.mark.parametrize("name", sorted(ARCHIVE_FILES))
-def test_a_folder_that_is_not_whole_is_refused(name: str, folder: Path, path: Path) -> None:
+def test_an_incomplete_or_damaged_folder_is_refused(name: str, folder: Path, path: Path) -> None:
     whole = (folder / name).read_bytes()
     for content in (whole[:-1], whole[: len(whole) // 2], b"", whole + b"x", b"\xff" + whole[1:]):
         (folder / name).write_bytes(content)
-        _refused_whole(folder, path, "exchange-damaged", folder / name, "copy the folder again")
+        _check_refused(folder, path, "exchange-damaged", folder / name, "copy the folder again")
     (folder / name).unlink()
-    _refused_whole(folder, path, "exchange-missing", folder / name, "cases.csv")
+    _check_refused(folder, path, "exchange-missing", folder / name, "cases.csv")
     (folder / name).mkdir()
-    _refused_whole(folder, path, "exchange-damaged", folder / name)
+    _check_refused(folder, path, "exchange-damaged", folder / name)
 
 
-def _refused_whole(folder: Path, path: Path, code: str, *names: object) -> None:
-    """Import, and see that it is refused and nothing is written."""
+def _check_refused(folder: Path, path: Path, code: str, *names: object) -> None:
+    """Check that an import is refused and writes nothing."""
     with refusal_of(code, *names), contextlib.closing(archive_for(folder, path)) as archive:
         import_archive(archive, folder)
     assert not path.exists()
 
 
-def test_what_is_no_exported_folder_is_refused(tmp_path: Path, path: Path) -> None:
+def test_a_folder_that_was_not_exported_is_refused(tmp_path: Path, path: Path) -> None:
     (tmp_path / "empty").mkdir()
     (tmp_path / "file").touch()
     for name in ("empty", "file", "none"):
@@ -490,18 +490,18 @@ def test_what_is_no_exported_folder_is_refused(tmp_path: Path, path: Path) -> No
     ],
     ids=str,
 )
-def test_an_account_that_does_not_fit_is_refused(
+def test_an_archive_json_with_wrong_fields_is_refused(
     fields: dict[str, Any], code: str, folder: Path, path: Path
 ) -> None:
-    _refused_whole(_signed(folder, **fields), path, code, folder)
+    _check_refused(_update_hashes(folder, **fields), path, code, folder)
 
 
 @pytest.mark.parametrize(
     "content", ["[]", "3", "null", "{", "[" * 100_000, '{"format": "skinret archive", "version": 1}']
 )
-def test_an_account_that_is_none_is_refused(content: str, folder: Path, path: Path) -> None:
+def test_another_json_in_place_of_archive_json_is_refused(content: str, folder: Path, path: Path) -> None:
     (folder / "archive.json").write_text(content)
-    _refused_whole(folder, path, "exchange-damaged", folder / "archive.json")
+    _check_refused(folder, path, "exchange-damaged", folder / "archive.json")
 
 
 def _cell(row: int, column: int, value: str) -> Callable[[list[list[str]]], list[list[str]]]:
@@ -540,16 +540,16 @@ TABLES: dict[str, tuple[Callable[[list[list[str]]], list[list[str]]], str]] = {
 def test_a_table_that_an_export_would_not_write_is_refused_before_anything_is_written(
     what: str, folder: Path, path: Path
 ) -> None:
-    change, said = TABLES[what]
+    change, message = TABLES[what]
     _rewrite(folder, change(_rows(folder)))
-    _refused_whole(_signed(folder), path, "exchange-damaged", folder / "cases.csv", said)
+    _check_refused(_update_hashes(folder), path, "exchange-damaged", folder / "cases.csv", message)
 
 
 @pytest.mark.parametrize("content", [b"\xff\xfe", b'"', b'"a"b,c\n'], ids=["utf-16", "open", "quotes"])
 def test_a_table_that_is_no_csv_in_utf8_is_refused(content: bytes, folder: Path, path: Path) -> None:
     whole = (folder / "cases.csv").read_bytes()
     (folder / "cases.csv").write_bytes(whole + content)
-    _refused_whole(_signed(folder), path, "exchange-damaged", folder / "cases.csv")
+    _check_refused(_update_hashes(folder), path, "exchange-damaged", folder / "cases.csv")
 
 
 ARRAYS: dict[str, Callable[[Vector], Any]] = {
@@ -571,26 +571,26 @@ def test_an_array_that_does_not_fit_is_refused_before_anything_is_written(
     what: str, folder: Path, path: Path
 ) -> None:
     np.save(folder / "descriptors.npy", ARRAYS[what](random_descriptors(12)), allow_pickle=True)
-    said = "row 7" if what == "NaN" else "descriptors.npy"
-    _refused_whole(_signed(folder), path, "exchange-damaged", said)
+    message = "row 7" if what == "NaN" else "descriptors.npy"
+    _check_refused(_update_hashes(folder), path, "exchange-damaged", message)
 
 
-def test_an_array_in_the_order_of_fortran_is_read_all_the_same(folder: Path, path: Path) -> None:
+def test_an_array_in_fortran_order_is_read(folder: Path, path: Path) -> None:
     np.save(folder / "descriptors.npy", np.asfortranarray(random_descriptors(12)))
-    with contextlib.closing(archive_for(_signed(folder), path)) as archive:
+    with contextlib.closing(archive_for(_update_hashes(folder), path)) as archive:
         import_archive(archive, folder)
         with contextlib.closing(open_archive(folder.parent / "first.skinret")) as first:
             assert _content(archive) == _content(first)
 
 
-def test_an_import_into_what_is_no_archive_is_refused(folder: Path, path: Path) -> None:
+def test_an_import_into_another_file_is_refused(folder: Path, path: Path) -> None:
     path.write_text("years of work")
     with refusal_of(None, path):
         archive_for(folder, path)
     assert path.read_text() == "years of work"
 
 
-# -- what an archive gives for it --
+# -- descriptors, file states and checks --
 
 
 def test_descriptors_can_be_read_back(path: Path) -> None:
@@ -606,7 +606,7 @@ def test_descriptors_can_be_read_back(path: Path) -> None:
             assert (descriptor == random_descriptors(12)[int(case_id[1:])]).all()
 
 
-def test_parts_are_told_right_missing_and_stale(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_index_files_are_right_missing_or_stale(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for module in ("pruning", "segments", "table", "maintenance"):
         monkeypatch.setattr(f"skinret_infer.archive.{module}.SEGMENT", 4)
     with contextlib.closing(open_archive(make_archive(path, 10))) as archive:
@@ -625,13 +625,13 @@ def test_parts_are_told_right_missing_and_stale(path: Path, monkeypatch: pytest.
 DAMAGE: dict[str, str] = {
     "the projection": "INSERT INTO projection VALUES ('none', x'00')",
     "the next id": "DELETE FROM meta WHERE name = 'next_id'",
-    "the account": "UPDATE segments SET cases = -1",
+    "the counts": "UPDATE segments SET cases = -1",
     "the facts": "UPDATE cases SET attributes = '[]' WHERE case_id = 'c03'",
 }
 
 
 @pytest.mark.parametrize("what", DAMAGE)
-def test_a_check_returns_what_is_wrong(what: str, path: Path) -> None:
+def test_a_check_returns_the_fault(what: str, path: Path) -> None:
     make_archive(path)
     with contextlib.closing(sqlite3.connect(path)) as db, db:
         db.execute(DAMAGE[what])
@@ -640,7 +640,7 @@ def test_a_check_returns_what_is_wrong(what: str, path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["fingerprint", "model", "layout"])
-def test_an_archive_that_does_not_say_what_it_is_is_refused(name: str, path: Path) -> None:
+def test_an_archive_without_the_facts_of_its_model_is_refused(name: str, path: Path) -> None:
     make_archive(path)
     with contextlib.closing(sqlite3.connect(path)) as db, db:
         db.execute("DELETE FROM meta WHERE name = ?", [name])
@@ -648,7 +648,7 @@ def test_an_archive_that_does_not_say_what_it_is_is_refused(name: str, path: Pat
         Archive.open(path)
 
 
-def test_opening_what_is_none_without_a_bundle_is_refused(tmp_path: Path) -> None:
+def test_opening_a_file_that_is_no_archive_is_refused(tmp_path: Path) -> None:
     (tmp_path / "empty").touch()
     for name in ("none", "empty", "."):
         with refusal_of("archive-empty"):
@@ -657,19 +657,19 @@ def test_opening_what_is_none_without_a_bundle_is_refused(tmp_path: Path) -> Non
         Archive.open(tmp_path / ("x" * 300))
 
 
-def test_care_where_a_file_cannot_be_is_refused(path: Path, tmp_path: Path) -> None:
+def test_maintenance_where_no_file_can_be_is_refused(path: Path, tmp_path: Path) -> None:
     with contextlib.closing(open_archive(make_archive(path))) as archive:
         for name in ("x" * 300, "a\0b", f"{path.name}/copy"):
             with refusal_of("archive-io"):
                 maintenance.backup(archive, tmp_path / name)
         archive.index.folder.touch()
-        for care in (maintenance.repair, maintenance.compact):  # the index is held in memory then
-            care(archive)
+        for maintain in (maintenance.repair, maintenance.compact):  # the index is held in memory then
+            maintain(archive)
             assert maintenance.check(archive) == [] and len(archive) == 12
 
 
 def test_an_archive_whose_last_writer_was_killed_opens_without_a_bundle(path: Path, tmp_path: Path) -> None:
-    """What the writer left beside the file has to be undone, by whoever opens it."""
+    """SQLite must undo the journal of the killed writer when the file is opened."""
     make_archive(path, 200)
     copy = tmp_path / "copy.skinret"
     with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as db:

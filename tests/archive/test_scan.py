@@ -1,4 +1,4 @@
-"""What a search scans is derived, prunes by bounds that hold, and never changes an answer."""
+"""The pruning index is derived from the cases, its bounds hold, and it never changes an answer."""
 
 import contextlib
 import itertools
@@ -38,9 +38,9 @@ WEIGHTS = part_weights(LAYOUT, 0.6, GAMMA)
 
 
 def _low_rank(count: int, seed: int, noise: float = 0.01) -> Vector:
-    """Descriptors of LAYOUT that lie near twelve dimensions, as those of a trained model lie near few."""
-    law, rng = np.random.default_rng(5), np.random.default_rng(seed)
-    mixing = law.standard_normal((12, LAYOUT.length))
+    """Return descriptors of LAYOUT near a space of twelve dimensions, like those of a trained model."""
+    model_rng, rng = np.random.default_rng(5), np.random.default_rng(seed)
+    mixing = model_rng.standard_normal((12, LAYOUT.length))
     x = rng.standard_normal((count, 12)) * np.arange(1, 13) ** -0.9 @ mixing
     x += noise * rng.standard_normal(x.shape)
     six = LAYOUT.visual_length
@@ -73,7 +73,7 @@ def _scores(query: Vector, cases: Vector, weights: npt.NDArray[np.float64] = WEI
     return (products(query, cases, LAYOUT) * weights).sum(1)
 
 
-# -- the basis and its bounds --
+# -- the projection and its bounds --
 
 
 @QUICK
@@ -85,22 +85,22 @@ def _scores(query: Vector, cases: Vector, weights: npt.NDArray[np.float64] = WEI
     gamma=st.floats(0, 1),
     fits=st.booleans(),
 )
-def test_the_bounds_hold_for_any_basis_and_any_weights(
+def test_the_bounds_hold_for_any_projection_and_any_weights(
     seed: int, rank: int, noise: float, beta: float, gamma: float, fits: bool
 ) -> None:
     cases, [query] = _low_rank(40, seed, noise), _low_rank(1, seed + 1, noise)
-    near = cases if fits else np.random.default_rng(seed).standard_normal((200, LAYOUT.length))
-    vectors = np.linalg.svd(near.astype(np.float64), full_matrices=False)[2][:rank].T
-    basis, weights = Projection.of(vectors), part_weights(LAYOUT, beta, gamma)
-    z_t, rho_t = basis.cases(cases)
-    z, rho, rounding = basis.query(np.repeat(weights, LAYOUT.lengths) * query.astype(np.float64))
+    sample = cases if fits else np.random.default_rng(seed).standard_normal((200, LAYOUT.length))
+    vectors = np.linalg.svd(sample.astype(np.float64), full_matrices=False)[2][:rank].T
+    projection, weights = Projection.of(vectors), part_weights(LAYOUT, beta, gamma)
+    z_t, rho_t = projection.cases(cases)
+    z, rho, rounding = projection.query(np.repeat(weights, LAYOUT.lengths) * query.astype(np.float64))
     exact = _scores(query, cases, weights)
-    rough = np.einsum("ij,j->i", z_t, z).astype(np.float64)
+    estimates = np.einsum("ij,j->i", z_t, z).astype(np.float64)
     slack = rho * rho_t.astype(np.float64) + rounding * len(LAYOUT.lengths) ** 0.5
-    assert (np.abs(exact - rough) <= slack).all()
+    assert (np.abs(exact - estimates) <= slack).all()
 
 
-def test_a_basis_is_taken_where_descriptors_have_structure_and_none_where_they_have_not() -> None:
+def test_only_descriptors_with_structure_get_a_projection() -> None:
     layout = Layout(local=(64, 64, 64), global_=(64, 64, 64))
     chance = random_descriptors(1000, 1, layout)
     assert Projection.fit(chance, layout).vectors is None
@@ -113,45 +113,45 @@ def test_a_basis_is_taken_where_descriptors_have_structure_and_none_where_they_h
     assert Projection.fit(chance[:3], layout).vectors is None
 
 
-def test_a_basis_keeps_the_concepts_so_that_what_they_weigh_is_bounded_exactly() -> None:
+def test_a_projection_keeps_the_concepts_so_their_bounds_are_exact() -> None:
     layout = Layout(local=(64, 64, 64), global_=(64, 64, 64), concepts=(3, 5))
     rng = np.random.default_rng(0)
-    looks = rng.standard_normal((1000, 20)) @ rng.standard_normal((20, 384))
-    looks += 0.01 * rng.standard_normal(looks.shape)
-    cases = np.hstack([looks, rng.dirichlet(np.ones(3), 1000), rng.dirichlet(np.ones(5), 1000)])
-    basis = Projection.fit(cases.astype(np.float32), layout)
-    assert basis.vectors is not None and basis.rank(layout) == 32 + 8
-    assert np.abs(basis.vectors.T @ basis.vectors - np.eye(40)).max() < 1e-12
+    visual = rng.standard_normal((1000, 20)) @ rng.standard_normal((20, 384))
+    visual += 0.01 * rng.standard_normal(visual.shape)
+    cases = np.hstack([visual, rng.dirichlet(np.ones(3), 1000), rng.dirichlet(np.ones(5), 1000)])
+    projection = Projection.fit(cases.astype(np.float32), layout)
+    assert projection.vectors is not None and projection.rank(layout) == 32 + 8
+    assert np.abs(projection.vectors.T @ projection.vectors - np.eye(40)).max() < 1e-12
     concepts_alone = np.hstack([np.zeros(384), rng.random(8)])
-    z, rho, _ = basis.query(concepts_alone)
+    z, rho, _ = projection.query(concepts_alone)
     assert rho < 1e-4
-    assert np.abs(basis.cases(cases.astype(np.float32))[0] @ z - cases @ concepts_alone).max() < 1e-5
+    assert np.abs(projection.cases(cases.astype(np.float32))[0] @ z - cases @ concepts_alone).max() < 1e-5
 
 
 @QUICK
-@given(seed=st.integers(0, 2**16), k=st.integers(1, 30), asked=st.integers(1, 6), parts=st.integers(1, 5))
-def test_pruning_spares_most_cases_and_never_one_of_the_best(
-    seed: int, k: int, asked: int, parts: int
-) -> None:
-    cases, queries = _low_rank(400, seed), _low_rank(asked, seed + 1)
-    basis = Projection.of(np.linalg.svd(cases.astype(np.float64), full_matrices=False)[2][:12].T)
-    pieces = np.array_split(np.arange(400), parts)
-    made = [index_cases([*map(int, rows)], cases[rows], [{}] * len(rows), basis) for rows in pieces]
+@given(seed=st.integers(0, 2**16), k=st.integers(1, 30), count=st.integers(1, 6), segments=st.integers(1, 5))
+def test_pruning_drops_most_cases_and_none_of_the_best(seed: int, k: int, count: int, segments: int) -> None:
+    cases, queries = _low_rank(400, seed), _low_rank(count, seed + 1)
+    projection = Projection.of(np.linalg.svd(cases.astype(np.float64), full_matrices=False)[2][:12].T)
+    row_ids = np.array_split(np.arange(400), segments)
+    indexes = [index_cases([*map(int, rows)], cases[rows], [{}] * len(rows), projection) for rows in row_ids]
     rng = np.random.default_rng(seed)
-    keeps = [None if rng.random() < 0.5 else rng.random(len(rows)) < 0.3 for rows in pieces]
-    left = np.concatenate([r if keep is None else r[keep] for r, keep in zip(pieces, keeps, strict=True)])
-    wide = np.repeat(WEIGHTS, LAYOUT.lengths)
-    found = candidates(made, keeps, basis, [wide * q.astype(np.float64) for q in queries], k, 8**0.5)
+    masks = [None if rng.random() < 0.5 else rng.random(len(rows)) < 0.3 for rows in row_ids]
+    allowed = np.concatenate([r if mask is None else r[mask] for r, mask in zip(row_ids, masks, strict=True)])
+    repeated = np.repeat(WEIGHTS, LAYOUT.lengths)
+    found = candidates(
+        indexes, masks, projection, [repeated * q.astype(np.float64) for q in queries], k, 8**0.5
+    )
     for query, (ids, upper) in zip(queries, found, strict=True):
         exact = _scores(query, cases)
-        best = sorted(left, key=lambda n: (-exact[n], n))[:k]
-        assert set(best) <= set(ids) <= set(left)
+        best = sorted(allowed, key=lambda n: (-exact[n], n))[:k]
+        assert set(best) <= set(ids) <= set(allowed)
         assert (np.diff(upper) <= 0).all() and (upper >= exact[ids] - 1e-9).all()
-        got, scores, parts_of = rescore(query, ids, upper, WEIGHTS, LAYOUT, k, lambda i: cases[i])
-        assert set(best) <= set(got.tolist())
-        assert (scores == exact[got]).all() and parts_of.shape == (len(got), 8)
-        if len(left) > 100 and k < 3:
-            assert len(ids) < len(left) / 2
+        best_ids, scores, terms = rescore(query, ids, upper, WEIGHTS, LAYOUT, k, lambda i: cases[i])
+        assert set(best) <= set(best_ids.tolist())
+        assert (scores == exact[best_ids]).all() and terms.shape == (len(best_ids), 8)
+        if len(allowed) > 100 and k < 3:
+            assert len(ids) < len(allowed) / 2
 
 
 # -- an archive with segments --
@@ -171,9 +171,9 @@ def _fill(path: Path, count: int, seed: int = 0) -> tuple[list[str], Vector]:
     return ids, cases
 
 
-def _agrees(archive: Archive, held: Mapping[str, Vector], seed: int, k: int = 7) -> None:
-    """Check answers against brute force over what should be held."""
-    ids, cases = sorted(held), np.stack([held[i] for i in sorted(held)])
+def _check_answers(archive: Archive, expected: Mapping[str, Vector], seed: int, k: int = 7) -> None:
+    """Compare answers with the scores of all cases that the archive should have."""
+    ids, cases = sorted(expected), np.stack([expected[i] for i in sorted(expected)])
     for query in _low_rank(3, seed):
         for beta, gamma in ((0.6, GAMMA), (1.0, 0.0), (0.0, 1.0)):
             exact = _scores(query, cases, part_weights(LAYOUT, beta, gamma))
@@ -184,114 +184,116 @@ def _agrees(archive: Archive, held: Mapping[str, Vector], seed: int, k: int = 7)
 
 
 @pytest.mark.usefixtures("small_segments")
-def test_whole_segments_are_mapped_from_files_that_follow_the_archive(path: Path) -> None:
+def test_full_segments_are_mapped_from_files_that_follow_the_archive(path: Path) -> None:
     ids, cases = _fill(path, 300)
-    held = dict(zip(ids, cases, strict=True))
+    expected = dict(zip(ids, cases, strict=True))
     with contextlib.closing(open_archive(path, layout=LAYOUT)) as archive:
-        _agrees(archive, held, 1)
+        _check_answers(archive, expected, 1)
         assert archive.index.view is not None and archive.index.view.projection.vectors is not None
         files = {p.name for p in archive.index.folder.iterdir()}
-        assert len(files) == 4  # of 300 / 64, whole
-        mapped = [not part.z.flags.writeable for _, part in archive.index.view.segments.values()]
+        assert len(files) == 4  # the full segments of 300 / 64
+        mapped = [not index.z.flags.writeable for _, index in archive.index.view.segments.values()]
         assert mapped == [True] * 4 + [False]
         assert archive.remove(["c0070", "c0299"]) == 2
-        del held["c0070"], held["c0299"]
+        del expected["c0070"], expected["c0299"]
         assert len(files & {p.name for p in archive.index.folder.iterdir()}) == 3
-        _agrees(archive, held, 2)
+        _check_answers(archive, expected, 2)
         assert len({p.name for p in archive.index.folder.iterdir()}) == 4
         assert maintenance.check(archive) == []
         maintenance.compact(archive)
-        _agrees(archive, held, 3)
+        _check_answers(archive, expected, 3)
         assert maintenance.check(archive) == []
 
 
 @pytest.mark.usefixtures("small_segments")
-def test_any_life_of_an_archive_gives_the_answers_of_what_it_holds(tmp_path: Path) -> None:
+def test_after_any_history_an_archive_answers_from_its_cases(tmp_path: Path) -> None:
     for seed in range(4):
         chance, path = random.Random(seed), tmp_path / f"{seed}.skinret"
-        held: dict[str, Vector] = {}
+        expected: dict[str, Vector] = {}
         archives = [open_archive(path, layout=LAYOUT) for _ in range(2)]
         for turn in range(40):
             archive = chance.choice(archives)
             what = chance.random()
-            if what < 0.6 or not held:
+            if what < 0.6 or not expected:
                 new = [f"{seed}-{turn}-{n}" for n in range(chance.randint(1, 40))]
-                new += chance.sample(sorted(held), min(len(held), chance.choice([0, 0, 0, 3])))
+                new += chance.sample(sorted(expected), min(len(expected), chance.choice([0, 0, 0, 3])))
                 descriptors = _low_rank(len(new), 100 * seed + turn)
                 archive.write([make_record(i) for i in new], descriptors)
-                held |= dict(zip(new, descriptors, strict=True))
+                expected |= dict(zip(new, descriptors, strict=True))
             elif what < 0.75:
-                gone = chance.sample(sorted(held), min(len(held), chance.randint(1, 30)))
-                assert archive.remove([*gone, "none"]) == len(gone)
-                for i in gone:
-                    del held[i]
+                removed = chance.sample(sorted(expected), min(len(expected), chance.randint(1, 30)))
+                assert archive.remove([*removed, "none"]) == len(removed)
+                for i in removed:
+                    del expected[i]
             elif what < 0.8:
                 maintenance.compact(archive)
             elif what < 0.85:
                 archive.close()
                 archives[archives.index(archive)] = archive = open_archive(path, layout=LAYOUT)
-            elif held:
-                _agrees(archive, held, turn, chance.choice([1, 5, 50]))
-            assert len(archive) == len(held)
+            elif expected:
+                _check_answers(archive, expected, turn, chance.choice([1, 5, 50]))
+            assert len(archive) == len(expected)
         for archive in archives:
-            _agrees(archive, held, 99)
+            _check_answers(archive, expected, 99)
             assert maintenance.check(archive) == []
             archive.close()
 
 
 @pytest.mark.usefixtures("small_segments")
-def test_a_writer_knows_what_it_wrote_without_reading_it_again(
+def test_a_writer_indexes_its_own_cases_without_reading_them_again(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ids, cases = _fill(path, 130)
-    held = dict(zip(ids, cases, strict=True))
+    expected = dict(zip(ids, cases, strict=True))
     with contextlib.closing(open_archive(path, layout=LAYOUT)) as archive:
-        _agrees(archive, held, 1)
+        _check_answers(archive, expected, 1)
         with monkeypatch.context() as patch:
             patch.setattr(archive.index, "from_cases", lambda *_: pytest.fail("cases were read again"))
             for start in range(0, 210, 70):  # over the ends of segments
                 new = [f"n{n:03}" for n in range(start, start + 70)]
                 descriptors = _low_rank(70, start + 7)
                 archive.write([make_record(i, attributes={"note": f"of {i}"}) for i in new], descriptors)
-                held |= dict(zip(new, descriptors, strict=True))
-                _agrees(archive, held, start)
+                expected |= dict(zip(new, descriptors, strict=True))
+                _check_answers(archive, expected, start)
                 [match] = search_archive(archive, QUERY_OF[0], 5, 0.6, GAMMA, {"note": f"of {new[3]}"})[0]
                 assert match.record.case_id == new[3]
         assert maintenance.check(archive) == [] and len([*archive.index.folder.iterdir()]) == 5
-        for file in archive.index.folder.iterdir():  # a file names the facts of its own cases alone
-            part = (
+        for file in archive.index.folder.iterdir():  # a file has the facts of its own cases only
+            index = (
                 SegmentIndex.load(file, archive.index.view.projection.rank(LAYOUT))
                 if archive.index.view
                 else pytest.fail()
             )
-            if "note" in part.columns:
-                assert len(part.columns["note"].values) == (part.columns["note"].codes >= 0).sum()
-        with contextlib.closing(open_archive(path, layout=LAYOUT)) as other:  # what another wrote is read
+            if "note" in index.columns:
+                assert len(index.columns["note"].values) == (index.columns["note"].codes >= 0).sum()
+        with contextlib.closing(
+            open_archive(path, layout=LAYOUT)
+        ) as other:  # the cases of another writer are read
             other.write([make_record("x")], _low_rank(1, 5))
-            held["x"] = _low_rank(1, 5)[0]
+            expected["x"] = _low_rank(1, 5)[0]
         archive.write([make_record("y")], _low_rank(1, 6))
-        held["y"] = _low_rank(1, 6)[0]
-        _agrees(archive, held, 3)
+        expected["y"] = _low_rank(1, 6)[0]
+        _check_answers(archive, expected, 3)
 
 
 @pytest.mark.usefixtures("small_segments")
-def test_what_is_derived_can_be_thrown_away(path: Path) -> None:
+def test_the_pruning_index_can_be_deleted(path: Path) -> None:
     ids, cases = _fill(path, 200)
-    held = dict(zip(ids, cases, strict=True))
+    expected = dict(zip(ids, cases, strict=True))
     with contextlib.closing(open_archive(path, layout=LAYOUT)) as archive:
         folder = archive.index.folder
     for file in folder.iterdir():
         file.unlink()
     folder.rmdir()
     with contextlib.closing(open_archive(path, layout=LAYOUT)) as archive:
-        _agrees(archive, held, 1)
+        _check_answers(archive, expected, 1)
         assert len([*folder.iterdir()]) == 3
         maintenance.repair(archive)
-        _agrees(archive, held, 2)
+        _check_answers(archive, expected, 2)
         assert maintenance.check(archive) == []
 
 
-def test_another_file_put_in_the_place_of_an_open_archive_is_noticed(path: Path) -> None:
+def test_a_file_that_replaces_an_open_archive_is_noticed(path: Path) -> None:
     make_archive(path, 5)
     with contextlib.closing(open_archive(path)) as archive:
         assert len(search_archive(archive, QUERY, 9, 0.6, GAMMA)[0]) == 5
@@ -308,7 +310,7 @@ def test_another_file_put_in_the_place_of_an_open_archive_is_noticed(path: Path)
             len(archive)
 
 
-def test_an_archive_says_itself_of_what_model_it_is(path: Path) -> None:
+def test_an_archive_names_its_model(path: Path) -> None:
     with refusal_of("archive-empty", path):
         Archive.open(path)
     make_archive(path)
@@ -320,7 +322,7 @@ def test_an_archive_says_itself_of_what_model_it_is(path: Path) -> None:
         Archive.open(path)
 
 
-def test_a_backup_is_a_whole_archive_and_never_takes_a_name_that_is_taken(path: Path) -> None:
+def test_a_backup_is_a_complete_archive_and_never_overwrites_a_file(path: Path) -> None:
     make_archive(path, 30)
     target = path.with_name("copy.skinret")
     with contextlib.closing(open_archive(path)) as archive:
@@ -335,7 +337,7 @@ def test_a_backup_is_a_whole_archive_and_never_takes_a_name_that_is_taken(path: 
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "message"),
     [
         ("UPDATE segments SET cases = cases + 1", "accounted for"),
         ("UPDATE meta SET value = '3' WHERE name = 'next_id'", "next row id"),
@@ -343,15 +345,15 @@ def test_a_backup_is_a_whole_archive_and_never_takes_a_name_that_is_taken(path: 
         ("UPDATE cases SET attributes = '{' WHERE id = 3", "c03"),
     ],
 )
-def test_check_says_what_is_wrong_and_repair_mends_what_follows_from_the_cases(
-    change: str, said: str, path: Path
+def test_check_names_the_fault_and_repair_computes_it_again_from_the_cases(
+    change: str, message: str, path: Path
 ) -> None:
     make_archive(path)
     with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as db:
         db.execute(change)
     with contextlib.closing(open_archive(path)) as archive:
         faults = maintenance.check(archive)
-        assert any(said in fault for fault in faults), faults
+        assert any(message in fault for fault in faults), faults
         if "cases SET" not in change:
             maintenance.repair(archive)
             assert maintenance.check(archive) == []
@@ -370,7 +372,7 @@ FACTS: list[dict[str, Any]] = [
 ]
 
 
-def _passes(where: Any, facts: Sequence[Mapping[str, Any]] = FACTS) -> list[int]:
+def _matching_rows(where: Any, facts: Sequence[Mapping[str, Any]] = FACTS) -> list[int]:
     columns = Columns.of(facts)
     return np.flatnonzero(columns.matches(parse_filter(where, [columns]), len(facts))).tolist()
 
@@ -397,12 +399,12 @@ def _passes(where: Any, facts: Sequence[Mapping[str, Any]] = FACTS) -> list[int]
     ],
     ids=repr,
 )
-def test_a_filter_lets_through_values_lists_and_ranges(where: Any, expected: list[int]) -> None:
-    assert _passes(where) == expected
+def test_a_filter_matches_values_lists_and_ranges(where: Any, expected: list[int]) -> None:
+    assert _matching_rows(where) == expected
 
 
 @pytest.mark.parametrize(
-    ("where", "code", "said"),
+    ("where", "code", "message"),
     [
         ({"seen": Range(0, 1)}, "filter-type", "true or false"),
         ({"diagnosis": Range(1, 2)}, "filter-type", "text"),
@@ -416,11 +418,11 @@ def test_a_filter_lets_through_values_lists_and_ranges(where: Any, expected: lis
     ],
     ids=repr,
 )
-def test_a_filter_that_can_be_true_of_nothing_is_refused_with_what_there_is(
-    where: Any, code: str, said: str
+def test_a_filter_that_no_case_can_match_is_refused_with_the_possible_values(
+    where: Any, code: str, message: str
 ) -> None:
-    with refusal_of(code, said, kind=InputError):
-        _passes(where)
+    with refusal_of(code, message, kind=InputError):
+        _matching_rows(where)
 
 
 _values = st.sampled_from(["a", "b", "7", "7.0", "007", "1e1", "-3", "", 7, 7.0, -3, 0.5, True, False])
@@ -428,7 +430,7 @@ _facts = st.lists(st.dictionaries(st.sampled_from(["p", "q", "diagnosis"]), _val
 
 
 def _number(value: Any) -> float | None:
-    if isinstance(value, bool) or value in ("007", "1e1"):  # which are names
+    if isinstance(value, bool) or value in ("007", "1e1"):  # these are names
         return None
     try:
         return float(value)
@@ -438,13 +440,13 @@ def _number(value: Any) -> float | None:
 
 @QUICK
 @given(one=_facts, two=_facts, low=st.sampled_from([-3, 0, 7]), high=st.sampled_from([0.5, 7, 9]))
-def test_columns_that_grew_filter_as_a_person_would(
+def test_joined_columns_filter_like_plain_python(
     one: list[dict[str, Any]], two: list[dict[str, Any]], low: float, high: float
 ) -> None:
     facts = [*one, *two]
-    grown = Columns.of(one).concat(Columns.of(two), len(one), len(two))
+    joined = Columns.of(one).concat(Columns.of(two), len(one), len(two))
     for rows in (slice(0, len(one)), slice(len(one), None), slice(2, 2)):
-        some, again = grown.rows(rows), Columns.of(facts[rows])
+        some, again = joined.rows(rows), Columns.of(facts[rows])
         assert {n: {(type(v) is bool, v) for v in c.values} for n, c in some.items()} == {
             n: {(type(v) is bool, v) for v in c.values} for n, c in again.items()
         }
@@ -454,32 +456,30 @@ def test_columns_that_grew_filter_as_a_person_would(
     for name in {name for row in facts for name in row}:
         values = [row.get(name) for row in facts]
         with contextlib.suppress(InputError):
-            kept = grown.matches(parse_filter({name: Range(low, high)}, [grown]), len(facts))
-            assert kept.tolist() == [
+            mask = joined.matches(parse_filter({name: Range(low, high)}, [joined]), len(facts))
+            assert mask.tolist() == [
                 (x := _number(v)) is not None and low <= x <= high if v is not None else False for v in values
             ]
-        for wanted in {(type(v), v) for v in values if v is not None}:
-            kept = grown.matches(parse_filter({name: wanted[1]}, [grown]), len(facts))
+        for key in {(type(v), v) for v in values if v is not None}:
+            mask = joined.matches(parse_filter({name: key[1]}, [joined]), len(facts))
             same = [
                 v is not None
                 and (
-                    (isinstance(v, bool) == isinstance(wanted[1], bool) and v == wanted[1])
+                    (isinstance(v, bool) == isinstance(key[1], bool) and v == key[1])
                     or (
-                        not isinstance(wanted[1], str)
-                        and (x := _number(v)) is not None
-                        and x == _number(wanted[1])
+                        not isinstance(key[1], str) and (x := _number(v)) is not None and x == _number(key[1])
                     )
                 )
                 for v in values
             ]
-            assert kept.tolist() == same
+            assert mask.tolist() == same
 
 
-# -- the seam --
+# -- another store --
 
 
-class _Held:
-    """A store in memory, as another engine would be written."""
+class _MemoryStore:
+    """A store in memory: another implementation of Store."""
 
     def __init__(self, layout: Layout) -> None:
         self.layout, self.cases = layout, dict[str, tuple[Record, Vector]]()
@@ -516,18 +516,18 @@ class _Held:
         where: Mapping[str, Any] | None = None,
         exclude: Collection[str] = (),
     ) -> SearchResult:
-        held = [(r, d) for i, (r, d) in sorted(self.cases.items()) if i not in exclude]
-        columns = Columns.of([{**r.attributes, "diagnosis": r.diagnosis} for r, _ in held])
-        kept = columns.matches(parse_filter(where, [columns]), len(held))
-        held = [pair for pair, keep in zip(held, kept, strict=True) if keep]
-        found = []
+        cases = [(r, d) for i, (r, d) in sorted(self.cases.items()) if i not in exclude]
+        columns = Columns.of([{**r.attributes, "diagnosis": r.diagnosis} for r, _ in cases])
+        mask = columns.matches(parse_filter(where, [columns]), len(cases))
+        cases = [pair for pair, matches_filter in zip(cases, mask, strict=True) if matches_filter]
+        lists = []
         for query in queries:
-            parts = products(query, np.stack([d for _, d in held]), self.layout)
+            terms = products(query, np.stack([d for _, d in cases]), self.layout)
             matches = [
-                Match(r, float(s), p) for (r, _), s, p in zip(held, parts @ weights, parts, strict=True)
+                Match(r, float(s), p) for (r, _), s, p in zip(cases, terms @ weights, terms, strict=True)
             ]
-            found.append(sorted(matches, key=lambda m: (-m.score, m.record.case_id))[:k])
-        return SearchResult(found, len(held), f"{len(self)} cases")
+            lists.append(sorted(matches, key=lambda m: (-m.score, m.record.case_id))[:k])
+        return SearchResult(lists, len(cases), f"{len(self)} cases")
 
     def check_open(self) -> None:
         pass
@@ -538,21 +538,19 @@ class _Held:
 
 @pytest.fixture
 def both(bundle: Path, cases: list[Case], path: Path) -> Iterator[list[Searcher]]:
-    with Searcher(bundle, path) as one, Searcher(bundle, _Held(one.manifest.layout)) as two:
+    with Searcher(bundle, path) as one, Searcher(bundle, _MemoryStore(one.manifest.layout)) as two:
         for searcher in (one, two):
             searcher.add(cases[:30])
             assert searcher.remove([cases[3].case_id, "none"]) == 1
         yield [one, two]
 
 
-def test_another_store_behind_the_searcher_gives_the_same_answers(
-    both: list[Searcher], cases: list[Case]
-) -> None:
-    asked = [
+def test_another_store_gives_the_same_answers(both: list[Searcher], cases: list[Case]) -> None:
+    queries = [
         (case.image, words) for case, words in zip(cases[40:46], [None, "irregular streaks"] * 3, strict=True)
     ]
     for options in ({}, {"where": {"sex": "female"}, "exclude": ["5"], "levels": {"low": 0}}, {"gamma": 0}):
-        one, two = ([list(r.hits) for r in s.query_batch(asked, k=5, **options)] for s in both)  # type: ignore[arg-type]
+        one, two = ([list(r.hits) for r in s.query_batch(queries, k=5, **options)] for s in both)  # type: ignore[arg-type]
         assert [[h.case_id for h in hits] for hits in one] == [[h.case_id for h in hits] for hits in two]
         for a, b in zip(itertools.chain(*one), itertools.chain(*two), strict=True):
             assert a.score == pytest.approx(b.score, abs=1e-6)
@@ -572,12 +570,12 @@ def test_the_levels_weigh_the_cosines_and_the_score_adds_up(both: list[Searcher]
             local, global_ = (
                 sum(share[n] * hit.cosines[f"{term}_{n}"] for n in share) for term in ("local", "global")
             )
-            looks = results.beta * local + (1 - results.beta) * global_
+            visual = results.beta * local + (1 - results.beta) * global_
             assert hit.local_similarity == pytest.approx(local) and hit.global_similarity == pytest.approx(
                 global_
             )
             assert hit.concept_similarity is not None
-            assert hit.score == pytest.approx(0.7 * looks + 0.3 * hit.concept_similarity, abs=1e-9)
+            assert hit.score == pytest.approx(0.7 * visual + 0.3 * hit.concept_similarity, abs=1e-9)
 
 
 @pytest.mark.parametrize(
@@ -594,20 +592,22 @@ def test_the_levels_weigh_the_cosines_and_the_score_adds_up(both: list[Searcher]
     ],
     ids=repr,
 )
-def test_levels_that_cannot_be_are_refused(levels: Any, both: list[Searcher], cases: list[Case]) -> None:
+def test_unusable_levels_are_refused(levels: Any, both: list[Searcher], cases: list[Case]) -> None:
     with refusal_of("levels-range", "low, mid, high", kind=InputError):
         both[0].query(cases[0].image, levels=levels)
 
 
-def test_a_part_that_is_saved_and_mapped_is_the_same(tmp_path: Path) -> None:
-    basis = Projection.of(np.linalg.svd(_low_rank(50, 0).astype(np.float64), full_matrices=False)[2][:5].T)
+def test_an_index_that_is_saved_and_mapped_is_the_same(tmp_path: Path) -> None:
+    projection = Projection.of(
+        np.linalg.svd(_low_rank(50, 0).astype(np.float64), full_matrices=False)[2][:5].T
+    )
     facts = [{"age": n % 7, "sex": "ä😀" if n % 2 else "", 'o"d\n': n % 3 == 0} for n in range(50)]
-    part = index_cases([3 * n for n in range(50)], _low_rank(50, 0), facts, basis)
-    part.save(tmp_path / "x.segment")
+    index = index_cases([3 * n for n in range(50)], _low_rank(50, 0), facts, projection)
+    index.save(tmp_path / "x.segment")
     mapped = SegmentIndex.load(tmp_path / "x.segment", 5)
     for name in ("ids", "z", "rho"):
-        assert (getattr(part, name) == getattr(mapped, name)).all()
-    for name, column in part.columns.items():
+        assert (getattr(index, name) == getattr(mapped, name)).all()
+    for name, column in index.columns.items():
         assert list(mapped.columns[name].values) == list(column.values)
         assert (mapped.columns[name].codes == column.codes).all()
     with pytest.raises(pruning.Stale, match="rank"):

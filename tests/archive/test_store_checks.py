@@ -21,7 +21,7 @@ def test_the_archive_keeps_every_promise(layout: Layout, tmp_path: Path) -> None
 
 
 class Broken(Archive):
-    """An archive in which one method is another."""
+    """An archive in which another function replaces one method."""
 
     def __init__(self, path: Path, method: str, other: Callable[..., Any]) -> None:
         super().__init__(path, "f" * 64, LAYOUT, "m 1")
@@ -30,7 +30,7 @@ class Broken(Archive):
 
 
 def rounded(search: Callable[..., SearchResult], *arguments: Any) -> SearchResult:
-    """Return the scores as a database that sums in float32 has them."""
+    """Return scores like those of a database that sums in float32."""
     found = search(*arguments)
     return found._replace(
         matches=[
@@ -91,7 +91,7 @@ def test_a_broken_promise_is_named(
         check_store(lambda: Broken(tmp_path / "a", method, other), LAYOUT)
 
 
-def test_a_store_that_forgets_is_not_durable(tmp_path: Path) -> None:
+def test_a_store_that_loses_its_cases_is_not_durable(tmp_path: Path) -> None:
     places = iter(range(9))
     with pytest.raises(AssertionError, match="opened beside"):
         check_store(lambda: open_archive(tmp_path / f"{next(places)}"), LAYOUT)
@@ -102,5 +102,5 @@ def test_a_store_in_float32_passes_with_a_stated_error(tmp_path: Path) -> None:
     check_store(lambda: Broken(tmp_path / "a", "search", rounded), LAYOUT, score_error=1e-6)
 
 
-def test_random_descriptors_are_ones_that_an_archive_takes() -> None:
+def test_random_descriptors_have_the_length_of_the_layout() -> None:
     assert random_descriptors(LAYOUT, 3).shape == (3, LAYOUT.length)

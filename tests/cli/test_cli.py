@@ -1,4 +1,4 @@
-"""The command line: help everywhere, data on stdout, words on stderr, exit codes as stated."""
+"""The command line: every command has help, data goes to stdout, messages to stderr; exit codes."""
 
 import contextlib
 import importlib.util
@@ -65,7 +65,7 @@ def test_every_command_has_help_and_is_documented() -> None:
         assert f"## {name}\n" in documented
 
 
-def test_every_option_says_what_it_does() -> None:
+def test_every_option_has_help() -> None:
     commands = [main.get_command(None, name) for name in COMMANDS]
     grouped = [command for group in GROUPS.values() for command in group.commands.values()]
     for command in (*commands, *grouped, train_main, export_main):
@@ -137,18 +137,18 @@ def test_index_query_evaluate_and_doctor_work_together(
     assert "healthy" in run("doctor").stdout
 
 
-def test_doctor_finds_what_ails_a_bundle(bundle: Path, tmp_path: Path) -> None:
-    sick = tmp_path / "bundle"
-    shutil.copytree(bundle, sick)
-    with (sick / "composer.onnx").open("r+b") as file:
+def test_doctor_finds_a_damaged_bundle(bundle: Path, tmp_path: Path) -> None:
+    damaged = tmp_path / "bundle"
+    shutil.copytree(bundle, damaged)
+    with (damaged / "composer.onnx").open("r+b") as file:
         file.seek(100)
         file.write(b"\xff\x00\xff")
-    result = run("doctor", sick)
+    result = run("doctor", damaged)
     assert result.exit_code == 4
     assert "composer.onnx" in result.stdout and "NOT healthy" in result.stdout
 
 
-def test_doctor_says_what_a_machine_has_and_what_auto_takes(bundle: Path) -> None:
+def test_doctor_reports_the_machine_and_the_choice_of_auto(bundle: Path) -> None:
     report = json.loads(run("doctor", bundle, "--json").stdout)
     assert report["healthy"] is True
     assert 1 <= report["cpu"]["usable"] <= report["cpu"]["cores"]
@@ -161,12 +161,12 @@ def test_doctor_says_what_a_machine_has_and_what_auto_takes(bundle: Path) -> Non
     found = report["bundle"]
     assert found["may_run"][0] == f"{found['runtime']}/{found['precision']}" == f"{report['auto']}/fp32"
     assert found["hashes"] == "all right" and found["open_ms"] > 0
-    assert all("not measured" in said["queries"] for said in found["precision_checks"].values())
-    said = run("doctor", bundle).stdout
-    assert f"auto takes {found['runtime']} in fp32" in said and said.splitlines()[-1] == "healthy"
+    assert all("not measured" in check["queries"] for check in found["precision_checks"].values())
+    output = run("doctor", bundle).stdout
+    assert f"auto takes {found['runtime']} in fp32" in output and output.splitlines()[-1] == "healthy"
 
 
-def test_doctor_tells_the_precision_verdict_with_its_figures(bundle: Path, tmp_path: Path) -> None:
+def test_doctor_reports_the_precision_check_with_its_figures(bundle: Path, tmp_path: Path) -> None:
     copy, row = tmp_path / "bundle", {"score_regret": 2e-5, "top10_overlap": 0.91, "top1_match": 0.98}
     shutil.copytree(bundle, copy)
     manifest = json.loads((copy / "manifest.json").read_text("utf-8"))
@@ -311,7 +311,7 @@ def test_failures_have_their_exit_code_and_a_message_and_no_traceback(
     assert not list(tmp_path.iterdir())
 
 
-def test_the_care_of_an_archive_needs_no_bundle(archive: Path, tmp_path: Path) -> None:
+def test_the_commands_for_an_archive_need_no_bundle(archive: Path, tmp_path: Path) -> None:
     copy, out, new = tmp_path / "copy.skinret", tmp_path / "out", tmp_path / "new.skinret"
     done = run("archive", "backup", archive, copy)
     assert done.exit_code == 0 and not done.stdout and f"{copy} written" in done.stderr
@@ -338,7 +338,7 @@ def test_the_care_of_an_archive_needs_no_bundle(archive: Path, tmp_path: Path) -
     assert again.exit_code == 0 and "40 there already" in again.stderr and not again.stdout
 
 
-def test_an_import_refuses_skips_or_replaces_what_differs(
+def test_an_import_refuses_skips_or_replaces_cases_with_other_facts(
     bundle: Path, cases: list[Case], archive: Path, tmp_path: Path
 ) -> None:
     out, new = tmp_path / "out", tmp_path / "new.skinret"
@@ -353,44 +353,42 @@ def test_an_import_refuses_skips_or_replaces_what_differs(
     assert "0 cases added, 1 replaced" in run("archive", "import", new, out, "--replace").stderr
 
 
-def test_a_check_finds_faults_and_repairs_what_it_can(archive: Path, tmp_path: Path) -> None:
-    sick = tmp_path / "sick.skinret"
+def test_a_check_finds_faults_and_repairs_counts(archive: Path, tmp_path: Path) -> None:
+    damaged = tmp_path / "damaged.skinret"
 
     def damage(statement: str) -> None:
-        shutil.copy(archive, sick)
-        with contextlib.closing(sqlite3.connect(sick)) as db, db:
+        shutil.copy(archive, damaged)
+        with contextlib.closing(sqlite3.connect(damaged)) as db, db:
             db.execute(statement)
 
     damage("UPDATE segments SET cases = cases + 1")
-    result = run("archive", "check", sick)
+    result = run("archive", "check", damaged)
     assert (
         result.exit_code == 1 and "fault: 40 cases, but 41" in result.stderr and "--repair" in result.stderr
     )
     assert not result.stdout
-    result = run("archive", "check", sick, "--repair", "--json")
+    result = run("archive", "check", damaged, "--repair", "--json")
     assert result.exit_code == 0 and "repaired: 40 cases, but 41" in result.stderr
     report = json.loads(result.stdout)
     assert report["cases"] == 40 and not report["faults"] and len(report["repaired"]) == 1
-    assert run("archive", "check", sick).exit_code == 0
+    assert run("archive", "check", damaged).exit_code == 0
 
     damage("UPDATE cases SET attributes = '[]'")
     for option in ((), ("--repair",)):
-        result = run("archive", "check", sick, "--json", *option)
+        result = run("archive", "check", damaged, "--json", *option)
         report = json.loads(result.stdout)
         assert result.exit_code == 1 and len(report["faults"]) == 1 and not report["repaired"]
         assert "from a backup" in result.stderr and report["cases"] is None
 
 
-def test_a_repair_that_cannot_be_made_says_why(
-    archive: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    sick = tmp_path / "sick.skinret"
-    shutil.copy(archive, sick)
+def test_a_repair_that_fails_says_why(archive: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    damaged = tmp_path / "damaged.skinret"
+    shutil.copy(archive, damaged)
     monkeypatch.setattr(database, "BUSY_SECONDS", 0.05)
-    with contextlib.closing(sqlite3.connect(sick, isolation_level=None)) as db:
+    with contextlib.closing(sqlite3.connect(damaged, isolation_level=None)) as db:
         db.execute("UPDATE segments SET cases = cases + 1")
         db.execute("BEGIN IMMEDIATE")
-        result = run("archive", "check", sick, "--repair", "--json")
+        result = run("archive", "check", damaged, "--repair", "--json")
     assert result.exit_code == 1 and "archive-locked" in result.stderr and not result.stdout
 
 
@@ -417,10 +415,10 @@ def test_a_query_takes_ranges_and_the_weights_of_levels(
     assert found("--where", "age=-3..-1") == set()
     assert found("--where", "span=3..b", "--where", "span=4..b") == {"3", "4"}
     assert found("--where", "age=3", "--where", "age=4") == {"3", "4"}
-    asked = ["query", bundle, archive, "--image", cases[0].image, "--json"]
-    result = run(*asked, "--level-weight", "low=2", "--level-weight", "high=0.5")
+    command = ["query", bundle, archive, "--image", cases[0].image, "--json"]
+    result = run(*command, "--level-weight", "low=2", "--level-weight", "high=0.5")
     assert json.loads(result.stdout)["levels"] == {"low": 2, "mid": 1, "high": 0.5}
-    assert json.loads(run(*asked).stdout)["levels"] == {"low": 1, "mid": 1, "high": 1}
+    assert json.loads(run(*command).stdout)["levels"] == {"low": 1, "mid": 1, "high": 1}
 
 
 @pytest.mark.parametrize(
@@ -446,7 +444,7 @@ def test_a_query_takes_ranges_and_the_weights_of_levels(
         ("1..2\n", None),
     ],
 )
-def test_a_range_is_of_numbers_and_all_else_a_text(value: str, ends: tuple[float, float] | None) -> None:
+def test_only_numbers_make_a_range(value: str, ends: tuple[float, float] | None) -> None:
     assert _parse_range(value) == (ends and Range(*ends))
 
 
@@ -464,14 +462,14 @@ def test_doctor_examines_an_archive_alone_and_beside_its_bundle(
         report = json.loads(run("doctor", *both, "--json").stdout)
         assert report["healthy"] is True and report["archive"]["belongs"] is True
         assert report["archive"]["fingerprint"] == report["bundle"]["fingerprint"]
-    said = run("doctor", archive).stdout
-    assert f"archive {archive}:" in said and "40" in said and said.splitlines()[-1] == "healthy"
+    output = run("doctor", archive).stdout
+    assert f"archive {archive}:" in output and "40" in output and output.splitlines()[-1] == "healthy"
 
     other = tmp_path / "other.skinret"
     shutil.copy(archive, other)
-    scan = tmp_path / "other.skinret.index"
-    scan.mkdir()
-    (scan / "old.segment").write_bytes(b"of the past")
+    index_folder = tmp_path / "other.skinret.index"
+    index_folder.mkdir()
+    (index_folder / "old.segment").write_bytes(b"of the past")
     with contextlib.closing(sqlite3.connect(other)) as db, db:
         db.execute("UPDATE meta SET value = 'e' WHERE name = 'fingerprint'")
     report = doctor.examine(None, other)
@@ -481,24 +479,24 @@ def test_doctor_examines_an_archive_alone_and_beside_its_bundle(
     assert result.exit_code == 4 and "NOT the bundle's" in result.stdout and "1 stale" in result.stdout
 
 
-def test_doctor_finds_what_ails_an_archive(archive: Path, tmp_path: Path) -> None:
-    sick = tmp_path / "sick.skinret"
-    shutil.copy(archive, sick)
-    with contextlib.closing(sqlite3.connect(sick)) as db, db:
+def test_doctor_finds_a_damaged_archive(archive: Path, tmp_path: Path) -> None:
+    damaged = tmp_path / "damaged.skinret"
+    shutil.copy(archive, damaged)
+    with contextlib.closing(sqlite3.connect(damaged)) as db, db:
         db.execute("UPDATE segments SET cases = cases + 1")
-    result = run("doctor", sick)
+    result = run("doctor", damaged)
     assert result.exit_code == 4 and "NOT healthy" in result.stdout
     assert "40 cases, but 41" in result.stdout and "skinret archive check" in result.stdout
-    assert json.loads(run("doctor", sick, "--json").stdout)["archive"]["faults"]
-    sick.write_text("years of work")
-    report = json.loads(run("doctor", sick, "--json").stdout)
+    assert json.loads(run("doctor", damaged, "--json").stdout)["archive"]["faults"]
+    damaged.write_text("years of work")
+    report = json.loads(run("doctor", damaged, "--json").stdout)
     assert report["healthy"] is False and report["archive"]["code"] == "archive-damaged"
-    assert "[archive-damaged]" in run("doctor", sick).stdout
+    assert "[archive-damaged]" in run("doctor", damaged).stdout
     report = doctor.examine(None, tmp_path / "none.skinret")
     assert report["healthy"] is False and report["archive"]["code"] == "archive-empty"
-    scan = tmp_path / "gone.skinret.index"
-    scan.mkdir()
-    (scan / "a.segment").symlink_to(tmp_path / "nowhere")  # as if it were swept meanwhile
+    index_folder = tmp_path / "gone.skinret.index"
+    index_folder.mkdir()
+    (index_folder / "a.segment").symlink_to(tmp_path / "nowhere")  # as if another process had removed it
     report = doctor.examine(None, shutil.copy(archive, tmp_path / "gone.skinret"))
     assert report["healthy"] is True and report["archive"]["index_bytes"] == 0
 
@@ -532,7 +530,7 @@ def test_stdout_is_json_alone_when_run_as_a_program(bundle: Path, archive: Path,
     assert done.stderr == ""
 
 
-def test_the_demo_writes_over_nothing_but_a_demo(tmp_path: Path) -> None:
+def test_the_demo_overwrites_only_a_demo(tmp_path: Path) -> None:
     mine = tmp_path / "cases.skinret"
     mine.write_text("years of work")
     result = run("demo", "--out", tmp_path)
@@ -541,14 +539,14 @@ def test_the_demo_writes_over_nothing_but_a_demo(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_the_demo_takes_the_whole_road(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_demo_runs_from_training_to_the_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(demo, "CASES", 60)
     monkeypatch.setattr(demo, "export_bundle", partial(demo.export_bundle, check_precision=False))
     result = run("demo", "--out", tmp_path / "demo", "--epochs", 1)
     assert result.exit_code == 0, result.stderr
     assert "image words" in result.stdout and "rank" in result.stdout
-    made = {path.name for path in (tmp_path / "demo").iterdir()}
-    assert made >= {"bundle", "cases.skinret", "ckpt.pt", "data", "report.html", "results.png"}
+    files = {path.name for path in (tmp_path / "demo").iterdir()}
+    assert files >= {"bundle", "cases.skinret", "ckpt.pt", "data", "report.html", "results.png"}
     monkeypatch.chdir(tmp_path / "demo")
     for line in README_LINES:
         arguments = shlex.split(line)[1:]
@@ -568,7 +566,7 @@ def _odd_archive(bundle: Path, path: Path, image: Path, diagnosis: str) -> Path:
 
 @pytest.mark.parametrize("encoding", ["cp1252", "cp437"])
 @pytest.mark.parametrize("form", [[], ["--json"]])
-def test_every_stdout_takes_every_diagnosis(
+def test_every_encoding_of_stdout_prints_every_diagnosis(
     encoding: str, form: list[str], bundle: Path, cases: list[Case], tmp_path: Path
 ) -> None:
     archive = _odd_archive(bundle, tmp_path / "a.skinret", Path(str(cases[0].image)), "Nävus, β type 😀")
@@ -614,7 +612,7 @@ def test_a_full_disk_behind_stdout_is_an_error(bundle: Path, archive: Path, case
     assert "the output cannot be written" in done.stderr
 
 
-def test_a_reader_that_has_seen_enough_is_no_error(bundle: Path, archive: Path, cases: list[Case]) -> None:
+def test_a_reader_that_closes_stdout_is_no_error(bundle: Path, archive: Path, cases: list[Case]) -> None:
     command = [str(BIN / "skinret"), "query", str(bundle), str(archive), "--image", str(cases[0].image)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
         assert process.stdout and process.stderr
@@ -634,7 +632,7 @@ def test_where_on_the_command_line_finds_numbers_and_texts_but_no_other_id(
                 for n, (c, v) in enumerate(zip(cases, values, strict=False))
             ]
         )
-    for asked, found in (("00123", {"0"}), ("123", {"1", "2"}), ("100..200", {"1", "2"})):
+    for value, expected in (("00123", {"0"}), ("123", {"1", "2"}), ("100..200", {"1", "2"})):
         command = [
             "query",
             str(bundle),
@@ -642,11 +640,11 @@ def test_where_on_the_command_line_finds_numbers_and_texts_but_no_other_id(
             "--image",
             str(cases[0].image),
             "--where",
-            f"patient={asked}",
+            f"patient={value}",
             "--json",
         ]
         done = CliRunner().invoke(main, [*command, "--runtime", "onnxruntime-cpu"])
-        assert {hit["case_id"] for hit in json.loads(done.stdout)["hits"]} == found
+        assert {hit["case_id"] for hit in json.loads(done.stdout)["hits"]} == expected
 
 
 def test_no_group_or_log_forges_a_line_of_a_report(bundle: Path, cases: list[Case], tmp_path: Path) -> None:
@@ -657,18 +655,20 @@ def test_no_group_or_log_forges_a_line_of_a_report(bundle: Path, cases: list[Cas
     table.write_text(f'case_id,image,diagnosis\n1,a.jpg,"{forged}"\n2,b.jpg,"{forged}"\n')
     archive = tmp_path / "a.skinret"
     assert run("index", bundle, archive, table, "--runtime", "onnxruntime-cpu").exit_code == 0
-    said = run("evaluate", bundle, archive, table, "--runtime", "onnxruntime-cpu").stdout
-    assert r"nevus\n  mel (9)   100.0\x1b[2A (2)" in said and "\x1b" not in said
+    output = run("evaluate", bundle, archive, table, "--runtime", "onnxruntime-cpu").stdout
+    assert r"nevus\n  mel (9)   100.0\x1b[2A (2)" in output and "\x1b" not in output
     log = tmp_path / "a\nb\x1b.jsonl"
     log.write_text("{}\n")
-    said = run("audit", "verify", log).stdout
-    assert "\x1b" not in said and len(said.splitlines()) == 3 + said.count("fault: ")
+    output = run("audit", "verify", log).stdout
+    assert "\x1b" not in output and len(output.splitlines()) == 3 + output.count("fault: ")
 
 
-def test_an_archive_is_looked_at_and_a_patient_withdraws(archive: Path, tmp_path: Path) -> None:
+def test_info_and_list_show_an_archive_and_remove_deletes_cases(archive: Path, tmp_path: Path) -> None:
     copy = Path(shutil.copy(archive, tmp_path / "cases.skinret"))
-    told = json.loads(run("archive", "info", copy, "--json").stdout)
-    assert (told["cases"], told["model"], told["schema"]) == (40, "tiny 1", 1) and len(told["state"]) == 64
+    report = json.loads(run("archive", "info", copy, "--json").stdout)
+    assert (report["cases"], report["model"], report["schema"]) == (40, "tiny 1", 1) and len(
+        report["state"]
+    ) == 64
     assert "cases       40" in run("archive", "info", copy).stdout
     ids = run("archive", "list", copy).stdout.split()
     assert len(ids) == 40 and ids == json.loads(run("archive", "list", copy, "--json").stdout)

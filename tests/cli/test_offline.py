@@ -1,4 +1,4 @@
-"""Offline: the whole road opens no socket and writes nowhere but where it was told to, in native code too.
+"""Offline: no step opens a socket or writes outside its folders, in native code too.
 
 The programs run under strace, as a user whose home is empty, and without the variables by which libraries
 know a CI. Python's own audit hooks do not see what a C++ library does.
@@ -69,23 +69,23 @@ STRACE = [
 
 
 class Traced:
-    """Folders of a new user, and what programs did there."""
+    """Folders of a new user, and the traces of programs that ran there."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.work, self.home, self.tmp = (folder / name for name in ("work", "home", "tmp"))
-        for made in (self.work, self.home, self.tmp):
-            made.mkdir()
+        for path in (self.work, self.home, self.tmp):
+            path.mkdir()
 
     def run(self, program: str, *commands: Sequence[object]) -> None:
         """Run a program in Python, in the folder `work`, with commands."""
         arguments = [json.dumps([[str(word) for word in command] for command in commands])]
-        given = {name: os.environ[name] for name in ("PATH", "PYTHONPATH") if name in os.environ}
+        inherited = {name: os.environ[name] for name in ("PATH", "PYTHONPATH") if name in os.environ}
         places = {"HOME": self.home, "TMPDIR": self.tmp, "SKINRET_CACHE": self.folder / "cache"}
         quiet = {"PYTHONDONTWRITEBYTECODE": "1", "OMP_NUM_THREADS": "1"}
         done = subprocess.run(
             [*STRACE, "-o", self.folder / "trace", sys.executable, "-c", program, *arguments],
-            capture_output=True, text=True, cwd=self.work, env={**given, **places, **quiet},
+            capture_output=True, text=True, cwd=self.work, env={**inherited, **places, **quiet},
         )  # fmt: skip
         assert done.returncode == 0, done.stdout + done.stderr
 
@@ -94,8 +94,8 @@ class Traced:
         calls = "\n".join(path.read_text("utf-8", "replace") for path in self.folder.glob("trace.*"))
         return re.findall(r"^(?:socket|io_uring).*", calls, re.M)
 
-    def strayed(self) -> list[str]:
-        """Return what was written or made outside `work` and the cache, and what was left elsewhere."""
+    def stray_paths(self) -> list[str]:
+        """Return the paths that were made outside `work` and the cache, or that stay elsewhere."""
         calls = "\n".join(path.read_text("utf-8", "replace") for path in self.folder.glob("trace.*"))
         made = (str(Path(m["at"] or self.work) / m["path"]) for m in MADE.finditer(calls))
         allowed = (
@@ -144,20 +144,22 @@ def test_the_tracer_sees_a_socket_and_a_stray_file_of_native_code(traced: Traced
         "pathlib.Path.home().joinpath('.cache/id').write_text('')\n"
     )
     assert len(traced.sockets()) == 1 and "AF_INET" in traced.sockets()[0]
-    there = [str(traced.home / ".cache"), str(traced.home / ".cache/id")]
-    assert sorted(traced.strayed()) == sorted(there * 2)
+    expected = [str(traced.home / ".cache"), str(traced.home / ".cache/id")]
+    assert sorted(traced.stray_paths()) == sorted(expected * 2)
 
 
-def test_what_a_hospital_runs_is_offline(traced: Traced, bundle: Path, data: Path, cases: list[Case]) -> None:
+def test_the_commands_of_a_hospital_are_offline(
+    traced: Traced, bundle: Path, data: Path, cases: list[Case]
+) -> None:
     (traced.work / "ids").write_text("\n".join(case.case_id for case in cases[:9]))
     runtimes = [name for name in RUNTIMES if not why_not(name)]
-    asked = ["query", bundle, "new.skinret", "--image", cases[20].image, "--text", "irregular streaks"]
+    query = ["query", bundle, "new.skinret", "--image", cases[20].image, "--text", "irregular streaks"]
     low = "openvino" in runtimes and "bf16" in openvino.precisions()
     traced.run(
         SDK,
         ["index", bundle, "new.skinret", data, "--ids", "ids"],
-        *([*asked, "--runtime", name] for name in runtimes),
-        [*asked, "--report", "page.html", "--images", data / "images", "--audit", "audit.jsonl"],
+        *([*query, "--runtime", name] for name in runtimes),
+        [*query, "--report", "page.html", "--images", data / "images", "--audit", "audit.jsonl"],
         ["evaluate", bundle, "new.skinret", data, "--ids", "ids"],
         *(
             [
@@ -180,7 +182,7 @@ def test_what_a_hospital_runs_is_offline(traced: Traced, bundle: Path, data: Pat
     assert {p.name for p in traced.work.iterdir()} == {
         "ids", "new.skinret", "page.html", "audit.jsonl", "audit.jsonl.head"
     }  # fmt: skip
-    assert traced.sockets() == [] and traced.strayed() == []
+    assert traced.sockets() == [] and traced.stray_paths() == []
 
 
 def test_training_from_local_folders_and_export_are_offline(
@@ -197,10 +199,10 @@ def test_training_from_local_folders_and_export_are_offline(
         *([["engines", "build", "bundle", "--runtime", "tensorrt-rtx", "--capability", "8.6"]] * rtx),
     )  # fmt: skip
     assert (traced.work / "bundle" / "manifest.json").exists()
-    assert traced.sockets() == [] and traced.strayed() == []
+    assert traced.sockets() == [] and traced.stray_paths() == []
 
 
-def test_nothing_imports_a_runtime_past_what_switches_its_telemetry_off() -> None:
+def test_runtimes_are_imported_only_after_their_telemetry_is_off() -> None:
     root = Path(__file__).parents[2]
     for folder in ("skinret_infer", "training", "export", "benchmarks"):
         for file in (root / folder).rglob("*.py"):
@@ -208,14 +210,14 @@ def test_nothing_imports_a_runtime_past_what_switches_its_telemetry_off() -> Non
             assert file.name == "_telemetry.py" or not found, file
 
 
-def test_what_the_user_or_another_package_says_switches_no_telemetry_on() -> None:
+def test_no_environment_variable_turns_telemetry_on() -> None:
     program = "import os, skinret_infer; print([os.environ[name] for name in skinret_infer._telemetry.OFF])"
-    given = {**os.environ, **dict.fromkeys(_telemetry.OFF, "0")}
-    done = subprocess.run([sys.executable, "-c", program], env=given, capture_output=True, text=True)
+    environment = {**os.environ, **dict.fromkeys(_telemetry.OFF, "0")}
+    done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True)
     assert done.stdout.strip() == str(list(_telemetry.OFF.values())), done.stderr
 
 
-def test_a_runtime_that_was_imported_before_is_told(
+def test_a_runtime_that_was_imported_before_is_reported(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     program = "import onnxruntime; from skinret_infer._telemetry import onnxruntime; onnxruntime()"
@@ -232,5 +234,5 @@ def test_doctor_says_which_sqlite_runs_and_that_telemetry_is_off() -> None:
     report = doctor.examine()
     assert report["sqlite"] == sqlite3.sqlite_version
     assert report["telemetry"] == {"onnxruntime": "off", "openvino": "off"}
-    said = doctor.format_report(report)
-    assert f"SQLite {sqlite3.sqlite_version}" in said and "telemetry: onnxruntime off; openvino off" in said
+    text = doctor.format_report(report)
+    assert f"SQLite {sqlite3.sqlite_version}" in text and "telemetry: onnxruntime off; openvino off" in text

@@ -1,4 +1,4 @@
-"""The three ways in which it is used, to the letter; and what stands in the README is run."""
+"""The documented uses: skinret-export ckpt.pt, Searcher.query(img, text), pytest benchmarks."""
 
 import os
 import re
@@ -41,8 +41,8 @@ def test_skinret_export_takes_a_checkpoint_alone(checkpoint: Path, tmp_path: Pat
     assert Bundle.load(tmp_path / "ckpt").manifest.precision_checks  # lower precisions were measured
     for line in ("the bundle is ckpt", "skinret doctor ckpt", "skinret index ckpt cases.skinret CASES.csv"):
         assert line in done.stderr
-    code, said = _export(tmp_path / "ckpt.pt")
-    assert code == 1 and "[exists]" in said and "--overwrite" in said
+    code, message = _export(tmp_path / "ckpt.pt")
+    assert code == 1 and "[exists]" in message and "--overwrite" in message
 
 
 def _path() -> dict[str, str]:
@@ -68,24 +68,24 @@ def test_the_bundle_lies_beside_the_checkpoint_under_its_name(name: str, bundle:
     assert export_cli._default_out(tmp_path / name) == tmp_path / bundle
 
 
-def test_what_is_no_bundle_is_never_written_over(checkpoint: Path, bundle: Path, tmp_path: Path) -> None:
-    work, page, noted = (tmp_path / name for name in ("work", "page", "noted"))
+def test_only_a_bundle_is_overwritten(checkpoint: Path, bundle: Path, tmp_path: Path) -> None:
+    work, page, with_notes = (tmp_path / name for name in ("work", "page", "with_notes"))
     for folder in (work, page):
         folder.mkdir()
-    shutil.copytree(bundle, noted)
-    for file in (work / "thesis.txt", page / "manifest.json", noted / "notes.txt", tmp_path / "file"):
+    shutil.copytree(bundle, with_notes)
+    for file in (work / "thesis.txt", page / "manifest.json", with_notes / "notes.txt", tmp_path / "file"):
         file.write_text("x")
     (tmp_path / "link").symlink_to("nowhere")
     before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
-    for out in (work, page, noted, tmp_path / "file", tmp_path / "link"):
+    for out in (work, page, with_notes, tmp_path / "file", tmp_path / "link"):
         for more in ([], ["--overwrite"]):
-            code, said = _export(checkpoint, "--out", out, *more)
-            assert code == 1 and "[exists]" in said and "left as it is" in said
-    assert "notes.txt" in _export(checkpoint, "--out", noted, "--overwrite")[1]
+            code, message = _export(checkpoint, "--out", out, *more)
+            assert code == 1 and "[exists]" in message and "left as it is" in message
+    assert "notes.txt" in _export(checkpoint, "--out", with_notes, "--overwrite")[1]
     assert before == {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
 
 
-def test_a_bundle_is_replaced_where_a_link_leads_and_nothing_is_left_beside_it(
+def test_the_target_of_a_link_is_replaced_and_no_other_file_stays(
     checkpoint: Path, bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     take_graphs(monkeypatch, bundle)
@@ -100,7 +100,7 @@ def test_a_bundle_is_replaced_where_a_link_leads_and_nothing_is_left_beside_it(
     assert [path.name for path in old.parent.iterdir()] == ["old"]
 
 
-def test_a_bundle_that_came_first_stays(
+def test_a_bundle_that_appears_during_an_export_stays(
     checkpoint: Path, bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     take_graphs(monkeypatch, bundle)
@@ -115,7 +115,7 @@ def test_a_bundle_that_came_first_stays(
     assert [path.name for path in tmp_path.iterdir()] == ["bundle"]
 
 
-def test_a_full_disk_ends_an_export_and_leaves_nothing(
+def test_a_full_disk_ends_an_export_and_leaves_no_file(
     checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def write(_: object, path: Path) -> None:
@@ -123,22 +123,24 @@ def test_a_full_disk_ends_an_export_and_leaves_nothing(
         path.write_bytes(b"x")
 
     monkeypatch.setattr(export, "write_graph", write)
-    code, said = _export(checkpoint, "--out", tmp_path / "bundle")
-    assert code == 1 and "[out-path]" in said and "No space left" in said and not list(tmp_path.iterdir())
+    code, message = _export(checkpoint, "--out", tmp_path / "bundle")
+    assert (
+        code == 1 and "[out-path]" in message and "No space left" in message and not list(tmp_path.iterdir())
+    )
 
 
-def test_where_nothing_can_be_written_it_says_so_before_the_work(checkpoint: Path, tmp_path: Path) -> None:
+def test_an_unwritable_output_is_an_error_before_the_work(checkpoint: Path, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     for out in ("/proc/none/bundle", tmp_path / "file" / "bundle", tmp_path / ("x" * 300)):
-        code, said = _export(checkpoint, "--out", out)
-        assert code == 1 and "[out-path]" in said and "parity" not in said
+        code, message = _export(checkpoint, "--out", out)
+        assert code == 1 and "[out-path]" in message and "parity" not in message
     for wrong in (tmp_path / "file", tmp_path, tmp_path / "none.pt"):
         assert _export(wrong, "--out", tmp_path / "new" / "bundle")[0] == 1
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
 @pytest.mark.parametrize(
-    ("command", "arguments", "said"),
+    ("command", "arguments", "message"),
     [
         (export_main, "BUNDLE", "skinret engines build"),
         (export_main, "BUNDLE --out x", "is a bundle already"),
@@ -146,25 +148,25 @@ def test_where_nothing_can_be_written_it_says_so_before_the_work(checkpoint: Pat
         (skinret, "engines build BUNDLE --runtime openvino", "is not one of"),
     ],
 )
-def test_what_a_command_cannot_take_is_a_fault_of_usage(
-    command: click.Command, arguments: str, said: str, bundle: Path, tmp_path: Path
+def test_a_wrong_argument_is_a_usage_error(
+    command: click.Command, arguments: str, message: str, bundle: Path, tmp_path: Path
 ) -> None:
-    given = [str(bundle) if word == "BUNDLE" else word for word in arguments.split()]
-    done = CliRunner().invoke(command, given)
-    assert done.exit_code == 2 and said in done.stderr and not list(tmp_path.iterdir())
+    command_line = [str(bundle) if word == "BUNDLE" else word for word in arguments.split()]
+    done = CliRunner().invoke(command, command_line)
+    assert done.exit_code == 2 and message in done.stderr and not list(tmp_path.iterdir())
 
 
 def test_a_cross_validation_builds_no_engines_that_it_does_not_use(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    seen: list[list[str]] = []
+    commands: list[list[str]] = []
     done = subprocess.CompletedProcess([], 0, "", "")
-    monkeypatch.setattr(crossval.subprocess, "run", lambda command, **_: seen.append(command) or done)
+    monkeypatch.setattr(crossval.subprocess, "run", lambda command, **_: commands.append(command) or done)
     crossval._export(tmp_path / "ckpt.pt", tmp_path / "bundle")
-    assert export_cli.main.make_context("skinret-export", seen[0][3:]).params["engines"] is False
+    assert export_cli.main.make_context("skinret-export", commands[0][3:]).params["engines"] is False
 
 
-def test_without_a_card_nothing_is_tried(
+def test_without_a_card_no_engine_is_built(
     bundle: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("SKINRET_CACHE", str(tmp_path))
@@ -188,12 +190,12 @@ def test_engines_that_cannot_be_built_are_a_warning(
     monkeypatch.setattr(export_cli.tensorrt, "load", lambda _: None)
     monkeypatch.setenv("SKINRET_CACHE", str(tmp_path))
     export_cli._build_engines(bundle, [precision])
-    said = capsys.readouterr().err
-    assert "warning: no engines for tensorrt: " in said
-    assert ("not signed" if precision == "fp32" else "no fp16 graphs") in said
+    message = capsys.readouterr().err
+    assert "warning: no engines for tensorrt: " in message
+    assert ("not signed" if precision == "fp32" else "no fp16 graphs") in message
 
 
-def test_engines_are_built_where_a_card_is(
+def test_engines_are_built_if_there_is_a_card(
     bundle: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """TensorRT-RTX's own builder builds them; only the card is pretended."""
@@ -228,7 +230,7 @@ def test_query_takes_an_image_and_words_by_position(bundle: Path, archive: Path,
 
 @pytest.mark.slow
 def test_pytest_benchmarks_runs_as_typed(tmp_path: Path) -> None:
-    """In its short form, which measures a tiny model by the same code."""
+    """In the short form, which measures a tiny model with the same code."""
     out = tmp_path / "reports"
     options = f"--out {out} -o cache_dir={tmp_path / 'cache'}"
     environment = {**_path(), "PYTEST_ADDOPTS": options, "SKINRET_BENCHMARK": "short"}
@@ -236,8 +238,8 @@ def test_pytest_benchmarks_runs_as_typed(tmp_path: Path) -> None:
         environment.pop(name, None)
     done = subprocess.run(["pytest", "benchmarks"], cwd=ROOT, capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stdout[-3000:]
-    for said in ("beside PyTorch", "faiss Flat", "runs only with --durability", "runs only with --product"):
-        assert said in done.stdout
+    for line in ("beside PyTorch", "faiss Flat", "runs only with --durability", "runs only with --product"):
+        assert line in done.stdout
     assert re.search(r"1\d passed, \d+ skipped", done.stdout)
     for name in ("latency", "search"):
         assert {path.suffix for path in out.glob(f"{name}.*")} == {".json", ".md", ".png"}
@@ -273,7 +275,7 @@ def test_a_command_without_its_extra_names_it(module: str, missing: str, extra: 
     "content",
     ["import torch._C_that_is_lost", "raise OSError('libcudart.so.13: cannot open shared object file')"],
 )
-def test_a_package_that_is_there_but_broken_is_not_called_missing(content: str, tmp_path: Path) -> None:
+def test_a_broken_package_is_not_called_missing(content: str, tmp_path: Path) -> None:
     (tmp_path / "torch").mkdir()
     (tmp_path / "torch" / "__init__.py").write_text(content)
     done = _python(tmp_path, "-m", "skinret_training", "-h")
@@ -297,10 +299,10 @@ def test_every_extra_of_the_sdk_is_named_with_exit_code_4_and_a_broken_package_w
     program = (
         "import sys\nfrom skinret_infer import SkinretError\nfrom skinret_infer.imaging import decode\n"
         "from skinret_infer.report import html\nfrom skinret_infer.trust import signing\n"
-        f"def said():\n    try:\n        {call}\n"
+        f"def report():\n    try:\n        {call}\n"
         "    except SkinretError as error:\n"
         "        print(error.exit_code, error.code, error.found, error.cure, sep='|')\n"
-        f"said()\nsys.modules[{package!r}] = None\nsaid()"
+        f"report()\nsys.modules[{package!r}] = None\nreport()"
     )
     (tmp_path / package).mkdir()
     (tmp_path / package / "__init__.py").write_text("raise ImportError('libhalf.so: not there')")
@@ -313,7 +315,7 @@ def test_every_extra_of_the_sdk_is_named_with_exit_code_4_and_a_broken_package_w
 def test_a_broken_plug_in_leaves_the_other_commands_alone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """One that raises, one whose package is not there, and one that is no command."""
+    """One raises, the package of one is missing, and one is no command."""
     folder = tmp_path / "other-1.0.dist-info"
     folder.mkdir()
     (folder / "METADATA").write_text("Metadata-Version: 2.1\nName: other\nVersion: 1.0\n")
@@ -333,7 +335,7 @@ def test_a_broken_plug_in_leaves_the_other_commands_alone(
 
 
 def _python(path: Path, *arguments: object) -> "subprocess.CompletedProcess[str]":
-    """Run Python where the packages of a folder stand before those that are installed."""
+    """Run Python where the packages of a folder come before the installed ones."""
     paths = os.pathsep.join(filter(None, [str(path), os.environ.get("PYTHONPATH")]))
     return subprocess.run(
         [sys.executable, *map(str, arguments)], capture_output=True, text=True, cwd=path,

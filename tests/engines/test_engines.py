@@ -1,4 +1,4 @@
-"""Runtimes: what is named runs or is refused, "auto" takes the best that is proven, and all find the same."""
+"""A runtime by name runs or is refused, "auto" takes the best that is allowed, and all agree."""
 
 import dataclasses
 import errno
@@ -72,20 +72,22 @@ def words(batch: int, length: int, valid: int | None = None) -> tuple[np.ndarray
     return ids * mask, mask
 
 
-def described(engine: Engine, pixels: np.ndarray, ids: np.ndarray, mask: np.ndarray) -> np.ndarray:
+def descriptors_of(engine: Engine, pixels: np.ndarray, ids: np.ndarray, mask: np.ndarray) -> np.ndarray:
     tokens = engine.encode_text(ids, mask)
     return engine.embed(pixels, lambda: (tokens, mask))
 
 
 def verdict(passed: bool, **more: Any) -> dict[str, Any]:
-    faults = [] if passed else ["image_words, archive in fp32: 0.912 of the hits are the same; 0.97 is asked"]
+    faults = (
+        [] if passed else ["image_words, archive in fp32: 0.912 of the hits are the same; 0.97 is required"]
+    )
     return {
         "runtime": "openvino", "precision": "bf16", "passed": passed, "faults": faults,
         "archive_passed": passed, "archive_faults": faults, **more,
     }  # fmt: skip
 
 
-def promised(loaded: Bundle, record: dict[str, Any]) -> Bundle:
+def with_record(loaded: Bundle, record: dict[str, Any]) -> Bundle:
     """Return the bundle with a record of openvino/bf16 in its manifest."""
     checks = {"openvino/bf16": record}
     return dataclasses.replace(loaded, manifest=dataclasses.replace(loaded.manifest, precision_checks=checks))
@@ -103,9 +105,7 @@ def promised(loaded: Bundle, record: dict[str, Any]) -> Bundle:
         *(({"threads": n}, "threads-range") for n in (0, -1, True, 1.5, "2")),
     ],
 )
-def test_an_option_that_is_not_known_is_refused_by_name(
-    loaded: Bundle, option: dict[str, Any], code: str
-) -> None:
+def test_an_unknown_option_is_refused_by_name(loaded: Bundle, option: dict[str, Any], code: str) -> None:
     with pytest.raises(InputError) as caught:
         open_engine(loaded, **option)
     assert caught.value.code == code and repr(next(iter(option.values()))) in str(caught.value)
@@ -131,19 +131,21 @@ def test_a_runtime_by_name_that_cannot_run_is_an_error_that_names_its_extra(
     assert f"skinret-infer[{extra}]" in str(caught.value)
 
 
-def test_both_onnxruntime_wheels_are_one_too_many(loaded: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_two_onnxruntime_wheels_are_an_error(loaded: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(onnxruntime, "version", lambda distribution: "1.31")
     for name in ("onnxruntime-cpu", "onnxruntime-cuda"):
         with pytest.raises(RuntimeUnavailable, match=r"overwrite each other.*pip uninstall"):
             open_engine(loaded, name)
 
 
-def test_an_onnxruntime_that_was_gutted_is_found_out(loaded: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_onnxruntime_without_its_files_is_an_error(
+    loaded: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.delattr(ort, "InferenceSession")
     assert "lacks its files" in onnxruntime.why_not("onnxruntime-cpu")
 
 
-def test_a_session_that_falls_back_to_another_provider_is_no_session(
+def test_a_session_that_falls_back_to_another_provider_is_an_error(
     loaded: Bundle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(ort.InferenceSession, "get_providers", lambda self: ["AzureExecutionProvider"])
@@ -170,12 +172,12 @@ def test_cuda_never_silently_becomes_the_cpu(loaded: Bundle, monkeypatch: pytest
 def test_auto_takes_cards_first_then_openvino(loaded: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
     runs_on(monkeypatch, *registry.RUNTIMES)
     monkeypatch.setattr(openvino, "precisions", lambda: ("fp32",))
-    may, refused = choose(loaded)
+    allowed, refused = choose(loaded)
     order = ["tensorrt", "tensorrt-rtx", "onnxruntime-cuda", "openvino", "onnxruntime-cpu"]
-    assert may == [(name, "fp32") for name in order] and refused == {}
+    assert allowed == [(name, "fp32") for name in order] and refused == {}
     runs_on(monkeypatch, "onnxruntime-cpu")
-    may, refused = choose(loaded)
-    assert may == [("onnxruntime-cpu", "fp32")]
+    allowed, refused = choose(loaded)
+    assert allowed == [("onnxruntime-cpu", "fp32")]
     assert refused["tensorrt"] == "no tensorrt in this test" and len(refused) == 4
 
 
@@ -188,7 +190,7 @@ def test_auto_takes_cards_first_then_openvino(loaded: Bundle, monkeypatch: pytes
         (RuntimeError("it does not open today"), "runtime-failed"),
     ],
 )
-def test_auto_passes_over_what_does_not_open_and_says_so(
+def test_auto_skips_a_runtime_that_does_not_open_with_a_warning(
     loaded: Bundle, both: None, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture,
     fault: Exception, code: str,
 ) -> None:  # fmt: skip
@@ -207,7 +209,7 @@ def test_auto_passes_over_what_does_not_open_and_says_so(
         open_engine(loaded)
 
 
-def test_where_nothing_runs_every_reason_is_told(loaded: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_if_nothing_runs_the_error_has_every_reason(loaded: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
     runs_on(monkeypatch)
     with pytest.raises(RuntimeUnavailable, match="none is installed") as caught:
         open_engine(loaded)
@@ -223,31 +225,31 @@ def test_a_precision_that_a_runtime_lacks_is_refused_by_name(loaded: Bundle, bot
     assert caught.value.code == "precision-unsupported" and "among fp32" in str(caught.value)
 
 
-def test_what_was_not_measured_runs_neither_by_itself_nor_by_name(
+def test_a_precision_without_a_check_runs_neither_by_auto_nor_by_name(
     loaded: Bundle, both: None, tmp_path: Path
 ) -> None:
-    may, refused = choose(loaded, cache=tmp_path)
-    assert may == [("openvino", "fp32"), ("onnxruntime-cpu", "fp32")]
+    allowed, refused = choose(loaded, cache=tmp_path)
+    assert allowed == [("openvino", "fp32"), ("onnxruntime-cpu", "fp32")]
     assert "were not measured" in refused["openvino/bf16"]
     with pytest.raises(RuntimeUnavailable, match=r"not measured.*skinret validate-precision") as caught:
         open_engine(loaded, "openvino", precision="bf16", cache=tmp_path)
     assert caught.value.code == "precision-refused"
 
 
-def test_what_failed_the_check_is_refused_with_its_figures(
+def test_a_precision_that_failed_the_check_is_refused_with_its_figures(
     loaded: Bundle, both: None, tmp_path: Path
 ) -> None:
-    refused = promised(loaded, verdict(False))
+    refused = with_record(loaded, verdict(False))
     assert ("openvino", "bf16") not in choose(refused, cache=tmp_path)[0]
     with pytest.raises(RuntimeUnavailable, match=r"failed the precision check: .* 0\.912 of the hits"):
         open_engine(refused, "openvino", precision="bf16", cache=tmp_path)
 
 
-def test_what_passed_the_check_is_taken_first(loaded: Bundle, both: None, tmp_path: Path) -> None:
-    may, refused = choose(promised(loaded, verdict(True)), cache=tmp_path)
-    assert may == [("openvino", "bf16"), ("openvino", "fp32"), ("onnxruntime-cpu", "fp32")]
+def test_a_precision_that_passed_the_check_is_taken_first(loaded: Bundle, both: None, tmp_path: Path) -> None:
+    allowed, refused = choose(with_record(loaded, verdict(True)), cache=tmp_path)
+    assert allowed == [("openvino", "bf16"), ("openvino", "fp32"), ("onnxruntime-cpu", "fp32")]
     assert "openvino/bf16" not in refused
-    only, _ = choose(promised(loaded, verdict(True)), "openvino", "fp32", tmp_path)
+    only, _ = choose(with_record(loaded, verdict(True)), "openvino", "fp32", tmp_path)
     assert only == [("openvino", "fp32")]
 
 
@@ -255,19 +257,19 @@ def test_what_passed_the_check_is_taken_first(loaded: Bundle, both: None, tmp_pa
 def test_a_record_that_does_not_say_passed_allows_nothing(
     loaded: Bundle, both: None, tmp_path: Path, record: Any
 ) -> None:
-    assert choose(promised(loaded, record), cache=tmp_path)[0][0] == ("openvino", "fp32")
+    assert choose(with_record(loaded, record), cache=tmp_path)[0][0] == ("openvino", "fp32")
 
 
 @pytest.mark.parametrize("passed", [True, False])
-def test_a_record_made_on_site_goes_before_the_bundles(
+def test_a_record_made_on_site_overrides_that_of_the_bundle(
     loaded: Bundle, both: None, tmp_path: Path, passed: bool
 ) -> None:
-    said = promised(loaded, verdict(not passed))
-    save_record(said, verdict(passed), tmp_path)
-    assert (choose(said, cache=tmp_path)[0][0] == ("openvino", "bf16")) is passed
+    other = with_record(loaded, verdict(not passed))
+    save_record(other, verdict(passed), tmp_path)
+    assert (choose(other, cache=tmp_path)[0][0] == ("openvino", "bf16")) is passed
 
 
-def test_a_record_of_another_bundle_counts_for_nothing(loaded: Bundle, both: None, tmp_path: Path) -> None:
+def test_a_record_of_another_bundle_is_ignored(loaded: Bundle, both: None, tmp_path: Path) -> None:
     save_record(loaded, verdict(True), tmp_path)
     assert choose(loaded, cache=tmp_path)[0][0] == ("openvino", "bf16")
     files = {**loaded.manifest.files, "visual_encoder.onnx": "0" * 64}
@@ -286,8 +288,10 @@ def test_openvino_and_onnxruntime_agree_on_any_number_of_tokens(
 ) -> None:
     engine = open_engine(loaded, "openvino", precision="fp32")
     for length in (1, 2, 15, 16, 17, 48, 64):
-        asked = pixels[:batch], *words(batch, length, max(1, length - 3))
-        np.testing.assert_allclose(described(engine, *asked), described(reference, *asked), atol=1e-4)
+        inputs = pixels[:batch], *words(batch, length, max(1, length - 3))
+        np.testing.assert_allclose(
+            descriptors_of(engine, *inputs), descriptors_of(reference, *inputs), atol=1e-4
+        )
     np.testing.assert_allclose(
         engine.embed(pixels[:batch], None), reference.embed(pixels[:batch], None), atol=1e-4
     )
@@ -295,13 +299,13 @@ def test_openvino_and_onnxruntime_agree_on_any_number_of_tokens(
 
 @with_openvino
 def test_every_runtime_finds_the_same_top_10(bundle: Path, archive: Path, cases: list[Case]) -> None:
-    asked = [(case.image, text) for case in cases[40:46] for text in (WORDS, None)]
-    found = []
+    queries = [(case.image, text) for case in cases[40:46] for text in (WORDS, None)]
+    hits = []
     for name in ("openvino", "onnxruntime-cpu"):
         with Searcher(bundle, archive, runtime=name, precision="fp32") as searcher:
-            found.append([[hit.case_id for hit in searcher.query(*one)] for one in asked])
+            hits.append([[hit.case_id for hit in searcher.query(*query)] for query in queries])
             assert searcher.runtime == name and searcher.precision == "fp32"
-    assert found[0] == found[1]
+    assert hits[0] == hits[1]
 
 
 @pytest.mark.parametrize("name", CPU)
@@ -314,19 +318,21 @@ def test_padding_to_sixteen_or_to_the_full_length_makes_no_difference(
     steps = engine.encode_text(ids[:, :16], mask[:, :16])
     np.testing.assert_allclose(steps[:, :11], whole[:, :11], atol=1e-5)
     np.testing.assert_allclose(steps[:, :11], exact, atol=1e-5)
-    short, long = (described(engine, pixels[:2], ids[:, :n], mask[:, :n]) for n in (16, 64))
+    short, long = (descriptors_of(engine, pixels[:2], ids[:, :n], mask[:, :n]) for n in (16, 64))
     np.testing.assert_allclose(short, long, atol=1e-5)
 
 
-def test_the_road_of_cuda_leads_where_the_cpu_does(
+def test_the_code_for_cuda_gives_the_descriptors_of_the_cpu(
     loaded: Bundle, reference: Engine, pixels: np.ndarray
 ) -> None:
     bound = OnnxRuntimeCuda(loaded, "fp32", 2, device="cpu")
     assert bound.name == "onnxruntime-cuda" and bound.facts["device"] == "cpu"
     for batch in (1, 5, 8):
         ids, mask = words(batch, 64, 20)
-        asked = pixels[:batch], ids[:, :32], mask[:, :32]  # rows of a longer array, as the searcher gives
-        np.testing.assert_allclose(described(bound, *asked), described(reference, *asked), atol=1e-6)
+        inputs = pixels[:batch], ids[:, :32], mask[:, :32]  # rows of a longer array, as the searcher gives
+        np.testing.assert_allclose(
+            descriptors_of(bound, *inputs), descriptors_of(reference, *inputs), atol=1e-6
+        )
         part = pixels[:batch]
         np.testing.assert_allclose(bound.embed(part, None), reference.embed(part, None), atol=1e-6)
     maps = bound.run("visual_encoder", {"pixels": pixels}, LEVELS)
@@ -344,15 +350,15 @@ def test_bf16_is_close_to_fp32_and_holds_half_the_weights(
         pytest.skip("this CPU does not compute in bf16")
     engine = open_engine(loaded, "openvino", precision="bf16", cache=tmp_path, check=False)
     assert (engine.name, engine.precision) == ("openvino", "bf16")
-    asked = pixels, *words(8, 16)
-    low, high = described(engine, *asked), described(reference, *asked)
+    inputs = pixels, *words(8, 16)
+    low, high = descriptors_of(engine, *inputs), descriptors_of(reference, *inputs)
     assert low.dtype == np.float32
     assert (low * high).sum(axis=1).min() / 6 > 0.995  # the mean of the six cosines
     assert np.abs(low - high).max() > 1e-5, "it ran in fp32 after all"
 
 
 @pytest.mark.parametrize("name", CPU)
-def test_threads_are_those_asked_for_or_all_that_may_be_used(
+def test_threads_are_the_option_or_all_available_cpus(
     loaded: Bundle, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert open_engine(loaded, name, 3).facts["threads"] == 3
@@ -377,7 +383,7 @@ MAX, QUOTA, PERIOD = "cpu.max", "cpu.cfs_quota_us", "cpu.cfs_period_us"
         ("0::/a/b", [("/", V2)], {f"a/b/{MAX}": "400000 100000", f"a/{MAX}": "700000 100000"}, 4),
         ("0::/a/b", [("/a", V2)], {f"b/{MAX}": "400000 100000"}, 4),
         ("0::/a/b", [("/a/b", V2)], {MAX: "50000 100000"}, 1),
-        ("0::/a/b", [("/", V2)], {MAX: "200000 100000"}, 2),  # its name outside, of which nothing is seen
+        ("0::/a/b", [("/", V2)], {MAX: "200000 100000"}, 2),  # the name outside the container
         ("0::/../../b", [("/", V2)], {MAX: "200000 100000"}, 2),
         ("4:cpu,cpuacct:/", [("/", V1)], {QUOTA: "250000", PERIOD: "100000"}, 3),
         ("4:cpu,cpuacct:/", [("/", V1)], {QUOTA: "-1", PERIOD: "100000"}, None),
@@ -390,7 +396,7 @@ MAX, QUOTA, PERIOD = "cpu.max", "cpu.cfs_quota_us", "cpu.cfs_period_us"
         ("nonsense", [("/", V2)], {MAX: "nonsense"}, None),
     ],
 )  # fmt: skip
-def test_the_tightest_quota_of_all_groups_is_heeded(
+def test_the_least_quota_of_all_groups_limits_the_cpus(
     group: str, mounts: list[tuple[str, str]], files: dict[str, str], least: int | None, tmp_path: Path
 ) -> None:
     lines = [
@@ -409,45 +415,45 @@ def test_the_tightest_quota_of_all_groups_is_heeded(
     assert available_cpus(tmp_path) == min(alone, least or alone)
 
 
-# -- what OpenVINO has compiled is kept --
+# -- the cache of OpenVINO --
 
 
 @pytest.fixture
 def built(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, Path, cache.Key]]:
-    """What OpenVINO had to compile: graph, place and key."""
+    """Return the list of what OpenVINO compiles: graph, path and key."""
     builds: list[tuple[str, Path, cache.Key]] = []
     real = cache.cached
 
-    def counting(path: Path, key: cache.Key, build: Any, **options: Any) -> Any:
-        def counted() -> bytes:
+    def count(path: Path, key: cache.Key, build: Any, **options: Any) -> Any:
+        def build_and_count() -> bytes:
             builds.append((key["graph"], path, key))
             blob: bytes = build()
             return blob
 
-        return real(path, key, counted, **options)
+        return real(path, key, build_and_count, **options)
 
-    monkeypatch.setattr(openvino, "cached", counting)
+    monkeypatch.setattr(openvino, "cached", count)
     return builds
 
 
 @with_openvino
-def test_openvino_compiles_once_and_again_where_the_file_is_not_its_own(
+def test_openvino_compiles_once_and_again_if_the_file_is_not_its_own(
     loaded: Bundle, pixels: np.ndarray, tmp_path: Path, built: list[tuple[str, Path, cache.Key]]
 ) -> None:
-    said: list[str] = []
+    messages: list[str] = []
 
-    def again() -> np.ndarray:
+    def open_again() -> np.ndarray:
         built.clear()
-        said.clear()
-        engine = open_engine(loaded, "openvino", precision="fp32", cache=tmp_path, notify=said.append)
+        messages.clear()
+        engine = open_engine(loaded, "openvino", precision="fp32", cache=tmp_path, notify=messages.append)
         return engine.embed(pixels[:1], None)
 
-    first = again()
-    assert [graph for graph, _, _ in built] == list(GRAPHS) and said == []
-    open_still = open_engine(loaded, "openvino", precision="fp32", cache=tmp_path, notify=said.append)
+    first = open_again()
+    assert [graph for graph, _, _ in built] == list(GRAPHS) and messages == []
+    still_open = open_engine(loaded, "openvino", precision="fp32", cache=tmp_path, notify=messages.append)
     places = {graph: (path, key) for graph, path, key in built}
-    assert np.array_equal(again(), first)
-    assert built == [] and said == []
+    assert np.array_equal(open_again(), first)
+    assert built == [] and messages == []
 
     head, key = places["similarity_head"]
     good = head.read_bytes()
@@ -459,27 +465,27 @@ def test_openvino_compiles_once_and_again_where_the_file_is_not_its_own(
     for word, content in damages.items():
         head.unlink()
         head.write_bytes(content)
-        assert np.array_equal(again(), first)
+        assert np.array_equal(open_again(), first)
         assert [graph for graph, _, _ in built] == ["similarity_head"]
-        assert len(said) == 1 and word in said[0] and "built again" in said[0]
-        assert np.array_equal(again(), first) and built == []
+        assert len(messages) == 1 and word in messages[0] and "built again" in messages[0]
+        assert np.array_equal(open_again(), first) and built == []
 
-    for path, _ in places.values():  # an engine that reads them goes on
+    for path, _ in places.values():  # an engine that reads them still works
         path.unlink()
-    assert np.array_equal(open_still.embed(pixels[:1], None), first)
-    assert np.array_equal(open_still.embed(pixels[:1], None), first)
-    assert np.array_equal(again(), first)
+    assert np.array_equal(still_open.embed(pixels[:1], None), first)
+    assert np.array_equal(still_open.embed(pixels[:1], None), first)
+    assert np.array_equal(open_again(), first)
 
     head.unlink()
-    cache.cached(head, key, lambda: b"whole, of the right key, and no model", notify=said.append)
-    assert np.array_equal(again(), first)
+    cache.cached(head, key, lambda: b"whole, of the right key, and no model", notify=messages.append)
+    assert np.array_equal(open_again(), first)
     assert [graph for graph, _, _ in built] == ["similarity_head"]
-    assert len(said) == 1 and "refused by OpenVINO" in said[0]
-    assert np.array_equal(again(), first) and built == []
+    assert len(messages) == 1 and "refused by OpenVINO" in messages[0]
+    assert np.array_equal(open_again(), first) and built == []
 
 
 @with_openvino
-def test_a_cache_that_cannot_be_written_costs_time_not_answers_and_is_told_once(
+def test_a_cache_that_cannot_be_written_costs_time_not_answers_and_warns_once(
     loaded: Bundle, reference: Engine, pixels: np.ndarray, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     (tmp_path / "file").touch()
@@ -491,7 +497,7 @@ def test_a_cache_that_cannot_be_written_costs_time_not_answers_and_is_told_once(
 
 
 @with_openvino
-def test_the_command_says_that_its_cache_cannot_be_written(
+def test_the_command_warns_that_its_cache_cannot_be_written(
     bundle: Path, archive: Path, cases: list[Case], tmp_path: Path
 ) -> None:
     (tmp_path / "file").touch()
@@ -520,7 +526,7 @@ def test_openvino_needs_no_folder_for_temporary_files(
 def test_a_user_without_a_home_gets_an_answer(
     loaded: Bundle, nowhere: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As in a container that runs under a number of which its /etc/passwd has no name."""
+    """As in a container that runs under a user id without an entry in /etc/passwd."""
 
     def unknown(number: int) -> None:
         raise KeyError(number)
@@ -557,7 +563,7 @@ def nowhere(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def full(tmp_path: Path) -> Iterator[Path]:
-    """A folder in which no file can grow beyond half a megabyte, as on a disk that is full."""
+    """Yield a folder in which no file can grow beyond half a megabyte, as on a full disk."""
     resource = pytest.importorskip("resource")
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (2**19, before[1]))
@@ -614,26 +620,26 @@ def test_two_processes_share_a_cache_and_none_calls_home(bundle: Path, tmp_path:
         answers.append(json.loads(out))
     assert answers[0] == answers[1]
     assert answers[0] | {"sum": 0} == {"sum": 0, "openvino": True, "telemetry": False, "home": []}
-    kept = list((tmp_path / "cache").rglob("*.engine"))
-    assert len(kept) == len(GRAPHS) and not list((tmp_path / "cache").rglob("*.partial"))
+    engines = list((tmp_path / "cache").rglob("*.engine"))
+    assert len(engines) == len(GRAPHS) and not list((tmp_path / "cache").rglob("*.partial"))
 
 
 @with_openvino
 def test_openvino_from_many_threads_gives_the_answers_of_one(loaded: Bundle, pixels: np.ndarray) -> None:
     engine = open_engine(loaded, "openvino", precision="fp32")
     ids, mask = words(8, 16)
-    alone = [described(engine, pixels[n : n + 1], ids[n : n + 1], mask[n : n + 1]) for n in range(8)]
+    alone = [descriptors_of(engine, pixels[n : n + 1], ids[n : n + 1], mask[n : n + 1]) for n in range(8)]
 
-    def ask(n: int) -> np.ndarray:
-        return described(engine, pixels[n : n + 1], ids[n : n + 1], mask[n : n + 1])
+    def embed(n: int) -> np.ndarray:
+        return descriptors_of(engine, pixels[n : n + 1], ids[n : n + 1], mask[n : n + 1])
 
     with ThreadPoolExecutor(8) as pool:
-        for n, found in zip([*range(8)] * 4, pool.map(ask, [*range(8)] * 4), strict=True):
+        for n, found in zip([*range(8)] * 4, pool.map(embed, [*range(8)] * 4), strict=True):
             assert np.array_equal(found, alone[n])
 
 
 @pytest.mark.parametrize("name", CPU)
-def test_a_graph_that_is_none_is_named(bundle: Path, tmp_path: Path, name: str, loaded: Bundle) -> None:
+def test_a_file_that_is_no_graph_is_named(bundle: Path, tmp_path: Path, name: str, loaded: Bundle) -> None:
     for graph in GRAPHS:
         (tmp_path / f"{graph}.onnx").write_bytes((bundle / f"{graph}.onnx").read_bytes())
     (tmp_path / "composer.onnx").write_bytes(b"no graph")
@@ -643,7 +649,7 @@ def test_a_graph_that_is_none_is_named(bundle: Path, tmp_path: Path, name: str, 
         open_engine(damaged, name, precision="fp32", cache=tmp_path)
 
 
-def test_what_an_engine_is_asked_for_it_gives_in_that_order(reference: Engine, pixels: np.ndarray) -> None:
+def test_outputs_have_the_order_of_the_request(reference: Engine, pixels: np.ndarray) -> None:
     maps = reference.run("visual_encoder", {"pixels": pixels[:2]}, ["low", "high"])
     swapped = reference.run("visual_encoder", {"pixels": pixels[:2]}, ["high", "low"])
     assert list(maps) == ["low", "high"] and list(swapped) == ["high", "low"]

@@ -1,6 +1,6 @@
-"""A Searcher in the processes of servers: forked, spawned, in pools, under gunicorn and Celery; warm, cold.
+"""A Searcher in the processes of servers: forked, spawned, in pools, under gunicorn and Celery.
 
-Each has a time limit: what crosses a fork the wrong way waits for ever, without a word.
+Each test has a time limit: an error with forks can hang without a message.
 """
 
 import asyncio
@@ -29,22 +29,22 @@ from skinret_infer import ArchiveError, Case, Searcher, SkinretError, _forks
 from skinret_infer.engines.cache import cached
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")
-LIMIT = 60  # seconds; what works takes two
+LIMIT = 60  # seconds; a test takes two
 WORDS = "irregular streaks"
 BIN = Path(sys.executable).parent
 
 
 def use(searcher: Searcher, case: Case, own: str) -> list[Any]:
-    """Ask, add, explain and remove, as a server does; return what does not depend on the process."""
-    groups = {"group": ["bkl", "mel", "nevus"]}  # and none that another process adds meanwhile
-    alone, worded = (searcher.query(case.image, text, k=3, where=groups) for text in (None, WORDS))
+    """Query, add, explain and remove, as a server does; return answers that do not depend on the process."""
+    groups = {"group": ["bkl", "mel", "nevus"]}  # not those that another process adds meanwhile
+    alone, with_words = (searcher.query(case.image, text, k=3, where=groups) for text in (None, WORDS))
     report = searcher.add([Case(own, case.image, diagnosis=own)])
     again = searcher.query(case.image, k=1, where={"diagnosis": own})
-    evidence = worded[0].evidence(with_case=False)
+    evidence = with_words[0].evidence(with_case=False)
     removed = searcher.remove([own])
     return [
         [hit.case_id for hit in alone],
-        [hit.case_id for hit in worded],
+        [hit.case_id for hit in with_words],
         report.added == [own],
         again[0].case_id == own,
         abs(sum(evidence.parts.values()) - evidence.score) < 1e-6,
@@ -53,7 +53,7 @@ def use(searcher: Searcher, case: Case, own: str) -> list[Any]:
 
 
 @pytest.fixture
-def own(archive: Path, tmp_path: Path) -> Path:
+def writable(archive: Path, tmp_path: Path) -> Path:
     """A copy of the archive, which may be written to."""
     return Path(shutil.copy(archive, tmp_path / "cases.skinret"))
 
@@ -66,17 +66,17 @@ def runtime(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture
-def right(bundle: Path, own: Path, cases: list[Case], runtime: str) -> list[Any]:
-    """What `use` gives in this process."""
-    with Searcher(bundle, own, runtime=runtime) as searcher:
-        found = use(searcher, cases[0], "here")
-    assert found[2:] == [True, True, True, 1]
-    return found
+def expected(bundle: Path, writable: Path, cases: list[Case], runtime: str) -> list[Any]:
+    """Return the result of `use` in this process."""
+    with Searcher(bundle, writable, runtime=runtime) as searcher:
+        result = use(searcher, cases[0], "here")
+    assert result[2:] == [True, True, True, 1]
+    return result
 
 
 @contextlib.contextmanager
 def child(work: Callable[[], Any]) -> Iterator[Callable[[], Any]]:
-    """Fork, do the work in the child, and give a function that waits for its result."""
+    """Fork, do the work in the child, and yield a function that waits for its result."""
     out, into = os.pipe()
     if not (pid := os.fork()):
         with contextlib.suppress(BaseException):
@@ -87,23 +87,23 @@ def child(work: Callable[[], Any]) -> Iterator[Callable[[], Any]]:
 
     def result() -> Any:
         with os.fdopen(out, "rb") as file:
-            said = file.read()
+            content = file.read()
         assert os.waitpid(pid, 0)[1] == 0, "the child hung"
-        assert said, "the child raised"
-        return json.loads(said)
+        assert content, "the child raised"
+        return json.loads(content)
 
     yield result
 
 
 @pytest.mark.parametrize("state", ["warm", "cold"])
-def test_a_forked_child_goes_on_with_the_searcher_of_its_parent(
-    state: str, bundle: Path, own: Path, cases: list[Case], runtime: str, right: list[Any]
+def test_a_forked_child_uses_the_searcher_of_its_parent(
+    state: str, bundle: Path, writable: Path, cases: list[Case], runtime: str, expected: list[Any]
 ) -> None:
-    with Searcher(bundle, own, runtime=runtime, audit=own.with_name("audit.jsonl")) as searcher:
+    with Searcher(bundle, writable, runtime=runtime, audit=writable.with_name("audit.jsonl")) as searcher:
         before = None
         if state == "warm":
             searcher.warmup()
-            assert use(searcher, cases[0], "parent") == right
+            assert use(searcher, cases[0], "parent") == expected
             before = searcher.query(cases[0].image, WORDS)
 
         def work() -> list[Any]:
@@ -115,27 +115,27 @@ def test_a_forked_child_goes_on_with_the_searcher_of_its_parent(
             return [found, ran]
 
         with child(work) as first, child(work) as second:
-            assert use(searcher, cases[0], "parent") == right
+            assert use(searcher, cases[0], "parent") == expected
             for answer in (first(), second()):
-                assert answer == [right + ([True] if before else []), runtime]
-        assert use(searcher, cases[0], "parent") == right
+                assert answer == [expected + ([True] if before else []), runtime]
+        assert use(searcher, cases[0], "parent") == expected
 
 
-def test_a_child_that_only_closes_ends(bundle: Path, own: Path, cases: list[Case], runtime: str) -> None:
-    with Searcher(bundle, own, runtime=runtime) as searcher:
+def test_a_child_that_only_closes_ends(bundle: Path, writable: Path, cases: list[Case], runtime: str) -> None:
+    with Searcher(bundle, writable, runtime=runtime) as searcher:
         searcher.warmup()
         with child(searcher.close) as closed:
             assert closed() is None
 
 
-def test_a_child_that_ends_by_itself_ends_whole(
-    bundle: Path, own: Path, cases: list[Case], runtime: str
+def test_a_child_that_exits_normally_succeeds(
+    bundle: Path, writable: Path, cases: list[Case], runtime: str
 ) -> None:
-    """Its interpreter takes down what it holds, and may not wait for threads of the parent."""
+    """At its exit the interpreter frees the Searcher, and must not wait for threads of the parent."""
     code = f"""
 import os, sys
 from skinret_infer import Searcher
-searcher = Searcher({str(bundle)!r}, {str(own)!r}, runtime={runtime!r})
+searcher = Searcher({str(bundle)!r}, {str(writable)!r}, runtime={runtime!r})
 first = searcher.query({str(cases[0].image)!r}, {WORDS!r}, k=1)[0].case_id
 if not (pid := os.fork()):
     sys.exit(searcher.query({str(cases[0].image)!r}, {WORDS!r}, k=1)[0].case_id != first)
@@ -145,28 +145,28 @@ sys.exit(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
     assert (done.returncode, done.stderr) == (0, "")
 
 
-def test_forks_while_other_threads_ask_and_add_do_no_harm(
-    bundle: Path, own: Path, cases: list[Case], runtime: str, right: list[Any]
+def test_forks_while_other_threads_query_and_add_do_no_harm(
+    bundle: Path, writable: Path, cases: list[Case], runtime: str, expected: list[Any]
 ) -> None:
-    with Searcher(bundle, own, runtime=runtime) as searcher:
+    with Searcher(bundle, writable, runtime=runtime) as searcher:
         stop, failed = threading.Event(), []
 
-        def busy(name: str) -> None:
+        def use_until_stop(name: str) -> None:
             while not stop.is_set():
                 try:
-                    assert use(searcher, cases[0], name)[1] == right[1]
+                    assert use(searcher, cases[0], name)[1] == expected[1]
                 except BaseException as error:
                     failed.append(error)
                     return
 
-        threads = [threading.Thread(target=busy, args=[f"thread-{n}"]) for n in range(2)]
+        threads = [threading.Thread(target=use_until_stop, args=[f"thread-{n}"]) for n in range(2)]
         for thread in threads:
             thread.start()
         try:
             for n in range(6):
                 time.sleep(0.02 * n)
                 with child(lambda n=n: use(searcher, cases[0], f"child-{n}")[1]) as found:
-                    assert found() == right[1]
+                    assert found() == expected[1]
         finally:
             stop.set()
             for thread in threads:
@@ -174,12 +174,12 @@ def test_forks_while_other_threads_ask_and_add_do_no_harm(
         assert not failed
 
 
-def test_a_fork_in_the_middle_of_a_transaction_is_told_in_the_child(
-    bundle: Path, own: Path, cases: list[Case], monkeypatch: pytest.MonkeyPatch
+def test_a_fork_in_the_middle_of_a_transaction_is_an_error_in_the_child(
+    bundle: Path, writable: Path, cases: list[Case], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """SQLite would believe there that it holds the lock of the file."""
+    """SQLite in the child would believe that it holds the lock of the file."""
     monkeypatch.setattr(_forks, "_WAIT_SECONDS", 0.1)
-    with Searcher(bundle, own, runtime="onnxruntime-cpu") as searcher:
+    with Searcher(bundle, writable, runtime="onnxruntime-cpu") as searcher:
         inside, over = threading.Event(), threading.Event()
 
         def long_read() -> None:
@@ -207,11 +207,11 @@ def test_a_fork_in_the_middle_of_a_transaction_is_told_in_the_child(
 
 
 @pytest.mark.parametrize("name", ["tensorrt", "tensorrt-rtx", "onnxruntime-cuda"])
-def test_a_card_that_the_parent_opened_is_refused_in_the_child_and_kept_in_the_parent(
-    name: str, bundle: Path, own: Path, cases: list[Case]
+def test_a_card_that_the_parent_opened_is_refused_only_in_the_child(
+    name: str, bundle: Path, writable: Path, cases: list[Case]
 ) -> None:
-    """CUDA does not cross a fork. Here the CPU's engine stands for a card's: it has the name alone."""
-    with Searcher(bundle, own, runtime="onnxruntime-cpu") as searcher:
+    """CUDA does not cross a fork. Here the CPU's engine stands for a card's: only its name is different."""
+    with Searcher(bundle, writable, runtime="onnxruntime-cpu") as searcher:
         searcher._encoder.engine.name = name
 
         def work() -> str:
@@ -226,12 +226,12 @@ def test_a_card_that_the_parent_opened_is_refused_in_the_child_and_kept_in_the_p
         assert searcher.query(cases[0].image).runtime == name
 
 
-def test_a_fork_while_an_engine_is_built_holds_nobody_up(tmp_path: Path) -> None:
+def test_a_fork_while_an_engine_is_built_blocks_no_process(tmp_path: Path) -> None:
     key = dict.fromkeys(("graph", "onnx", "runtime", "precision", "capability", "device", "platform"), "x")
-    begun, over = threading.Event(), threading.Event()
+    started, over = threading.Event(), threading.Event()
 
     def slow() -> bytes:
-        begun.set()
+        started.set()
         over.wait(LIMIT)
         return b"built"
 
@@ -240,12 +240,12 @@ def test_a_fork_while_an_engine_is_built_holds_nobody_up(tmp_path: Path) -> None
 
     thread = threading.Thread(target=built, args=["a.engine", slow])
     thread.start()
-    assert begun.wait(LIMIT)
+    assert started.wait(LIMIT)
     ours, theirs = os.pipe()
 
     def work() -> list[str]:
         other = built("b.engine", lambda: b"other")
-        os.read(ours, 1)  # it lives on when the parent has built
+        os.read(ours, 1)  # it still runs when the parent has built
         return [other, built("a.engine")]
 
     with child(work) as found:
@@ -257,17 +257,17 @@ def test_a_fork_while_an_engine_is_built_holds_nobody_up(tmp_path: Path) -> None
         assert found() == ["other", "built"]
 
 
-# -- processes that are given a Searcher --
+# -- processes that receive a Searcher --
 
-_KEPT: list[Searcher] = []
+_SEARCHERS: list[Searcher] = []
 
 
 def _begin(searcher: Searcher) -> None:
-    _KEPT.append(searcher)
+    _SEARCHERS.append(searcher)
 
 
 def _ask(case: Case, name: str) -> list[Any]:
-    return use(_KEPT[0], case, name)
+    return use(_SEARCHERS[0], case, name)
 
 
 def _answer(searcher: Searcher, case: Case, pipe: Any) -> None:
@@ -276,50 +276,50 @@ def _answer(searcher: Searcher, case: Case, pipe: Any) -> None:
 
 
 @pytest.mark.parametrize("method", ["fork", "spawn"])
-def test_a_searcher_can_be_given_to_a_process(
-    method: str, bundle: Path, own: Path, cases: list[Case], runtime: str, right: list[Any]
+def test_a_searcher_can_be_passed_to_a_process(
+    method: str, bundle: Path, writable: Path, cases: list[Case], runtime: str, expected: list[Any]
 ) -> None:
     context = multiprocessing.get_context(method)
-    with Searcher(bundle, own, runtime=runtime) as searcher:
+    with Searcher(bundle, writable, runtime=runtime) as searcher:
         searcher.warmup()
         ours, theirs = context.Pipe()
         process = context.Process(target=_answer, args=(searcher, cases[0], theirs))
         process.start()
         assert ours.poll(LIMIT), "the child hung"
-        assert ours.recv() == right
+        assert ours.recv() == expected
         process.join(LIMIT)
         assert process.exitcode == 0
 
 
 @pytest.mark.parametrize("method", ["fork", "spawn"])
 def test_the_workers_of_a_process_pool_answer(
-    method: str, bundle: Path, own: Path, cases: list[Case], right: list[Any], runtime: str
+    method: str, bundle: Path, writable: Path, cases: list[Case], expected: list[Any], runtime: str
 ) -> None:
     context = multiprocessing.get_context(method)
-    with Searcher(bundle, own, runtime=runtime) as searcher:
+    with Searcher(bundle, writable, runtime=runtime) as searcher:
         searcher.query(cases[0].image, WORDS)
         with ProcessPoolExecutor(2, context, initializer=_begin, initargs=(searcher,)) as pool:
-            asked = [pool.submit(_ask, cases[0], f"task-{n}") for n in range(4)]
-            assert [each.result(LIMIT)[1] for each in asked] == [right[1]] * 4
+            futures = [pool.submit(_ask, cases[0], f"task-{n}") for n in range(4)]
+            assert [future.result(LIMIT)[1] for future in futures] == [expected[1]] * 4
 
 
-def test_a_closed_searcher_cannot_be_given_away(bundle: Path, own: Path) -> None:
-    searcher = Searcher(bundle, own, runtime="onnxruntime-cpu")
+def test_a_closed_searcher_cannot_be_passed_on(bundle: Path, writable: Path) -> None:
+    searcher = Searcher(bundle, writable, runtime="onnxruntime-cpu")
     searcher.close()
     with pytest.raises(ArchiveError, match="closed"):
         searcher.__reduce__()
 
 
 def test_threads_of_an_event_loop_answer(
-    bundle: Path, own: Path, cases: list[Case], right: list[Any]
+    bundle: Path, writable: Path, cases: list[Case], expected: list[Any]
 ) -> None:
     async def ask(searcher: Searcher) -> list[list[Any]]:
-        asked = [asyncio.to_thread(use, searcher, cases[0], f"thread-{n}") for n in range(6)]
-        return await asyncio.wait_for(asyncio.gather(*asked), LIMIT)
+        calls = [asyncio.to_thread(use, searcher, cases[0], f"thread-{n}") for n in range(6)]
+        return await asyncio.wait_for(asyncio.gather(*calls), LIMIT)
 
-    with Searcher(bundle, own) as searcher:
-        found = asyncio.run(ask(searcher))
-    assert [each[1] for each in found] == [right[1]] * 6
+    with Searcher(bundle, writable) as searcher:
+        results = asyncio.run(ask(searcher))
+    assert [result[1] for result in results] == [expected[1]] * 6
 
 
 # -- servers --
@@ -355,13 +355,13 @@ def ask():
 
 
 def _write_app(
-    code: str, folder: Path, bundle: Path, own: Path, cases: list[Case], runtime: str, warm: bool
+    code: str, folder: Path, bundle: Path, writable: Path, cases: list[Case], runtime: str, warm: bool
 ) -> None:
     names = {
         "tests": Path(__file__).parents[1],
         "here": Path(__file__).parent,
         "bundle": bundle,
-        "archive": own,
+        "archive": writable,
         "image": cases[0].image,
     }
     names |= {"audit": folder / "audit.jsonl", "folder": folder / "queue"}
@@ -415,10 +415,16 @@ def _get(path: Path) -> Any:
 
 @pytest.mark.parametrize("warm", [True, False])
 def test_gunicorn_with_preload_answers_from_every_worker(
-    warm: bool, bundle: Path, own: Path, cases: list[Case], right: list[Any], runtime: str, tmp_path: Path
+    warm: bool,
+    bundle: Path,
+    writable: Path,
+    cases: list[Case],
+    expected: list[Any],
+    runtime: str,
+    tmp_path: Path,
 ) -> None:
     pytest.importorskip("gunicorn")
-    _write_app(_GUNICORN, tmp_path, bundle, own, cases, runtime, warm)
+    _write_app(_GUNICORN, tmp_path, bundle, writable, cases, runtime, warm)
     address = tmp_path / "s"
     command = [
         str(BIN / "gunicorn"),
@@ -435,8 +441,8 @@ def test_gunicorn_with_preload_answers_from_every_worker(
         deadline = time.monotonic() + LIMIT
         while len(answered) < 2:
             assert time.monotonic() < deadline, "a worker does not answer"
-            pid, found = _get(address)
-            assert found == right
+            pid, answer = _get(address)
+            assert answer == expected
             answered.add(pid)
 
 
@@ -444,17 +450,17 @@ def test_gunicorn_with_preload_answers_from_every_worker(
     "runtime", ["openvino" if find_spec("openvino") else "onnxruntime-cpu"], indirect=True
 )
 def test_celery_prefork_answers_from_every_worker(
-    bundle: Path, own: Path, cases: list[Case], right: list[Any], runtime: str, tmp_path: Path
+    bundle: Path, writable: Path, cases: list[Case], expected: list[Any], runtime: str, tmp_path: Path
 ) -> None:
     celery = pytest.importorskip("celery")
     (tmp_path / "queue").mkdir()
-    _write_app(_CELERY, tmp_path, bundle, own, cases, runtime, True)
+    _write_app(_CELERY, tmp_path, bundle, writable, cases, runtime, True)
     client = celery.Celery("client", broker="filesystem://", backend=f"file://{tmp_path / 'queue'}")
     client.conf.broker_transport_options = dict.fromkeys(
         ("data_folder_in", "data_folder_out", "control_folder"), str(tmp_path / "queue")
     )
     command = [str(BIN / "celery"), "-A", "server", "worker", "--pool", "prefork", "--concurrency", "2"]
     with _running([*command, "--loglevel", "WARNING", "--without-gossip", "--without-mingle"], tmp_path):
-        asked = [client.send_task("server.ask") for _ in range(4)]
-        found = [each.get(timeout=LIMIT) for each in asked]
-    assert [answer for _, answer in found] == [right] * 4
+        tasks = [client.send_task("server.ask") for _ in range(4)]
+        results = [task.get(timeout=LIMIT) for task in tasks]
+    assert [answer for _, answer in results] == [expected] * 4

@@ -1,4 +1,4 @@
-"""TensorRT, without a GPU but for the last test: what is built, kept, trusted, and done with a device."""
+"""TensorRT, without a GPU but for the last test: the cache, builds, and the calls of a device."""
 
 import ctypes
 import dataclasses
@@ -45,13 +45,13 @@ KEY = {name: name for name in _NAMES}
 
 
 def test_an_engine_is_built_once(tmp_path: Path) -> None:
-    path, said = engine_path(tmp_path / "new", KEY), []
-    assert cached(path, KEY, lambda: b"engine", notify=said.append) == b"engine"
-    assert cached(path, KEY, pytest.fail, notify=said.append) == b"engine"
-    assert said == []
+    path, messages = engine_path(tmp_path / "new", KEY), []
+    assert cached(path, KEY, lambda: b"engine", notify=messages.append) == b"engine"
+    assert cached(path, KEY, pytest.fail, notify=messages.append) == b"engine"
+    assert messages == []
 
 
-def test_a_kept_engine_is_mapped_where_a_runtime_may_use_it_as_it_lies(tmp_path: Path) -> None:
+def test_a_cached_engine_is_mapped_at_an_aligned_address(tmp_path: Path) -> None:
     path, engine = engine_path(tmp_path, KEY), bytes(range(256)) * 100
     for build in (lambda: engine, pytest.fail):
         found = cached(path, KEY, build, notify=pytest.fail)
@@ -62,33 +62,33 @@ def test_a_kept_engine_is_mapped_where_a_runtime_may_use_it_as_it_lies(tmp_path:
     path.unlink()  # while it is in use
     drop(found)
     assert found == engine
-    drop(engine)  # that could not be kept
+    drop(engine)  # bytes of an engine that was not cached
 
 
 @pytest.mark.parametrize(
     ("damage", "words"),
     [
-        (lambda whole: whole[:-1], "cut short"),
-        (lambda whole: whole[:40], "not an engine"),
-        (lambda whole: whole.replace(b"engine of", b"engine or"), "damaged"),
-        (lambda whole: b"", "not an engine"),
-        (lambda whole: b"ftrt" + bytes(100), "not an engine"),
-        (lambda whole: whole.split(b"\n")[0] + b"\n[1]\n" + whole, "header"),
+        (lambda content: content[:-1], "cut short"),
+        (lambda content: content[:40], "not an engine"),
+        (lambda content: content.replace(b"engine of", b"engine or"), "damaged"),
+        (lambda content: b"", "not an engine"),
+        (lambda content: b"ftrt" + bytes(100), "not an engine"),
+        (lambda content: content.split(b"\n")[0] + b"\n[1]\n" + content, "header"),
         (
-            lambda whole: whole.replace(b'"version": "version"', b'"version": "10.9"'),
+            lambda content: content.replace(b'"version": "version"', b'"version": "10.9"'),
             "version 10.9, not version",
         ),
-        (lambda whole: whole.replace(b'"driver": "driver"', b'"driver": "CUDA 12.1"'), "CUDA 12.1"),
-        (lambda whole: whole.replace(b'"device": "device"', b'"device": "other"'), "device other"),
+        (lambda content: content.replace(b'"driver": "driver"', b'"driver": "CUDA 12.1"'), "CUDA 12.1"),
+        (lambda content: content.replace(b'"device": "device"', b'"device": "other"'), "device other"),
     ],
 )
-def test_an_engine_that_is_not_what_it_should_be_is_rebuilt(tmp_path: Path, damage, words) -> None:
-    path, said = engine_path(tmp_path, KEY), []
-    cached(path, KEY, lambda: b"the engine of old", notify=said.append)
+def test_a_wrong_or_damaged_engine_is_built_again(tmp_path: Path, damage, words) -> None:
+    path, messages = engine_path(tmp_path, KEY), []
+    cached(path, KEY, lambda: b"the engine of old", notify=messages.append)
     path.write_bytes(damage(path.read_bytes()))
-    assert cached(path, KEY, lambda: b"the new", notify=said.append) == b"the new"
-    assert len(said) == 1 and words in said[0] and "built again" in said[0]
-    assert cached(path, KEY, pytest.fail, notify=said.append) == b"the new"
+    assert cached(path, KEY, lambda: b"the new", notify=messages.append) == b"the new"
+    assert len(messages) == 1 and words in messages[0] and "built again" in messages[0]
+    assert cached(path, KEY, pytest.fail, notify=messages.append) == b"the new"
 
 
 def test_a_cache_that_cannot_be_written_costs_time_not_answers(
@@ -122,7 +122,7 @@ print(bytes(cached(Path({str(tmp_path)!r}) / "e.engine", {KEY!r}, build, notify=
     assert outs[0][0] == outs[1][1]
 
 
-def test_where_engines_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_folder_of_the_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("SKINRET_CACHE", raising=False)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     assert cache_folder() == tmp_path / "skinret"
@@ -132,7 +132,7 @@ def test_where_engines_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 
 
 class Builds:
-    """Engines of nothing, counted."""
+    """Counts the builds of engines, which do nothing."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, bundle: Bundle, cache: Path) -> None:
         self.bundle, self.cache, self.count, self.version = bundle, cache, 0, "11.0"
@@ -145,7 +145,7 @@ class Builds:
     def __call__(
         self, name="tensorrt", graph="composer", precision="fp32", bundle=None, **target: str
     ) -> int:
-        """Ask for an engine and return how many have been built so far."""
+        """Load or build an engine, and return how many have been built so far."""
         tensorrt.load_or_build(
             name, SimpleNamespace(__version__=self.version), bundle or self.bundle, graph, precision,
             dataclasses.replace(TARGET, **target), cache=self.cache, notify=lambda _: None,
@@ -154,9 +154,9 @@ class Builds:
 
 
 @pytest.fixture
-def halved(bundle: Path, tmp_path: Path) -> Bundle:
+def with_fp16(bundle: Path, tmp_path: Path) -> Bundle:
     """The bundle with fp16 graphs beside the others."""
-    folder = tmp_path / "halved"
+    folder = tmp_path / "with_fp16"
     shutil.copytree(bundle, folder)
     loaded = Bundle.load(bundle)
     write_fp16(folder)
@@ -166,11 +166,13 @@ def halved(bundle: Path, tmp_path: Path) -> Bundle:
 
 
 @pytest.fixture
-def builds(monkeypatch: pytest.MonkeyPatch, halved: Bundle, tmp_path: Path) -> Builds:
-    return Builds(monkeypatch, halved, tmp_path / "cache")
+def builds(monkeypatch: pytest.MonkeyPatch, with_fp16: Bundle, tmp_path: Path) -> Builds:
+    return Builds(monkeypatch, with_fp16, tmp_path / "cache")
 
 
-def test_the_key_holds_all_that_an_engine_depends_on(builds: Builds, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_key_has_everything_that_an_engine_depends_on(
+    builds: Builds, monkeypatch: pytest.MonkeyPatch
+) -> None:
     assert builds() == builds() == 1
     assert builds(device="another") == 2 and builds(capability="8.9") == 3 and builds(driver="CUDA 13.1") == 4
     assert builds(graph="text_encoder") == 5 and builds(precision="fp16") == 6
@@ -197,7 +199,7 @@ def test_a_precision_that_the_bundle_lacks_is_an_error(builds: Builds) -> None:
         builds(precision="int8")
 
 
-def test_rtx_engines_go_by_compute_capability_alone(builds: Builds) -> None:
+def test_rtx_engines_depend_on_the_compute_capability_alone(builds: Builds) -> None:
     assert builds("tensorrt-rtx") == builds("tensorrt-rtx", device="another", driver="CUDA 14.0") == 1
     assert builds("tensorrt-rtx", capability="8.9") == 2
 
@@ -237,14 +239,14 @@ def test_full_size_graphs_parse_and_build(full_bundle: Path, graph: str, precisi
 
 
 @rtx
-def test_engines_are_built_ahead_and_found_again(bundle: Path, tmp_path: Path) -> None:
-    said: list[str] = []
-    options = {"capabilities": ["8.6", "8.9"], "cache": tmp_path, "notify": said.append}
+def test_engines_are_built_ahead_of_time_and_used_again(bundle: Path, tmp_path: Path) -> None:
+    messages: list[str] = []
+    options = {"capabilities": ["8.6", "8.9"], "cache": tmp_path, "notify": messages.append}
     paths = build_engines(bundle, "tensorrt-rtx", **options)
     assert len(set(paths)) == 8 and all(path.is_file() for path in paths)
-    assert sum("built in" in line for line in said) == 8
-    said.clear()
-    assert build_engines(bundle, "tensorrt-rtx", **options) == paths and said == []
+    assert sum("built in" in line for line in messages) == 8
+    messages.clear()
+    assert build_engines(bundle, "tensorrt-rtx", **options) == paths and messages == []
 
 
 @rtx
@@ -274,15 +276,17 @@ def test_an_unknown_compute_capability_is_named(bundle: Path, tmp_path: Path) ->
 
 
 @rtx
-def test_a_build_tells_how_it_goes_and_can_be_stopped(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_build_reports_its_progress_and_can_be_stopped(
+    bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def stop(_: str) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr(tensorrt, "_REPORT_SECONDS", 0.0)
-    model, said = (bundle / "composer.onnx").read_bytes(), []
+    model, messages = (bundle / "composer.onnx").read_bytes(), []
     trt = tensorrt.load("tensorrt-rtx")
-    tensorrt.build(trt, model, tokens=64, capabilities=["8.6"], what="composer", notify=said.append)
-    assert said and all(line.startswith("composer: ") for line in said)
+    tensorrt.build(trt, model, tokens=64, capabilities=["8.6"], what="composer", notify=messages.append)
+    assert messages and all(line.startswith("composer: ") for line in messages)
     with pytest.raises(KeyboardInterrupt):
         tensorrt.build(trt, model, tokens=64, capabilities=["8.6"], notify=stop)
 
@@ -290,13 +294,13 @@ def test_a_build_tells_how_it_goes_and_can_be_stopped(bundle: Path, monkeypatch:
 # -- fp16 --
 
 
-def test_fp16_keeps_contract_sums_and_values(halved: Bundle) -> None:
-    cpu = open_engine(halved, "onnxruntime-cpu")
-    pixels, ids, mask = questions(3, tokens_of(halved.path))
+def test_fp16_keeps_contract_sums_and_values(with_fp16: Bundle) -> None:
+    cpu = open_engine(with_fp16, "onnxruntime-cpu")
+    pixels, ids, mask = random_inputs(3, tokens_of(with_fp16.path))
     mask[2] = 0  # nothing at all to attend to
     feeds = {"pixels": pixels, "input_ids": ids, "attention_mask": mask}
     for graph in GRAPHS[:3]:
-        path = halved.path / f"{graph}.fp16.onnx"
+        path = with_fp16.path / f"{graph}.fp16.onnx"
         model = onnx.shape_inference.infer_shapes(onnx.load(path), strict_mode=True)
         check_portable(model, graph)
         types = {
@@ -312,11 +316,11 @@ def test_fp16_keeps_contract_sums_and_values(halved: Bundle) -> None:
         inputs = {i.name: feeds[i.name] for i in session.get_inputs()}
         names = [o.name for o in session.get_outputs()]
         expected = cpu.run(graph, inputs, names)
-        for name, half in zip(names, session.run(names, inputs), strict=True):
-            whole = expected[name]
-            assert half.dtype == whole.dtype == np.float32 and np.isfinite(half).all()
-            assert np.abs(half[:2] - whole[:2]).max() < 5e-3 * np.abs(whole).max(), name
-            feeds[name] = whole
+        for name, fp16 in zip(names, session.run(names, inputs), strict=True):
+            fp32 = expected[name]
+            assert fp16.dtype == fp32.dtype == np.float32 and np.isfinite(fp16).all()
+            assert np.abs(fp16[:2] - fp32[:2]).max() < 5e-3 * np.abs(fp32).max(), name
+            feeds[name] = fp32
 
 
 # -- the static check --
@@ -356,7 +360,7 @@ def model_of(body: str, opset: int = 18, also: str = "") -> onnx.ModelProto:
         ),
     ],
 )
-def test_what_a_runtime_would_not_take_is_named(model: onnx.ModelProto, words: str) -> None:
+def test_a_graph_that_a_runtime_would_refuse_is_named(model: onnx.ModelProto, words: str) -> None:
     with pytest.raises(ParityError, match=words) as caught:
         check_portable(model, "composer.onnx")
     assert caught.value.code == "graph-portable"
@@ -368,7 +372,7 @@ def test_exported_graphs_are_portable(bundle: Path) -> None:
 
 
 @rtx
-def test_tensorrt_knows_every_operator_that_is_let_through() -> None:
+def test_tensorrt_supports_every_operator_that_is_allowed() -> None:
     trt = tensorrt.load("tensorrt-rtx")
     log = trt.Logger(trt.Logger.ERROR)
     builder = trt.Builder(log)
@@ -381,7 +385,7 @@ def test_tensorrt_knows_every_operator_that_is_let_through() -> None:
 
 
 class Card:
-    """What is used of cuda.bindings.runtime, over host memory."""
+    """The functions of cuda.bindings.runtime that the backend calls, on host memory."""
 
     cudaStreamNonBlocking = 1
     cudaError_t = enum.IntEnum("cudaError_t", {"cudaSuccess": 0, "cudaErrorMemoryAllocation": 2})
@@ -429,7 +433,7 @@ class Card:
 
 
 class Engine:
-    """An engine that is an ONNX Runtime session, and its own factory of contexts."""
+    """An engine whose contexts run an ONNX Runtime session."""
 
     def __init__(self, model: bytes) -> None:
         self.session = ort.InferenceSession(model, providers=["CPUExecutionProvider"])
@@ -468,7 +472,7 @@ class Engine:
 
 
 class Context:
-    """A context that computes at once."""
+    """A context that computes immediately."""
 
     def __init__(self, engine: Engine) -> None:
         self.engine, self.shapes, self.addresses, self.profile = engine, {}, {}, 0
@@ -514,7 +518,7 @@ class Context:
 
 
 class Fake(SimpleNamespace):
-    """What is used of the module tensorrt; `refuse` engines are not loaded."""
+    """The parts of the module tensorrt that the backend uses; it refuses to load `refuse` engines."""
 
     def __init__(self) -> None:
         logger = type("ILogger", (), {"ERROR": 1})
@@ -534,7 +538,7 @@ class Fake(SimpleNamespace):
         return None if self.refuse >= 0 else Engine(bytes(payload))
 
 
-def questions(count: int, tokens: int = 64) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def random_inputs(count: int, tokens: int = 64) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Draw pixels, ids and masks."""
     draw = np.random.default_rng(count)
     mask = (np.arange(tokens) < draw.integers(1, tokens + 1, (count, 1))).astype(np.int64)
@@ -545,8 +549,8 @@ def questions(count: int, tokens: int = 64) -> tuple[np.ndarray, np.ndarray, np.
     )
 
 
-def described(engine, pixels: np.ndarray, words: tuple[np.ndarray, np.ndarray] | None) -> np.ndarray:
-    """Embed by graphs run one at a time."""
+def embed_by_graphs(engine, pixels: np.ndarray, words: tuple[np.ndarray, np.ndarray] | None) -> np.ndarray:
+    """Return descriptors from graphs that run one at a time."""
     maps = engine.run("visual_encoder", {"pixels": pixels}, LEVELS)
     if words is not None:
         feeds = {**maps, "tokens": words[0], "attention_mask": words[1]}
@@ -570,60 +574,66 @@ def card(monkeypatch: pytest.MonkeyPatch) -> Card:
 def test_maps_stay_on_the_device_and_give_the_same_descriptor(
     card: Card, bundle: Path, tmp_path: Path, count: int, name: str
 ) -> None:
-    loaded, (pixels, ids, mask) = Bundle.load(bundle), questions(count, tokens=tokens_of(bundle))
+    loaded, (pixels, ids, mask) = Bundle.load(bundle), random_inputs(count, tokens=tokens_of(bundle))
     engine, cpu = TensorRT(loaded, name, cache=tmp_path), open_engine(loaded, "onnxruntime-cpu")
-    asked = []
+    calls = []
 
     def words() -> tuple[np.ndarray, np.ndarray]:
-        asked.append(1)
+        calls.append(1)
         return engine.encode_text(ids, mask), mask
 
     tokens = cpu.run("text_encoder", {"input_ids": ids, "attention_mask": mask}, ["tokens"])["tokens"]
-    np.testing.assert_allclose(engine.embed(pixels, None), described(cpu, pixels, None), atol=2e-6)
-    np.testing.assert_allclose(engine.embed(pixels, words), described(cpu, pixels, (tokens, mask)), atol=2e-6)
-    assert asked == [1]
-    np.testing.assert_allclose(described(engine, pixels, None), described(cpu, pixels, None), atol=2e-6)
+    np.testing.assert_allclose(engine.embed(pixels, None), embed_by_graphs(cpu, pixels, None), atol=2e-6)
+    np.testing.assert_allclose(
+        engine.embed(pixels, words), embed_by_graphs(cpu, pixels, (tokens, mask)), atol=2e-6
+    )
+    assert calls == [1]
+    np.testing.assert_allclose(
+        embed_by_graphs(engine, pixels, None), embed_by_graphs(cpu, pixels, None), atol=2e-6
+    )
     engine.close()
     assert not card.blocks and not card.streams
     with pytest.raises(RuntimeUnavailable, match="closed"):
         engine.embed(pixels, None)
 
 
-def test_threads_do_not_meet(card: Card, bundle: Path, tmp_path: Path) -> None:
+def test_threads_do_not_share_their_tensors(card: Card, bundle: Path, tmp_path: Path) -> None:
     engine, n = TensorRT(Bundle.load(bundle), "tensorrt", cache=tmp_path), tokens_of(bundle)
-    asked = [questions(count, tokens=n) for count in (1, 2, 3, 40, 5, 1)]
+    inputs = [random_inputs(count, tokens=n) for count in (1, 2, 3, 40, 5, 1)]
 
-    def ask(question: tuple[np.ndarray, np.ndarray, np.ndarray]) -> np.ndarray:
-        pixels, ids, mask = question
+    def embed(one_input: tuple[np.ndarray, np.ndarray, np.ndarray]) -> np.ndarray:
+        pixels, ids, mask = one_input
         return engine.embed(pixels, lambda: (engine.encode_text(ids, mask), mask))
 
-    alone = [ask(question) for question in asked]
+    alone = [embed(one_input) for one_input in inputs]
     with ThreadPoolExecutor(4) as pool:
-        for found, expected in zip(pool.map(ask, asked * 4), alone * 4, strict=True):
+        for found, expected in zip(pool.map(embed, inputs * 4), alone * 4, strict=True):
             np.testing.assert_allclose(found, expected, atol=2e-6)
     engine.close()
     assert not card.blocks and not card.streams
 
 
-def test_a_full_card_is_an_error_that_passes(card: Card, bundle: Path, tmp_path: Path) -> None:
-    engine, (pixels, _, _) = TensorRT(Bundle.load(bundle), "tensorrt", cache=tmp_path), questions(8)
+def test_a_card_without_memory_is_an_error_and_works_again_later(
+    card: Card, bundle: Path, tmp_path: Path
+) -> None:
+    engine, (pixels, _, _) = TensorRT(Bundle.load(bundle), "tensorrt", cache=tmp_path), random_inputs(8)
     expected = engine.embed(pixels[:1], None)
-    card.free, kept = 10_000, card.free
+    card.free, free = 10_000, card.free
     with pytest.raises(RuntimeUnavailable, match=r"no memory for .* MiB") as caught:
         engine.embed(pixels, None)
     assert caught.value.code == "gpu-memory" and not card.blocks
-    card.free = kept
+    card.free = free
     np.testing.assert_array_equal(engine.embed(pixels[:1], None), expected)
 
 
 def test_an_engine_that_tensorrt_refuses_is_built_again_once(
     card: Card, bundle: Path, tmp_path: Path
 ) -> None:
-    said: list[str] = []
+    messages: list[str] = []
     TensorRT(Bundle.load(bundle), "tensorrt", cache=tmp_path).close()
     card.trt.refuse = 1
-    TensorRT(Bundle.load(bundle), "tensorrt", cache=tmp_path, notify=said.append).close()
-    assert "refused by tensorrt" in said[0] and "visual_encoder: built" in said[-1]
+    TensorRT(Bundle.load(bundle), "tensorrt", cache=tmp_path, notify=messages.append).close()
+    assert "refused by tensorrt" in messages[0] and "visual_encoder: built" in messages[-1]
     card.trt.refuse = 2
     with pytest.raises(RuntimeUnavailable, match="refuses to load the engine of visual_encoder"):
         TensorRT(Bundle.load(bundle), "tensorrt", cache=tmp_path)
@@ -632,7 +642,7 @@ def test_an_engine_that_tensorrt_refuses_is_built_again_once(
 def test_an_array_of_another_type_is_refused(card: Card, bundle: Path, tmp_path: Path) -> None:
     engine = TensorRT(Bundle.load(bundle), "tensorrt", cache=tmp_path)
     with pytest.raises(InputError, match="uint8"):
-        engine.embed(questions(1)[0].astype(np.float32), None)
+        engine.embed(random_inputs(1)[0].astype(np.float32), None)
 
 
 def tokens_of(bundle: Path) -> int:
@@ -648,25 +658,25 @@ def tokens_of(bundle: Path) -> int:
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
 @pytest.mark.parametrize("name", list(tensorrt.MODULES))
 def test_a_real_gpu_gives_the_descriptors_of_the_cpu(
-    halved: Bundle, tmp_path: Path, name: str, precision: str
+    with_fp16: Bundle, tmp_path: Path, name: str, precision: str
 ) -> None:
     if reason := tensorrt.why_not(name):
         pytest.skip(reason)
-    n = tokens_of(halved.path)
-    engine = TensorRT(halved, name, precision, cache=tmp_path, notify=print)
-    cpu = open_engine(halved, "onnxruntime-cpu")
-    asked = [questions(count, tokens=n) for count in (1, 5, 70, 1)]
+    n = tokens_of(with_fp16.path)
+    engine = TensorRT(with_fp16, name, precision, cache=tmp_path, notify=print)
+    cpu = open_engine(with_fp16, "onnxruntime-cpu")
+    inputs = [random_inputs(count, tokens=n) for count in (1, 5, 70, 1)]
 
-    def ask(question: tuple[np.ndarray, np.ndarray, np.ndarray]) -> np.ndarray:
-        pixels, ids, mask = question
+    def embed(one_input: tuple[np.ndarray, np.ndarray, np.ndarray]) -> np.ndarray:
+        pixels, ids, mask = one_input
         return engine.embed(pixels, lambda: (engine.encode_text(ids, mask), mask))
 
     with ThreadPoolExecutor(3) as pool:
-        for (pixels, ids, mask), found in zip(asked * 2, pool.map(ask, asked * 2), strict=True):
+        for (pixels, ids, mask), found in zip(inputs * 2, pool.map(embed, inputs * 2), strict=True):
             tokens = cpu.run("text_encoder", {"input_ids": ids, "attention_mask": mask}, ["tokens"])["tokens"]
-            expected = described(cpu, pixels, (tokens, mask))
+            expected = embed_by_graphs(cpu, pixels, (tokens, mask))
             assert np.abs(found - expected).max() < (1e-4 if precision == "fp32" else 1e-2)
     engine.close()
-    again = TensorRT(halved, name, precision, cache=tmp_path, notify=pytest.fail)
-    assert again.embed(asked[0][0], None).shape == (1, halved.manifest.layout.length)
+    again = TensorRT(with_fp16, name, precision, cache=tmp_path, notify=pytest.fail)
+    assert again.embed(inputs[0][0], None).shape == (1, with_fp16.manifest.layout.length)
     again.close()
