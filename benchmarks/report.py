@@ -201,8 +201,8 @@ class Report:
                 {
                     **plain,
                     "baseline": row.baseline,
-                    "goal_said": row.goal_text(self.refused),
-                    "contestants": figures,
+                    "goal_text": row.goal_text(self.refused),
+                    "competitors": figures,
                 }
             )
         return {
