@@ -465,11 +465,11 @@ def test_cases_without_words_have_no_words_alone(cases: list[Case]) -> None:
     ("more", "said"),
     [
         (["--folds", "2", "--seed", "1"], "takes --seeds"),
-        (["--folds", "2", "--fold", "0", "--seeds", "0,1"], "--seeds: only of a cross-validation"),
-        (["--seeds", "0"], "--seeds: only of a cross-validation"),
-        (["--fold", "0", "--method", "linear-probe"], "--method: only of"),
-        (["--keep-artifacts", "--experiment", "x"], "--experiment, --keep-artifacts: only of"),
-        (["--folds", "2", "--seeds", "0;1"], "no list of numbers"),
+        (["--folds", "2", "--fold", "0", "--seeds", "0,1"], "--seeds: only for a cross-validation"),
+        (["--seeds", "0"], "--seeds: only for a cross-validation"),
+        (["--fold", "0", "--method", "linear-probe"], "--method: only for"),
+        (["--keep-artifacts", "--experiment", "x"], "--experiment, --keep-artifacts: only for"),
+        (["--folds", "2", "--seeds", "0;1"], "not a list of numbers"),
         (["--folds", "1"], "--folds"),
     ],
 )
