@@ -10,17 +10,13 @@ import warnings
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import onnx
 import pytest
-import torch
 from hypothesis import HealthCheck, settings
 from PIL import Image
 
-from skinret_export import export
-from skinret_export.graphs import GraphSpec
 from skinret_infer import ArchiveError, InputError, SkinretError
 from skinret_infer.archive.archive import Archive
 from skinret_infer.archive.store import Match, Record
@@ -28,8 +24,11 @@ from skinret_infer.descriptor import Layout, Vector, part_weights
 from skinret_infer.imaging.decode import decode
 from skinret_infer.imaging.recipe import ImageRecipe
 from skinret_infer.text import TextRecipe
-from skinret_training.checkpoint import Checkpoint
-from skinret_training.model import ModelConfig, Skinret
+
+if TYPE_CHECKING:  # torch takes seconds to import, and most processes that a test starts need none
+    from skinret_export.graphs import GraphSpec
+    from skinret_training.checkpoint import Checkpoint
+    from skinret_training.model import ModelConfig
 
 SWIN = {
     "model_type": "swin",
@@ -56,14 +55,21 @@ BERT = {
 CONCEPTS = {"group": ["bkl", "mel", "nevus"], "streaks": ["absent", "irregular", "regular"]}
 
 
-def tiny_config(**options: object) -> ModelConfig:
+def tiny_config(**options: object) -> "ModelConfig":
     """Return the configuration of a model that builds and runs in milliseconds."""
+    from skinret_training.model import ModelConfig
+
     tiny = {"vision": SWIN, "text": BERT, "image_size": 64, "max_map_size": 8, "head_width": 16}
     return ModelConfig(**{**tiny, "concepts": CONCEPTS, "gamma": 0.5, **options})
 
 
-def tiny_checkpoint(tokenizer: str, *, seed: int = 0, **options: object) -> Checkpoint:
+def tiny_checkpoint(tokenizer: str, *, seed: int = 0, **options: object) -> "Checkpoint":
     """Return a checkpoint of a tiny model with random weights."""
+    import torch
+
+    from skinret_training.checkpoint import Checkpoint
+    from skinret_training.model import Skinret
+
     torch.manual_seed(seed)
     model = Skinret(tiny_config(**options))
     for parameter in model.parameters():  # wider than the libraries' start, so that cases differ
@@ -413,8 +419,11 @@ print(json.dumps({"hits": hits, "sockets": touched, "open": [x for x in links if
 
 def take_graphs(monkeypatch: pytest.MonkeyPatch, bundle: Path, off: str = "", by: float = 1.0) -> None:
     """Let the next export have the graphs of `bundle`, one of them with weights that are not the model's."""
+    import onnx
 
-    def write(spec: GraphSpec, path: Path) -> None:
+    from skinret_export import export
+
+    def write(spec: "GraphSpec", path: Path) -> None:
         model = onnx.load(bundle / path.name)
         for tensor in model.graph.initializer if path.stem == off else ():
             if tensor.dims and tensor.data_type == onnx.TensorProto.FLOAT:
