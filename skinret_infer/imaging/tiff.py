@@ -286,7 +286,7 @@ def _decode(stream: DeadlineReader, page: _Page, layout: _Layout) -> list[Image.
         try:
             codec.load(image)
         except OSError:
-            if _is_configured(page.compression):
+            if is_configured(page.compression):
                 raise
             compression = f"{_OPTIONAL[page.compression]}, which Pillow here was built without"
             raise _compression_error(page.name, compression) from None
@@ -315,7 +315,7 @@ def _directories(
 
 
 @functools.cache
-def _is_configured(compression: int) -> bool:
+def is_configured(compression: int) -> bool:
     """Return whether Pillow was built with a compression: try to read a pixel in it."""
     pixel = _SAMPLE_PIXELS.get(compression)
     if pixel is None:

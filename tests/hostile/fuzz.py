@@ -50,6 +50,7 @@ from skinret_infer.descriptor import Layout, part_weights
 from skinret_infer.engines.verdicts import refusal
 from skinret_infer.imaging.decode import decode
 from skinret_infer.imaging.recipe import ImageRecipe
+from skinret_infer.imaging.tiff import is_configured
 from skinret_infer.tables import read_cases, read_ids
 from skinret_infer.text import TextEncoderInput, TextRecipe, attributes_to_text
 from skinret_infer.trust.audit import AuditLog, verify
@@ -132,7 +133,9 @@ def _pictures() -> dict[str, bytes]:
         "lossless.webp": saved_image(alpha, "WEBP", lossless=True),
         "animated.webp": saved_image(rgb, "WEBP", save_all=True, append_images=[rgb.rotate(180)]),
     }
-    for name in ("raw", "tiff_lzw", "tiff_adobe_deflate", "packbits", "jpeg", "tiff_lzma", "zstd"):
+    compressions = ["raw", "tiff_lzw", "tiff_adobe_deflate", "packbits", "jpeg"]
+    compressions += [name for name, code in (("tiff_lzma", 34925), ("zstd", 50000)) if is_configured(code)]
+    for name in compressions:
         files[f"{name}.tif"] = saved_image(rgb, "TIFF", compression=name, exif=exif)
     files["group4.tif"] = saved_image(rgb.convert("1"), "TIFF", compression="group4")
     files["pages.tif"] = saved_image(grey, "TIFF", save_all=True, append_images=[grey])

@@ -19,7 +19,7 @@ GREY = PICTURE[..., 1:2]
 
 
 # Builds of Pillow differ in their compressions
-CODES |= {name: code for name, code in (("lzma", 34925), ("zstd", 50000)) if tiff_module._is_configured(code)}
+CODES |= {name: code for name, code in (("lzma", 34925), ("zstd", 50000)) if tiff_module.is_configured(code)}
 
 
 def _deep(samples: np.ndarray, bits: int) -> np.ndarray:
@@ -179,7 +179,7 @@ def test_a_compression_that_pillow_was_built_without_is_named(
     code: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     data = tiff(PICTURE, 8, 2, tags={259: (3, [code])})  # the strips are not compressed
-    monkeypatch.setattr("skinret_infer.imaging.tiff._is_configured", lambda _: False)
+    monkeypatch.setattr("skinret_infer.imaging.tiff.is_configured", lambda _: False)
     assert "was built without" in image_refusal(data, "image-unreadable")
 
 
