@@ -13,9 +13,11 @@ import re
 import sqlite3
 import threading
 import urllib.parse
+import weakref
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path, PurePath
+from typing import Any
 
 from .. import _forks
 from .._json import build
@@ -58,6 +60,30 @@ class Malformed(Exception):
     """The file holds something that this package did not write."""
 
 
+class _Connection(sqlite3.Connection):
+    """A connection that can close its cursors.
+
+    The traceback of an exception may keep a cursor in the middle of a query. From Python 3.13 on, that query
+    holds its lock on the file after a rollback, and even after the connection is closed.
+    """
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self._cursors: weakref.WeakSet[sqlite3.Cursor] = weakref.WeakSet()
+
+    def execute(self, *arguments: Any) -> sqlite3.Cursor:
+        """Execute a statement and return its cursor."""
+        cursor = super().execute(*arguments)
+        self._cursors.add(cursor)
+        return cursor
+
+    def close_cursors(self) -> None:
+        """Close the cursors that are still referenced."""
+        for cursor in list(self._cursors):
+            cursor.close()
+        self._cursors.clear()
+
+
 class Database:
     """The file of one archive, bound to one model. Safe for several threads and across a fork.
 
@@ -69,7 +95,7 @@ class Database:
         self.path = Path(path)
         self.fingerprint, self.layout, self.model = fingerprint, layout, model
         self.file: tuple[int, int] | None = None  # device and inode; another file may take its place
-        self._idle: list[sqlite3.Connection] = []
+        self._idle: list[_Connection] = []
         self._closed = False
         self._is_valid = False  # the file exists and is an archive of this model
         self._lock = threading.Lock()  # guards the idle connections, and closing
@@ -177,6 +203,7 @@ class Database:
             try:
                 yield db
             finally:
+                db.close_cursors()
                 with contextlib.suppress(sqlite3.Error):
                     db.execute("PRAGMA shrink_memory")
                 with self._lock:
@@ -369,7 +396,7 @@ def _has_json() -> bool:
     return True
 
 
-def _connect(path: Path, mode: str = "rw") -> sqlite3.Connection:
+def _connect(path: Path, mode: str = "rw") -> _Connection:
     check_name(path)
     check_sqlite()
     if _forks.torn():
@@ -386,6 +413,7 @@ def _connect(path: Path, mode: str = "rw") -> sqlite3.Connection:
         timeout=BUSY_SECONDS,
         isolation_level=None,
         check_same_thread=False,
+        factory=_Connection,
     )
     db.execute("PRAGMA secure_delete = ON")  # a removed case's bytes are overwritten
     db.execute("PRAGMA synchronous = EXTRA")  # a commit survives a power failure

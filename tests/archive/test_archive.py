@@ -654,6 +654,18 @@ def test_every_call_reports_an_archive_that_is_locked_for_all(path: Path) -> Non
         assert len(_all_ids(archive)) == 12
 
 
+def test_an_error_in_the_middle_of_a_read_leaves_no_lock(path: Path) -> None:
+    """Its traceback may keep the cursor, for as long as the caller keeps the exception."""
+    make_archive(path, 60)
+    with contextlib.closing(open_archive(path)) as archive:
+        with pytest.raises(ZeroDivisionError), archive.database.reading() as db:
+            cursor = db.execute("SELECT * FROM cases")
+            cursor.fetchone()
+            1 / 0  # noqa: B018
+        with contextlib.closing(sqlite3.connect(path, timeout=0)) as other:
+            other.execute("BEGIN EXCLUSIVE")
+
+
 @pytest.mark.usefixtures("short_wait")
 def test_a_writer_blocked_by_a_reader_writes_nothing_and_can_try_again(path: Path) -> None:
     make_archive(path)
