@@ -121,6 +121,18 @@ def bundle(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def bundle_without_concepts(tokenizer: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A bundle of a tiny model that predicts no concepts and averages two orientations."""
+
+    def make(folder: Path) -> None:
+        checkpoint = folder.with_suffix(".pt")
+        tiny_checkpoint(tokenizer, concepts={}, gamma=0.0, tta=2).save(checkpoint)
+        export_bundle(checkpoint, folder, check_precision=False)
+
+    return made_once(tmp_path_factory, "without-concepts", make)
+
+
+@pytest.fixture(scope="session")
 def full_bundle(tokenizer: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A bundle of Swin-T 224 and BERT-base with random weights, in fp32 and fp16. It takes a minute.
 

@@ -9,10 +9,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers import GUARD, WORDS, tiny_checkpoint
+from helpers import GUARD, WORDS
 from PIL import Image
 
-from skinret_export.export import export_bundle
 from skinret_infer import Case, InputError, RuntimeUnavailable, Searcher, encoder
 from skinret_infer.engines.registry import RUNTIMES
 from skinret_infer.imaging.decode import decode
@@ -129,12 +128,10 @@ def test_a_weight_must_lie_between_0_and_1(
     assert caught.value.code == f"{name}-range"
 
 
-def test_a_model_that_reads_nothing_scores_by_its_looks(
-    tokenizer: str, cases: list[Case], tmp_path: Path
+def test_a_model_without_concepts_scores_by_visual_similarity(
+    bundle_without_concepts: Path, cases: list[Case], tmp_path: Path
 ) -> None:
-    tiny_checkpoint(tokenizer, concepts={}, gamma=0.0).save(tmp_path / "ckpt.pt")
-    export_bundle(tmp_path / "ckpt.pt", tmp_path / "bundle", check_precision=False)
-    with Searcher(tmp_path / "bundle", tmp_path / "cases.skinret") as searcher:
+    with Searcher(bundle_without_concepts, tmp_path / "cases.skinret") as searcher:
         searcher.add(cases[:5])
         results = searcher.query(cases[3].image, gamma=0)
         assert results[0].case_id == cases[3].case_id

@@ -9,10 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from helpers import tiny_checkpoint, tiny_config
+from helpers import tiny_config
 from PIL import Image
 
-from skinret_export.export import export_bundle
 from skinret_infer import ArchiveError, BundleError, Case, InputError, Searcher
 from skinret_infer.checklist import DERM7PT_PHRASES
 from skinret_infer.descriptor import COSINES
@@ -67,13 +66,10 @@ def test_every_way_of_pooling_splits_over_the_positions(aggregation: str) -> Non
 
 
 def test_it_adds_up_for_a_model_without_concepts_that_averages_orientations(
-    tokenizer: str, cases: list[Case], data: Path, tmp_path: Path
+    bundle_without_concepts: Path, cases: list[Case], data: Path, tmp_path: Path
 ) -> None:
-    options = {"tta": 2, "concepts": {}, "gamma": 0.0}
-    tiny_checkpoint(tokenizer, **options).save(tmp_path / "ckpt.pt")
-    export_bundle(tmp_path / "ckpt.pt", tmp_path / "bundle", check_precision=False)
-    assert not (tmp_path / "bundle" / "concept_head.npy").exists()
-    with Searcher(tmp_path / "bundle", tmp_path / "cases.skinret") as searcher:
+    assert not (bundle_without_concepts / "concept_head.npy").exists()
+    with Searcher(bundle_without_concepts, tmp_path / "cases.skinret") as searcher:
         searcher.add(cases[:6])
         for hit in searcher.query(cases[50].image, WORDS, k=3):
             evidence = hit.evidence(image_folder=data / "images")
