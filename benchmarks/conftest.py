@@ -21,7 +21,7 @@ from skinret_infer.engines.base import Engine
 from skinret_infer.engines.cpus import available_cpus
 from skinret_infer.engines.registry import RUNTIMES, open_engine, precisions, why_not
 from skinret_infer.engines.verdicts import refusal
-from skinret_infer.tables import read_cases
+from skinret_infer.tables import derm7pt_root, read_cases
 from skinret_infer.text import TextEncoderInput
 
 _TESTS = Path(__file__).parents[1] / "tests"
@@ -127,7 +127,7 @@ def product(request: pytest.FixtureRequest) -> Product:
     if folder is None:
         pytest.skip("runs only with --product DIR, the folder of `skinret demo --out DIR`")
     data = folder / "data" if (folder / "data").exists() else Path(os.environ["SKINRET_DERM7PT"])
-    images = data / "release_v0" / "images" if (data / "release_v0").is_dir() else data / "images"
+    images = derm7pt_root(data) / "images"
     return Product(folder / "bundle", folder / "cases.skinret", images, read_cases(data).cases)
 
 

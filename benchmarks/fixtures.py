@@ -23,9 +23,8 @@ from skinret_infer.imaging.recipe import ImageRecipe, preprocess
 from skinret_infer.text import TextRecipe, attributes_to_text, phrases_of
 from skinret_training.synthetic import random_lesions
 
-SHORT = (
-    os.environ.get("SKINRET_BENCHMARK") == "short"
-)  # a tiny model and few rounds, to see that all tests run
+# The short form: a tiny model and few rounds, to see that all tests run.
+SHORT = os.environ.get("SKINRET_BENCHMARK") == "short"
 CASES = 1_000 if SHORT else 10_000
 RANK, CLUSTERS, NOISE = 256, 500, 0.003  # of descriptors like those of a trained model
 ALIKE = (0.3, 1.5)  # weight of a random descriptor that is added to an image's: cosines of 0.96 to 0.55

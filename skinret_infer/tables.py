@@ -163,8 +163,14 @@ def _trimmed(text: str) -> str:
     return text
 
 
+def derm7pt_root(folder: Path) -> Path:
+    """Return the folder of meta/ and images/: release_v0 in a folder, or the folder itself."""
+    release = folder / "release_v0"
+    return release if release.is_dir() else folder
+
+
 def _read_derm7pt(folder: Path) -> CaseTable:
-    root = folder / "release_v0" if (folder / "release_v0").is_dir() else folder
+    root = derm7pt_root(folder)
     meta = root / "meta" / "meta.csv"
     if not meta.is_file():
         raise InputError(

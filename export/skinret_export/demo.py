@@ -15,11 +15,11 @@ from transformers import BertConfig, BertModel, PreTrainedTokenizerFast, SwinBac
 
 from skinret_infer import Case, InputError, Searcher
 from skinret_infer._files import atomic_write
-from skinret_infer.checklist import DERM7PT_PHRASES
+from skinret_infer.checklist import CRITERIA, DERM7PT_PHRASES
 from skinret_infer.cli.common import report_errors
 from skinret_infer.evaluation.evaluate import evaluate, table
 from skinret_infer.report.figure import draw_results
-from skinret_infer.tables import CaseTable, read_cases
+from skinret_infer.tables import CaseTable, derm7pt_root, read_cases
 from skinret_infer.text import attributes_to_text
 from skinret_training.synthetic import write_dataset
 from skinret_training.train import TrainConfig, Trained, train
@@ -81,7 +81,7 @@ def demo(out: Path, data: Path | None, vision: str, text: str, epochs: int | Non
     by_id = {case.case_id: case for case in case_table.cases}
     archive_cases = [by_id[case_id] for case_id in trained.archive_ids]
     held_out = [by_id[case_id] for case_id in trained.query_ids]
-    images = _image_folder(data or out / "data")
+    images = derm7pt_root(data or out / "data") / "images"
     first_query = _search(out, images, archive_cases, held_out)
     _say(f"the bundle is {out / 'bundle'}, the archive {out / 'cases.skinret'}")
     if data:
@@ -124,11 +124,6 @@ def _train_model(case_table: CaseTable, config: TrainConfig, out: Path) -> Train
     metrics = trained.checkpoint.metrics
     _say(f"{out / 'ckpt.pt'}: {metrics['epochs']} epochs in {metrics['minutes']:.1f} minutes")
     return trained
-
-
-def _image_folder(data: Path) -> Path:
-    """Return the folder to which the image paths of a data folder are relative."""
-    return data / "release_v0" / "images" if (data / "release_v0").is_dir() else data / "images"
 
 
 def _search(out: Path, images: Path, archive_cases: list[Case], held_out: list[Case]) -> Case:
@@ -227,8 +222,9 @@ def _choose_one_per_group(cases: list[Case]) -> list[Case]:
 
 def _findings(case: Case) -> dict[str, Any]:
     """Return the criteria that a clinician would mention: those that are not absent."""
-    seven = list(DERM7PT_PHRASES)[:7]
-    return {name: case.attributes[name] for name in seven if case.attributes.get(name, "absent") != "absent"}
+    return {
+        name: case.attributes[name] for name in CRITERIA if case.attributes.get(name, "absent") != "absent"
+    }
 
 
 def _say(line: str) -> None:

@@ -83,6 +83,11 @@ class _Connection(sqlite3.Connection):
             cursor.close()
         self._cursors.clear()
 
+    def close(self) -> None:
+        """Close the cursors and the connection."""
+        self.close_cursors()
+        super().close()
+
 
 class Database:
     """The file of one archive, bound to one model. Safe for several threads and across a fork.
@@ -417,9 +422,7 @@ def _connect(path: Path, mode: str = "rw") -> _Connection:
     )
     db.execute("PRAGMA secure_delete = ON")  # a removed case's bytes are overwritten
     db.execute("PRAGMA synchronous = EXTRA")  # a commit survives a power failure
-    db.execute(
-        "PRAGMA temp_store = MEMORY"
-    )  # so that the ids of a removal are not written to a shared folder
+    db.execute("PRAGMA temp_store = MEMORY")  # the ids of a removal are not written to a shared folder
     return db
 
 
