@@ -20,8 +20,11 @@ from skinret_infer.descriptor import Layout, Vector
 from skinret_infer.engines.registry import open_engine
 from skinret_infer.imaging.decode import decode
 from skinret_infer.imaging.recipe import ImageRecipe, preprocess
-from skinret_infer.text import TextRecipe, attributes_to_text, phrases_of
+from skinret_infer.text import TextRecipe
+from skinret_infer.words.checklist import Checklist
 from skinret_training.synthetic import random_lesions
+
+SEVEN_POINT = Checklist.seven_point()
 
 # The short form: a tiny model and few rounds, to see that all tests run.
 SHORT = os.environ.get("SKINRET_BENCHMARK") == "short"
@@ -127,14 +130,13 @@ def tokenizer() -> str:
 
 def checklists(rows: Sequence[dict[str, str]]) -> list[str]:
     """Return the text of each row's complete checklist, without duplicates."""
-    return list(dict.fromkeys(attributes_to_text(row, TextRecipe().phrases) for row in rows))
+    return list(dict.fromkeys(SEVEN_POINT.text_of(row) for row in rows))
 
 
 def findings(rows: Sequence[dict[str, str]]) -> list[str]:
     """Return a text of three findings of each row, without duplicates."""
-    phrases = TextRecipe().phrases
     present = [{name: value for name, value in row.items() if value != "absent"} for row in rows]
-    return list(dict.fromkeys(", ".join(phrases_of(row, phrases)[:3]) for row in present))
+    return list(dict.fromkeys(", ".join(SEVEN_POINT.phrases_of(row)[:3]) for row in present))
 
 
 def draw(folder: Path) -> list[Path]:

@@ -17,7 +17,6 @@ from skinret_infer import Case, Searcher
 from skinret_infer.descriptor import Vector, part_weights, products
 from skinret_infer.imaging.decode import decode
 from skinret_infer.imaging.recipe import Pixels, preprocess
-from skinret_infer.text import attributes_to_text
 
 Cells = npt.NDArray[np.int64]
 QUERIES, HITS, DRAWS = 100, 5, 8
@@ -34,7 +33,7 @@ def test_the_evidence_of_every_hit_adds_up_to_its_score(product: Product, querie
     errors, residuals = [], []
     with Searcher(product.bundle, product.archive) as searcher:
         for case in queries:
-            words = attributes_to_text(case.attributes, searcher.manifest.text.phrases)
+            words = searcher.manifest.checklist.text_of(case.attributes)
             for hit in searcher.query(case.image, words, k=HITS, exclude=[case.case_id]):
                 evidence = hit.evidence(image_folder=product.images)
                 residuals.append(evidence.residual)
@@ -72,7 +71,7 @@ def test_masking_the_highest_contributions_lowers_the_score_more_than_random_mas
             return float(products(searcher.embed(masked, words), case[None], manifest.layout)[0] @ weights)
 
         for case in queries:
-            words = attributes_to_text(case.attributes, manifest.text.phrases) if with_words else None
+            words = manifest.checklist.text_of(case.attributes) if with_words else None
             [hit] = searcher.query(case.image, words, k=1, exclude=[case.case_id])
             contributions = hit.evidence(with_case=False).query.total
             descriptor = searcher.embed(product.images / hit.image_ref)

@@ -14,7 +14,6 @@ import pytest
 from fixtures import Product
 
 from skinret_infer import Searcher
-from skinret_infer.text import attributes_to_text
 from skinret_infer.trust.audit import verify
 
 THREADS = 8
@@ -35,7 +34,7 @@ def test_ten_thousand_queries_from_eight_threads(
         def query(_: int) -> None:
             while (n := next(number)) < queries:
                 case = product.cases[n % len(product.cases)]
-                words = attributes_to_text(case.attributes, searcher.manifest.text.phrases) if n % 3 else None
+                words = searcher.manifest.checklist.text_of(case.attributes) if n % 3 else None
                 results = searcher.query(
                     case.image,
                     words and f"{words}, {n % 500} mm",  # more texts than the cache of texts holds

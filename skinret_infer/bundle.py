@@ -14,15 +14,16 @@ import numpy.typing as npt
 from ._files import file_sha256, read_array
 from ._json import MAX_BLOCK, build
 from .descriptor import COMPOSED, LEVELS, Layout
-from .errors import BundleError, SkinretError
+from .errors import BundleError, InputError, SkinretError
 from .imaging.recipe import ImageRecipe
 from .text import TextRecipe
 from .trust import signing
 from .trust.onnx_check import MAX_BYTES as MAX_GRAPH
 from .trust.onnx_check import check_graph
+from .words.checklist import Checklist
 
 Shapes = dict[str, tuple[int | str | None, ...]]
-SCHEMA = 1
+SCHEMA = 2
 TOKENS = "tokens"  # an axis of any length; a graph that fixes it breaks the contract
 GRAPHS = ("visual_encoder", "text_encoder", "composer", "similarity_head")
 FILES = (*(f"{name}.onnx" for name in GRAPHS), "tokenizer.json")
@@ -60,7 +61,7 @@ class Manifest:
 
     `files` maps each file to its SHA-256. `precision_checks` maps "runtime/precision" to the
     record of the precision check where the bundle was made: a precision below fp32 runs only if such a record
-    says that it passed.
+    says that it passed. `checklist` has the criteria and the words in which a query may state them.
     """
 
     schema: int
@@ -68,6 +69,7 @@ class Manifest:
     version: str
     image: ImageRecipe
     text: TextRecipe
+    checklist: Checklist
     levels: tuple[Level, Level, Level]
     layout: Layout
     regions: int  # k
@@ -105,7 +107,9 @@ class Manifest:
 
     def to_json(self) -> str:
         """Return the text of manifest.json."""
-        return json.dumps(dataclasses.asdict(self), indent=2, ensure_ascii=False) + "\n"
+        values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        plain = values | {"checklist": self.checklist.to_dict()}
+        return json.dumps(plain, indent=2, ensure_ascii=False, default=dataclasses.asdict) + "\n"
 
 
 def contract(manifest: Manifest) -> dict[str, tuple[Shapes, Shapes]]:
@@ -325,6 +329,7 @@ def _build_manifest(data: dict[str, Any]) -> Manifest:
     nested: dict[str, Any] = {
         "image": build(ImageRecipe, data["image"], "image"),
         "text": build(TextRecipe, data["text"], "text"),
+        "checklist": _build_checklist(data["checklist"]),
         "layout": build(Layout, data["layout"], "layout"),
         "levels": levels,
     }
@@ -340,6 +345,14 @@ def _build_manifest(data: dict[str, Any]) -> Manifest:
     _check_limits(manifest)
     json.dumps(data, allow_nan=False, ensure_ascii=False).encode("utf-8")  # no NaN, no lone surrogate
     return manifest
+
+
+def _build_checklist(data: Any) -> Checklist:
+    """Return the checklist of a manifest. Raises ValueError."""
+    try:
+        return Checklist.from_dict(data)
+    except InputError as error:
+        raise ValueError(f"checklist: {error}") from None
 
 
 def _read(path: Path) -> bytes:
@@ -374,7 +387,7 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _check_limits(manifest: Manifest) -> None:
-    """Raise ValueError for sizes that no model has, and for phrases with more than one {} or a format."""
+    """Raise ValueError for sizes that no model has."""
     sizes = [
         ("image.size", manifest.image.size),
         ("text.length", manifest.text.length),
@@ -385,6 +398,3 @@ def _check_limits(manifest: Manifest) -> None:
     for name, value in sizes:
         if value > _LIMITS[name]:
             raise ValueError(f"{name}: {value:,} where at most {_LIMITS[name]:,} is allowed")
-    for name, phrase in manifest.text.phrases.items():
-        if set("{}") & set(phrase.replace("{}", "", 1)):
-            raise ValueError(f"text.phrases.{name}: {phrase!r:.80}, where {{}} may appear once")

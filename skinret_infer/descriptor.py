@@ -14,7 +14,7 @@ The score is one dot product, for a descriptor is d = [e^L e^M e^H g^L g^M g^H p
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -81,6 +81,48 @@ class Layout:
                 positive = (concepts >= 0).all(axis=1)
             result[start : start + 4096] = (np.abs(sums - 1) < 1e-3).all(axis=1) & positive
         return result
+
+
+def state(
+    descriptor: Vector,
+    allowed: Mapping[str, Collection[str]],
+    concepts: Mapping[str, Sequence[str]],
+    layout: Layout,
+) -> Vector:
+    """Return a descriptor [D] in which the distributions of some criteria are restricted to allowed values.
+
+    A stated criterion need not be guessed from the picture (an intervention on a concept bottleneck, Koh et al.
+    2020): p^c keeps its ratios among the allowed values, and the others become 0.
+
+    allowed : by the name of a criterion; criteria that are no concepts of the model make no difference, nor do
+        values that it does not know.
+    concepts : the values of every concept, in the order of the layout (Manifest.concepts).
+    """
+    result = descriptor.copy()
+    starts = layout.starts[6:]
+    for (name, values), start in zip(concepts.items(), starts, strict=True):
+        kept = [value in allowed.get(name, ()) for value in values]
+        if not any(kept) or all(kept):
+            continue
+        p = np.where(kept, result[start : start + len(values)].astype(np.float64), 0.0)
+        result[start : start + len(values)] = p / p.sum() if p.any() else np.array(kept) / sum(kept)
+    return result
+
+
+def predict_concepts(descriptor: Vector, concept_head: Vector, layout: Layout) -> Vector:
+    """Return a descriptor [D] with the concepts as its six vectors predict them, without what was stated.
+
+    concept_head : [W b] of Bundle.concept_head.
+    """
+    result, six = descriptor.copy(), layout.visual_length
+    weights = concept_head.astype(np.float64)
+    logits = weights[:, :six] @ descriptor[:six] + weights[:, six]
+    ends = np.cumsum(layout.concepts)
+    for end, length in zip(ends, layout.concepts, strict=True):
+        z = logits[end - length : end]
+        p = np.exp(z - z.max())
+        result[six + end - length : six + end] = p / p.sum()
+    return result
 
 
 def check_weight(name: str, value: float, low: str, high: str) -> float:

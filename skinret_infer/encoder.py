@@ -13,7 +13,7 @@ import numpy as np
 
 from . import _forks
 from .bundle import Bundle
-from .descriptor import COMPOSED, LEVELS, MASKS, Vector
+from .descriptor import COMPOSED, LEVELS, MASKS, Vector, state
 from .engines.base import Array, Engine, TextFeatures, as_levels
 from .engines.cache import cache_folder
 from .engines.registry import RUNTIMES, open_engine
@@ -23,6 +23,7 @@ from .evidence import Box, Maps
 from .imaging.decode import ImageSource, decode
 from .imaging.recipe import ImageRecipe, Pixels, crop_box, pixel_sha256, preprocess
 from .text import TextEncoderInput
+from .words.reading import Reading
 
 BATCH = 8  # images that are encoded at once
 _STEP = 4  # tokens: texts are padded to a multiple of this
@@ -60,10 +61,14 @@ class Picture:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Encoded:
-    """A picture and a text ("" for none) with their descriptor, float32 [D]."""
+    """The picture and the words of a query with their descriptor, float32 [D].
 
-    picture: Picture
-    text: str
+    picture : None for a query by words alone.
+    reading : what was understood of the words; it may have no findings.
+    """
+
+    picture: Picture | None
+    reading: Reading
     descriptor: Vector
     warnings: tuple[str, ...]
 
@@ -144,41 +149,57 @@ class Encoder:
             if engine:
                 engine.close()
 
-    def start_texts(self, texts: Sequence[str]) -> "Future[EncodedTexts] | None":
-        """Start to encode the texts that are not empty, in another thread; return None if there are none."""
-        with_words = [text for text in texts if text]
+    def start_texts(self, readings: Sequence[Reading]) -> "Future[EncodedTexts] | None":
+        """Start to encode the findings of texts, in another thread; return None if there are none."""
+        with_words = [reading.canonical for reading in readings if reading.canonical]
         return self._pool.submit(self._encode_texts, with_words) if with_words else None
 
     def encode(
-        self, pictures: Sequence[Picture], texts: Sequence[str], started: "Future[EncodedTexts] | None"
+        self,
+        pictures: Sequence[Picture | None],
+        readings: Sequence[Reading],
+        started: "Future[EncodedTexts] | None",
     ) -> tuple[list[Encoded], dict[str, float]]:
         """Return the encoded queries, and the milliseconds of text and encode, which overlap.
 
-        texts : "" for a query by image alone.
-        started : what `start_texts` returned for the same texts.
+        pictures : None for a query by words alone.
+        readings : of the texts; one without findings makes a query by image alone.
+        started : what `start_texts` returned for the same readings.
         """
         began = time.perf_counter()
         descriptors: dict[int, Vector] = {}
         warnings: dict[int, list[str]] = {}
         timings: dict[str, float] = {}
-        with_text = [n for n, text in enumerate(texts) if text]
+        with_text = [n for n, reading in enumerate(readings) if reading.canonical]
+        composed = [n for n in with_text if pictures[n]]
+        words_alone = [n for n in with_text if not pictures[n]]
         if started:
-            features = started.result
-            composed = self._embed([pictures[n] for n in with_text], lambda: features()[:2])
-            descriptors |= zip(with_text, composed, strict=True)
-            warnings |= zip(with_text, features().warnings, strict=True)
-            timings["text"] = features().milliseconds
-        if alone := [n for n, text in enumerate(texts) if not text]:
+            places = {n: row for row, n in enumerate(with_text)}
+
+            def features(queries: Sequence[int]) -> tuple[Array, Array]:
+                encoded_texts = started.result()
+                rows = [places[n] for n in queries]
+                return encoded_texts.tokens[rows], encoded_texts.mask[rows]
+
+            if composed:
+                vectors = self._embed([pictures[n] for n in composed], lambda: features(composed))
+                descriptors |= zip(composed, vectors, strict=True)
+            if words_alone:
+                descriptors |= zip(words_alone, self._embed_words(*features(words_alone)), strict=True)
+            warnings |= zip(with_text, started.result().warnings, strict=True)
+            timings["text"] = started.result().milliseconds
+        if alone := [n for n in range(len(readings)) if n not in descriptors]:
             descriptors |= zip(alone, self._embed([pictures[n] for n in alone], None), strict=True)
         timings["encode"] = (time.perf_counter() - began) * 1e3
+        manifest = self._bundle.manifest
         encoded = [
             Encoded(
                 picture=picture,
-                text=text,
-                descriptor=descriptors[n],
-                warnings=(*picture.warnings, *warnings.get(n, ())),
+                reading=reading,
+                descriptor=state(descriptors[n], reading.allowed, manifest.concepts, manifest.layout),
+                warnings=(*(picture.warnings if picture else ()), *reading.warnings, *warnings.get(n, ())),
             )
-            for n, (picture, text) in enumerate(zip(pictures, texts, strict=True))
+            for n, (picture, reading) in enumerate(zip(pictures, readings, strict=True))
         ]
         return encoded, timings
 
@@ -186,16 +207,28 @@ class Encoder:
         """Return the descriptors of cases, float32 [N, D], from their model inputs [S, S, 3]."""
         return self.archive_engine.embed(np.stack(pixels), None)
 
-    def query_maps(self, encoded: Encoded) -> Maps:
-        """Return the feature maps and masks from which a query's descriptor was pooled."""
-        return self._maps(self.engine, encoded.picture.pixels, encoded.text)
+    def query_maps(self, pixels: Pixels, words: str) -> Maps:
+        """Return the feature maps and masks from which the descriptor of a query with a picture was pooled."""
+        return self._maps(self.engine, pixels, words)
 
     def case_maps(self, pixels: Pixels) -> Maps:
         """Return the feature maps and masks from which a case's descriptor was pooled."""
         return self._maps(self.archive_engine, pixels, "")
 
-    def _embed(self, pictures: Sequence[Picture], text: TextFeatures | None) -> Vector:
-        return self.engine.embed(np.stack([picture.pixels for picture in pictures]), text)
+    def _embed(self, pictures: Sequence[Picture | None], text: TextFeatures | None) -> Vector:
+        return self.engine.embed(np.stack([picture.pixels for picture in pictures if picture]), text)
+
+    def _embed_words(self, tokens: Array, mask: Array) -> Vector:
+        """Return the descriptors of queries by words alone: the composer gets maps of zeros."""
+        maps = {
+            name: np.zeros((len(tokens), level.height, level.width, level.channels), np.float32)
+            for name, level in zip(LEVELS, self._bundle.manifest.levels, strict=True)
+        }
+        composed = self.engine.run("composer", {**maps, "tokens": tokens, "attention_mask": mask}, COMPOSED)
+        descriptors: Vector = self.engine.run("similarity_head", as_levels(composed), ["descriptor"])[
+            "descriptor"
+        ]
+        return descriptors
 
     def _maps(self, engine: Engine, pixels: Pixels, text: str) -> Maps:
         with _forks.no_fork():

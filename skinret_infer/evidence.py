@@ -112,7 +112,7 @@ class Evidence:
     case_id: str
     score: float
     parts: Mapping[str, float]
-    query: EvidenceMap
+    query: EvidenceMap | None
     case: EvidenceMap | None
     residual: float
     matching_criteria: Mapping[str, str]
@@ -124,7 +124,7 @@ class Evidence:
             "case_id": self.case_id,
             "score": self.score,
             "parts": dict(self.parts),
-            "query": self.query.to_dict(),
+            "query": self.query.to_dict() if self.query else None,
             "case": self.case.to_dict() if self.case else None,
             "residual": self.residual,
             "matching_criteria": dict(self.matching_criteria),
@@ -173,8 +173,10 @@ def split_score(
     six, ends = layout.visual_length, np.cumsum(layout.concepts)
     if concept_head is not None:
         for name, end, length in zip(baseline, ends, layout.concepts, strict=True):
-            w = concept_head[end - length : end].astype(np.float64)
-            p = compared[six + end - length : six + end].astype(np.float64)
+            # Where words or a record state values, the others are 0, and p^c is the softmax of the stated.
+            stated = descriptor[six + end - length : six + end] > 0
+            w = concept_head[end - length : end][stated].astype(np.float64)
+            p = compared[six + end - length : six + end][stated].astype(np.float64)
             gradient, baseline[name] = integrated_gradient(w[:, :six] @ descriptor[:six], w[:, six], p)
             split[name] = add_up(_split_cosines(maps, gradient @ w[:, :six], manifest).values())
     residual = 0.0

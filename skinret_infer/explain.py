@@ -19,7 +19,7 @@ from .evidence import Box, Evidence, EvidenceMap, Maps, split_score
 from .imaging.decode import ImageSource, decode
 from .imaging.recipe import Pixels, crop_box, pixel_sha256, preprocess
 from .results import Hit
-from .statements import compare
+from .words.reading import compare
 
 _MAX_RESIDUAL = 0.05  # of a product: bf16 stays below it, another picture or model exceeds it
 
@@ -71,6 +71,8 @@ class QueryExplainer:
 
     def query_picture(self, image: ImageSource | None) -> Pixels | None:
         """Return the picture of the query, or None if it cannot be read any more."""
+        if self.encoded.picture is None:
+            return None
         sha256 = self.encoded.picture.sha256
         if image is not None:
             picture = decode(image)
@@ -85,9 +87,9 @@ class QueryExplainer:
             return None
         return picture if pixel_sha256(picture) == sha256 else None
 
-    def model_input(self) -> Pixels:
-        """Return the picture as the model saw it, cropped and scaled, [S, S, 3]."""
-        return self.encoded.picture.pixels
+    def model_input(self) -> Pixels | None:
+        """Return the picture as the model saw it, [S, S, 3], or None for a query by words alone."""
+        return self.encoded.picture.pixels if self.encoded.picture else None
 
     def explain(
         self, hit: Hit, case_image: ImageSource | None, image_folder: str | Path | None, with_case: bool
@@ -98,9 +100,15 @@ class QueryExplainer:
         terms = products(self.encoded.descriptor, descriptor[None], manifest.layout)[0]
         if np.abs(terms[:6] - list(hit.cosines.values())).max() > 1e-6:
             raise _case_changed(hit.case_id, "another descriptor")
-        query, residual = explainer.split(
-            self._query_maps(), self.encoded.descriptor, descriptor, self.weights, self.encoded.picture.box
-        )
+        query, residual = None, 0.0
+        if self.encoded.picture:
+            query, residual = explainer.split(
+                self._query_maps(self.encoded.picture.pixels),
+                self.encoded.descriptor,
+                descriptor,
+                self.weights,
+                self.encoded.picture.box,
+            )
         case, picture = None, None
         if with_case:
             picture = _case_picture(hit, record, case_image, image_folder)
@@ -126,12 +134,12 @@ class QueryExplainer:
         hit: Hit,
         attributes: Mapping[str, Any],
         terms: npt.NDArray[np.float64],
-        query: EvidenceMap,
+        query: EvidenceMap | None,
         case: EvidenceMap | None,
         residual: float,
     ) -> Evidence:
         manifest = self.explainer.manifest
-        matching, conflicting = compare(self.encoded.text, attributes, manifest.text.phrases)
+        matching, conflicting = compare(self.encoded.reading.allowed, attributes, manifest.checklist)
         parts = zip((*COSINES, *manifest.concepts), self.weights * terms, strict=True)
         return Evidence(
             case_id=hit.case_id,
@@ -144,10 +152,10 @@ class QueryExplainer:
             conflicting_criteria=conflicting,
         )
 
-    def _query_maps(self) -> Maps:
+    def _query_maps(self, pixels: Pixels) -> Maps:
         if self._maps is None:
             with _forks.no_fork():
-                self._maps = self.explainer.encoder.query_maps(self.encoded)
+                self._maps = self.explainer.encoder.query_maps(pixels, self.encoded.reading.canonical)
         return self._maps
 
 

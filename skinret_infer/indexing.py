@@ -12,7 +12,9 @@ import numpy as np
 
 from . import _forks
 from .archive.store import AddReport, Record, Store, check_on_duplicate, keeps_old
+from .bundle import Manifest
 from .cases import Case
+from .descriptor import Vector, predict_concepts, state
 from .encoder import Encoder
 from .engines.cpus import available_cpus
 from .errors import InputError, SkinretError
@@ -21,6 +23,7 @@ from .imaging.recipe import ImageRecipe, Pixels, pixel_sha256, preprocess
 
 BATCH = 8  # cases that are written in one transaction
 _READERS = 4  # pictures decoded at a time
+RECORDED = "+recorded"  # behind the fingerprint of an archive whose descriptors have recorded findings
 
 Progress = Callable[[int, int | None], None]
 
@@ -35,11 +38,37 @@ class _Read:
     warnings: list[str]
 
 
+@dataclass(frozen=True, slots=True)
+class RecordedFindings:
+    """Puts the recorded criteria of a case into its descriptor, in place of what its picture shows."""
+
+    manifest: Manifest
+    concept_head: Vector | None  # [W b], of Bundle.concept_head
+
+    def state(self, descriptor: Vector, record: Record) -> Vector:
+        """Return a descriptor [D] with the recorded criteria that the checklist has; others stay."""
+        criteria = self.manifest.checklist.criteria
+        allowed = {
+            name: (value,)
+            for name, value in self.manifest.checklist.values_of(record.attributes).items()
+            if value in criteria[name].values
+        }
+        return state(descriptor, allowed, self.manifest.concepts, self.manifest.layout)
+
+    def restate(self, descriptor: Vector, record: Record) -> Vector:
+        """Return a stored descriptor [D] with the criteria of a new record in place of the old one's."""
+        if self.concept_head is None:
+            return descriptor
+        return self.state(predict_concepts(descriptor, self.concept_head, self.manifest.layout), record)
+
+
 class Indexer:
     """Writes cases to a store."""
 
-    def __init__(self, encoder: Encoder, store: Store, recipe: ImageRecipe) -> None:
-        self._encoder, self._store, self._recipe = encoder, store, recipe
+    def __init__(
+        self, encoder: Encoder, store: Store, recipe: ImageRecipe, recorded: RecordedFindings | None = None
+    ) -> None:
+        self._encoder, self._store, self._recipe, self._recorded = encoder, store, recipe, recorded
         self.after_fork()
         _forks.renew(self)
 
@@ -134,7 +163,11 @@ class Indexer:
                 pixels.append(read.pixels)
         if new:
             with _forks.no_fork():
-                self._store.write([read.record for read in new], self._encoder.embed_cases(pixels))
+                descriptors = self._encoder.embed_cases(pixels)
+                if self._recorded:
+                    pairs = zip(descriptors, new, strict=True)
+                    descriptors = np.stack([self._recorded.state(d, read.record) for d, read in pairs])
+                self._store.write([read.record for read in new], descriptors)
             for read in new:
                 (report.replaced if read.is_known else report.added).append(read.record.case_id)
         report.failed |= failed

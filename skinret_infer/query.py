@@ -15,6 +15,7 @@ from .descriptor import check_levels, check_weight
 from .encoder import Picture
 from .errors import InputError
 from .imaging.decode import ImageSource
+from .words.reading import Reading
 
 DEFAULT_K = 10
 
@@ -75,13 +76,18 @@ class QueryOptions:
 
 @dataclass(slots=True, kw_only=True, eq=False)
 class Query:
-    """A query in progress. `text` is set after its check, `picture` after the image is decoded."""
+    """A query in progress. `text` is set after its check, `picture` after the image is decoded.
 
-    image: ImageSource
+    image : None for a query by words alone.
+    reading : what was understood of the text.
+    """
+
+    image: ImageSource | None
     raw_text: object
     request_id: str = field(default_factory=lambda: str(uuid.uuid4()))
     time: str = field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="milliseconds"))
     text: str = ""
+    reading: Reading | None = None
     picture: Picture | None = None
 
 

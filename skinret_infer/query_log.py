@@ -52,9 +52,10 @@ def record_queries(
 
 
 def query_hashes(query: Query) -> dict[str, str]:
-    """Return the SHA-256 of the picture and of the text, if there are any."""
+    """Return the SHA-256 of the picture, the text, and the canonical words of its findings, if there are any."""
+    texts = {"text": query.text, "findings": query.reading.canonical if query.reading else ""}
     hashes = {"image": query.picture.sha256} if query.picture else {}
-    return hashes | ({"text": hashlib.sha256(query.text.encode()).hexdigest()} if query.text else {})
+    return hashes | {name: hashlib.sha256(text.encode()).hexdigest() for name, text in texts.items() if text}
 
 
 def _record(
@@ -84,6 +85,7 @@ def _record(
         "hashes": {
             "image": None,
             "text": None,
+            "findings": None,
             **query_hashes(query),
             "bundle": facts["bundle"],
             "archive": answer.hashes["archive"] if answer else None,

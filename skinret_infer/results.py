@@ -13,6 +13,7 @@ from .errors import InputError, printable
 from .evidence import Evidence
 from .imaging.decode import ImageSource
 from .imaging.recipe import Pixels
+from .words.reading import Finding
 
 
 class HitExplainer(Protocol):
@@ -22,8 +23,8 @@ class HitExplainer(Protocol):
         """Return the picture of the query, or None if it cannot be read any more."""
         ...
 
-    def model_input(self) -> Pixels:
-        """Return the picture as the model saw it, cropped and scaled, [S, S, 3]."""
+    def model_input(self) -> Pixels | None:
+        """Return the picture as the model saw it, [S, S, 3], or None for a query by words alone."""
         ...
 
     def explain(
@@ -125,6 +126,12 @@ class Results:
     ----------
     text :
         the text after its check; "" for a query by image alone.
+    has_image :
+        False for a query by words alone.
+    findings :
+        what was understood of the text: criteria, their values, and the place of the words in it.
+    recorded_findings :
+        whether the archive's records of the criteria take part in the score.
     k, beta, gamma, levels, where, exclude :
         the options that were used; another query accepts this `where`.
     searched :
@@ -137,13 +144,17 @@ class Results:
     request_id, time :
         the id and the time (UTC) of the query, as in the audit log.
     hashes :
-        SHA-256 of image (decoded pixels), text, bundle, and of the archive's history.
+        SHA-256 of image (decoded pixels), text, findings (their canonical words), bundle, and of the archive's
+        history.
     warnings :
         texts for a person, each with a stable `code`.
     """
 
     hits: tuple[Hit, ...]
     text: str
+    has_image: bool
+    findings: tuple[Finding, ...]
+    recorded_findings: bool
     k: int
     beta: float
     gamma: float
@@ -236,7 +247,7 @@ class Results:
         lines = [
             "  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows
         ]
-        lines += [f"warning: {printable(warning)}" for warning in self.warnings]
+        lines += [*self._understood(), *(f"warning: {printable(warning)}" for warning in self.warnings)]
         return "\n".join([*lines, self._summary()])
 
     def _repr_html_(self) -> str:
@@ -244,7 +255,7 @@ class Results:
         head, *rows = [[html.escape(cell) for cell in row] for row in self._table()]
         lines = [f"<tr>{''.join(f'<th>{cell}</th>' for cell in head)}</tr>"]
         lines += [f"<tr>{''.join(f'<td>{cell}</td>' for cell in row)}</tr>" for row in rows]
-        notes = [*(f"warning: {warning}" for warning in self.warnings), self._summary()]
+        notes = [*self._understood(), *(f"warning: {warning}" for warning in self.warnings), self._summary()]
         return f"<table>{''.join(lines)}</table>" + "".join(f"<p>{html.escape(note)}</p>" for note in notes)
 
     def _table(self) -> list[list[str]]:
@@ -260,6 +271,10 @@ class Results:
             rows.append([str(hit.rank), case_id, *(f"{x:.4f}" for x in numbers), diagnosis, confirmed_by])
         return rows
 
+    def _understood(self) -> list[str]:
+        """Return a line of what was understood of the text, if there is any."""
+        return [f"understood: {'; '.join(map(str, self.findings))}"] if self.findings else []
+
     def _summary(self) -> str:
         total = self.timings_ms.get("total", 0.0)
         return (
@@ -269,7 +284,7 @@ class Results:
 
 
 def _plain_value(value: Any) -> Any:
-    if isinstance(value, Hit | Range):
+    if isinstance(value, Hit | Range | Finding):
         return value.to_dict()
     if isinstance(value, Mapping):
         return {str(name): _plain_value(item) for name, item in value.items()}

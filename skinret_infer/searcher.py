@@ -22,12 +22,13 @@ from .encoder import BATCH, Encoded, Encoder, Picture
 from .errors import InputError, SkinretError, SkinretWarning
 from .explain import Explainer, QueryExplainer
 from .imaging.decode import ImageSource
-from .indexing import Indexer, Progress
+from .indexing import RECORDED, Indexer, Progress, RecordedFindings
 from .query import DEFAULT_K, Context, Query, QueryOptions, Where, check_ids
 from .query_log import Batch, query_hashes, record_queries
 from .results import Hit, Results
 from .text import check_text
 from .trust.audit import AuditLog
+from .words.reading import Reading, reader_of
 
 
 class Searcher:
@@ -54,6 +55,9 @@ class Searcher:
     audit :
         a file in which every query is recorded before its answer is returned, also if it fails. It has
         hashes of picture and text, never the picture or the text; `context` says who queried.
+    recorded_findings :
+        True lets the recorded criteria of a case replace what the model reads off its picture, as far as the
+        checklist has them; never its diagnosis. An archive is made with it or without it.
 
     Notes
     -----
@@ -76,27 +80,36 @@ class Searcher:
         cache: str | Path | None = None,
         trusted_keys: str | Path | None = None,
         audit: str | Path | AuditLog | None = None,
+        recorded_findings: bool = False,
     ) -> None:
         self._arguments = partial(
             Searcher, bundle, archive, runtime=runtime, precision=precision, threads=threads, cache=cache,
-            trusted_keys=trusted_keys, audit=audit,
+            trusted_keys=trusted_keys, audit=audit, recorded_findings=recorded_findings,
         )  # fmt: skip
         opened = Bundle.load(bundle, trusted_keys)
         self.manifest = manifest = opened.manifest
         self._bundle_sha256 = opened.sha256
         self._model = f"{manifest.model} {manifest.version}"
         self._store: Store = (
-            Archive(archive, manifest.fingerprint, manifest.layout, self._model)
+            Archive(
+                archive,
+                manifest.fingerprint + (RECORDED if recorded_findings else ""),
+                manifest.layout,
+                self._model + (" with recorded findings" if recorded_findings else ""),
+            )
             if isinstance(archive, str | Path)
             else archive
         )
         self._encoder = Encoder(opened, runtime, precision, threads, cache)
-        self._indexer = Indexer(self._encoder, self._store, manifest.image)
+        self._reader = reader_of(manifest.checklist)
+        concept_head = opened.concept_head()
+        self._recorded = RecordedFindings(manifest, concept_head) if recorded_findings else None
+        self._indexer = Indexer(self._encoder, self._store, manifest.image, self._recorded)
         self._explainer = Explainer(
             encoder=self._encoder,
             store=self._store,
             manifest=manifest,
-            concept_head=opened.concept_head(),
+            concept_head=concept_head,
         )
         self._audit = AuditLog(audit) if isinstance(audit, str | Path) else audit
 
@@ -207,7 +220,12 @@ class Searcher:
                 facts["group"] = ""
             case = Case(image=b"", **facts | changes)  # checks and normalises the values
             record = Record.of(case, old.image_sha256)
-            if self._store.update(record):
+            if self._recorded:
+                stored = self._store.get_with_descriptors([record.case_id]).get(record.case_id)
+                if stored is not None:
+                    self._store.write([record], self._recorded.restate(stored[1], record)[None])
+                    return record
+            elif self._store.update(record):
                 return record
         raise InputError(
             f"there is no case {case_id!r:.80} to update",
@@ -223,7 +241,7 @@ class Searcher:
 
     def query(
         self,
-        image: ImageSource,
+        image: ImageSource | None,
         text: str | None = None,
         *,
         k: int = DEFAULT_K,
@@ -234,14 +252,16 @@ class Searcher:
         levels: Mapping[str, float] | None = None,
         context: Context | None = None,
     ) -> Results:
-        """Return the k most similar cases for a dermoscopy image and, if given, a few words.
+        """Return the k most similar cases for a dermoscopy image, for words, or for both.
 
         Parameters
         ----------
         image :
-            a path, bytes, a binary file object, a PIL image or an H x W x 3 uint8 array.
+            a path, bytes, a binary file object, a PIL image or an H x W x 3 uint8 array; None searches by
+            words alone.
         text :
-            findings in English, such as "atypical pigment network"; None or "" searches by image alone.
+            findings in the clinician's own words, such as "atypical network, no streaks", in a language of the
+            checklist; None or "" searches by image alone. `Results.findings` has what was understood.
         k :
             how many hits; fewer if the archive has fewer cases, or fewer pass the filter.
         where :
@@ -278,7 +298,7 @@ class Searcher:
     @overload
     def query_batch(
         self,
-        queries: Sequence[tuple[ImageSource, str | None]],
+        queries: Sequence[tuple[ImageSource | None, str | None]],
         *,
         on_error: Literal["raise"] = "raise",
         k: int = DEFAULT_K,
@@ -292,7 +312,7 @@ class Searcher:
     @overload
     def query_batch(
         self,
-        queries: Sequence[tuple[ImageSource, str | None]],
+        queries: Sequence[tuple[ImageSource | None, str | None]],
         *,
         on_error: Literal["return"],
         k: int = DEFAULT_K,
@@ -305,7 +325,7 @@ class Searcher:
     ) -> list[Results | SkinretError]: ...
     def query_batch(
         self,
-        queries: Sequence[tuple[ImageSource, str | None]],
+        queries: Sequence[tuple[ImageSource | None, str | None]],
         *,
         on_error: str = "raise",
         k: int = DEFAULT_K,
@@ -349,7 +369,11 @@ class Searcher:
                     batch.answers += self._answer(chunk, batch.options, on_error == "return")
         return batch.answers
 
-    def embed(self, image: ImageSource, text: str | None = None) -> Vector:
+    def read(self, text: str) -> Reading:
+        """Return what would be understood of a text, without a search. Raises InputError."""
+        return self._reader.read(check_text(text, self.manifest.text))
+
+    def embed(self, image: ImageSource | None, text: str | None = None) -> Vector:
         """Return a descriptor, float32 [D] (see Layout): of a query, or without text also of a case."""
         query = Query(image=image, raw_text=text)
         with _forks.no_fork():
@@ -402,25 +426,30 @@ class Searcher:
         for n, query in enumerate(queries):
             try:
                 query.text = check_text(query.raw_text, self.manifest.text)
+                query.reading = self._reader.read(query.text)
+                if query.image is None and not query.reading.canonical:
+                    raise _no_query(query)
             except InputError as error:
                 note_failure(n, error)
         pending_texts = None
         if not skip_failed:
-            pending_texts = self._encoder.start_texts([query.text for query in queries])
+            pending_texts = self._encoder.start_texts([query.reading for query in queries if query.reading])
         began = time.perf_counter()
         for n, query in enumerate(queries):
-            if n not in failed:
+            if n not in failed and query.image is not None:
                 try:
                     query.picture = Picture.read(query.image, self.manifest.image)
                 except InputError as error:
                     note_failure(n, error)
         decode_ms = (time.perf_counter() - began) * 1e3
-        pictures = [query.picture for query in queries if query.picture]
-        texts = [query.text for query in queries if query.picture]
-        if not pictures:
+        usable = [query for n, query in enumerate(queries) if n not in failed]
+        if not usable:
             return [], failed, {}
+        readings = [query.reading for query in usable if query.reading]
         encoded, timings = self._encoder.encode(
-            pictures, texts, pending_texts or self._encoder.start_texts(texts)
+            [query.picture for query in usable],
+            readings,
+            pending_texts or self._encoder.start_texts(readings),
         )
         return encoded, failed, {"image": decode_ms, **timings}
 
@@ -442,11 +471,16 @@ class Searcher:
         )
         hashes = query_hashes(query) | {"bundle": self._bundle_sha256, "archive": result.state}
         warnings = encoded.warnings
+        if query.text and not encoded.reading.findings:
+            warnings += (SkinretWarning("no finding was understood: searched by image alone", "words-none"),)
         if not result.searched and (options.where or options.exclude):
             warnings += (SkinretWarning("no case passes the filter", "filter-empty"),)
         return Results(
             hits=tuple(self._hits(matches, options, explainer)),
-            text=encoded.text,
+            text=query.text,
+            has_image=encoded.picture is not None,
+            findings=encoded.reading.findings,
+            recorded_findings=self._recorded is not None,
             k=options.k,
             beta=options.beta,
             gamma=options.gamma,
@@ -484,3 +518,13 @@ class Searcher:
                 explainer=explainer,
                 **{name: getattr(match.record, name) for name in match.record.__dataclass_fields__},
             )
+
+
+def _no_query(query: Query) -> InputError:
+    return InputError(
+        "the query has no image, and no finding",
+        code="query-empty",
+        expected="an image, or words of which a finding is understood",
+        found="words of which none is a finding" if query.text else "neither",
+        cure="give an image, or name findings such as: atypical network, blue-white veil",
+    )

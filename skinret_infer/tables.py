@@ -11,8 +11,8 @@ from pathlib import Path
 from ._files import Listings, find_file
 from ._values import is_storable, nfc
 from .cases import Case
-from .checklist import DERM7PT_PHRASES, DERM7PT_VALUES
 from .errors import InputError
+from .words.checklist import Checklist
 
 MAX_BYTES = 100_000_000  # of a table or a file of ids: a million cases of a hundred characters
 MAX_COLUMNS = 1000
@@ -83,7 +83,7 @@ def read_cases(source: str | Path, images: str | Path | None = None) -> CaseTabl
             )
         )
     files.check(source)
-    return CaseTable(cases, _similar_names(columns, (*fields, *DERM7PT_PHRASES)))
+    return CaseTable(cases, _similar_names(columns, (*fields, *Checklist.seven_point().criteria)))
 
 
 def _unique_id(row: dict[str, str], column: str, table: Path, line: int, first_lines: dict[str, int]) -> str:
@@ -180,7 +180,8 @@ def _read_derm7pt(folder: Path) -> CaseTable:
             found="no meta/meta.csv",
             cure="name the folder release_v0, or a CASES.csv",
         )
-    _, rows = _read_csv(meta, ("case_num", "diagnosis", "derm", *DERM7PT_PHRASES))
+    criteria = Checklist.seven_point().criteria
+    _, rows = _read_csv(meta, ("case_num", "diagnosis", "derm", *criteria))
     files = _Files(root / "images")
     cases, left_out, first_lines = [], Counter[str](), dict[str, int]()
     for line, row in rows:
@@ -194,7 +195,7 @@ def _read_derm7pt(folder: Path) -> CaseTable:
                 row["case_num"],
                 files.find(row["derm"], line),
                 diagnosis=row["diagnosis"],
-                attributes={name: row[name] for name in DERM7PT_PHRASES if row[name]},
+                attributes={name: row[name] for name in criteria if row[name]},
                 group=group,
                 confirmed_by=row.get("confirmed_by") or "unknown",
                 image_ref=row["derm"],
@@ -218,8 +219,8 @@ def _check_derm7pt_words(meta: Path, rows: list[_Row]) -> None:
     for line, row in rows:
         if derm7pt_group(row["diagnosis"]) is None and row["diagnosis"] not in _DERM7PT_OTHERS:
             diagnoses.setdefault(f"{row['diagnosis']!r:.80}", []).append(line)
-        for name, known in DERM7PT_VALUES.items():
-            if row[name] and row[name] not in known:
+        for name, criterion in Checklist.seven_point().criteria.items():
+            if row[name] and row[name] not in criterion.values:
                 values.setdefault(f"{name} {row[name]!r:.80}", []).append(line)
     for what, unknown in (("diagnoses", diagnoses), ("values", values)):
         if unknown:

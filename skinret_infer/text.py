@@ -1,15 +1,15 @@
-"""The text recipe of a bundle: from a query's words to token ids, and from a case's attributes to words."""
+"""The text recipe of a bundle: the check of a query's text, and from words to token ids."""
 
 import unicodedata
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from tokenizers import Tokenizer
 
-from .checklist import DERM7PT_PHRASES
+from ._values import nfc
 from .errors import BundleError, InputError, SkinretWarning
 
 Tokens = npt.NDArray[np.int64]
@@ -20,26 +20,14 @@ class TextRecipe:
     """How words become the input of the text encoder. It is in the manifest; training uses it too."""
 
     length: int = 64  # tokens; a full Derm7pt checklist takes 59 with its two special tokens
-    phrases: Mapping[str, str] = field(default_factory=lambda: dict(DERM7PT_PHRASES))
-    language: str = "en"  # the only one: a vocabulary for another would need another check of its script
     max_characters: int = 2000
 
 
-def phrases_of(attributes: Mapping[str, Any], phrases: Mapping[str, str]) -> list[str]:
-    """Return the phrase of each attribute that has one, in the order of `phrases`, without "present"."""
-    values = {name: str(attributes[name]) for name in phrases if attributes.get(name) not in (None, "")}
-    return [
-        phrases[name].format("" if value == "present" else value).strip() for name, value in values.items()
-    ]
-
-
-def attributes_to_text(attributes: Mapping[str, Any], phrases: Mapping[str, str]) -> str:
-    """Return the words of a case, such as "atypical pigment network, flat lesion"; "" if none."""
-    return ", ".join(phrases_of(attributes, phrases))
-
-
 def check_text(text: object, recipe: TextRecipe) -> str:
-    """Return the text stripped of outer space, or raise InputError; "" means a query by image alone."""
+    """Return the text in Unicode's form NFC, stripped of outer space; "" means a query by image alone.
+
+    Raises InputError for a text that is too long or has no Latin letter.
+    """
     if text is None:
         return ""
     if not isinstance(text, str):
@@ -49,7 +37,7 @@ def check_text(text: object, recipe: TextRecipe) -> str:
             expected="a str or None",
             found=f"a {type(text).__name__}",
         )
-    text = text.encode("utf-8", "replace").decode("utf-8").strip()  # a lone surrogate is no character
+    text = nfc(text.encode("utf-8", "replace").decode("utf-8")).strip()  # a lone surrogate is no character
     if len(text) > recipe.max_characters:
         raise InputError(
             "the query text is too long",
@@ -61,11 +49,11 @@ def check_text(text: object, recipe: TextRecipe) -> str:
     letters = [c for c in text if c.isalpha()]
     if text and not any(unicodedata.name(c, "").startswith("LATIN") for c in letters):
         raise InputError(
-            "the query text has no word that the model can read",
+            "the query text has no word that can be read",
             code="text-script",
-            expected="English words",
+            expected="words in Latin letters",
             found=repr(text[:40]),
-            cure="write the findings in English, or leave the text out to search by image alone",
+            cure="write the findings in a language of the checklist, or leave the text out to search by image alone",
         )
     return text
 

@@ -12,10 +12,11 @@ import pytest
 
 from skinret_infer import Case, Searcher, SkinretError
 from skinret_infer._files import find_file, resolve_inside
-from skinret_infer.checklist import DERM7PT_PHRASES
 from skinret_infer.errors import InputError
 from skinret_infer.tables import CaseTable, derm7pt_group, read_cases, read_ids
-from skinret_infer.text import attributes_to_text
+from skinret_infer.words.checklist import Checklist
+
+SEVEN_POINT = Checklist.seven_point()
 
 HEADER = "case_id,image,diagnosis\n"
 
@@ -317,7 +318,7 @@ def test_a_derm7pt_folder_gives_groups_words_and_no_claim_of_confirmation(data: 
     for case, row in zip(read.cases, rows, strict=True):
         assert case.diagnosis == row["diagnosis"] and case.group == derm7pt_group(case.diagnosis)
         assert case.confirmed_by == "unknown"
-        assert case.attributes == {name: row[name] for name in DERM7PT_PHRASES if row[name]}
+        assert case.attributes == {name: row[name] for name in SEVEN_POINT.criteria if row[name]}
         assert case.image == data / "images" / row["derm"] and case.image_ref == row["derm"]
     assert read.notes == []
 
@@ -547,9 +548,7 @@ def test_reading_a_table_changes_nothing_on_disk(derm: Path) -> None:
 def test_spaces_around_a_header_do_not_lose_the_words(table: Callable[..., Path]) -> None:
     header = "\ufeff case_id ,\xa0image\u200b, diagnosis , streaks,\tpigment_network \n"
     [case] = read_cases(table(header + "1,a.jpg,nevus, irregular\u200b,\xa0atypical\n")).cases
-    assert (
-        attributes_to_text(case.attributes, DERM7PT_PHRASES) == "atypical pigment network, irregular streaks"
-    )
+    assert SEVEN_POINT.text_of(case.attributes) == "atypical pigment network, irregular streaks"
     assert (case.case_id, case.diagnosis) == ("1", "nevus")
 
 

@@ -5,9 +5,11 @@ from pathlib import Path
 
 import pytest
 
-from skinret_infer.checklist import DERM7PT_PHRASES
 from skinret_infer.tables import read_cases
-from skinret_infer.text import TextEncoderInput, TextRecipe, attributes_to_text
+from skinret_infer.text import TextEncoderInput, TextRecipe
+from skinret_infer.words.checklist import Checklist
+
+SEVEN_POINT = Checklist.seven_point()
 
 pytestmark = pytest.mark.derm7pt
 
@@ -21,6 +23,6 @@ def test_the_three_groups_of_the_paper_are_888_cases(derm7pt: Path) -> None:
 
 def test_the_words_never_tell_the_diagnosis(derm7pt: Path, tokenizer: str) -> None:
     for case in read_cases(derm7pt).cases:
-        said = attributes_to_text(case.attributes, DERM7PT_PHRASES)
+        said = SEVEN_POINT.text_of(case.attributes)
         assert not any(word in said for word in ("melanoma", "nevus", "keratosis", "melanosis", "excision"))
         assert not TextEncoderInput(tokenizer, TextRecipe(length=128))([said])[2][0]

@@ -6,11 +6,12 @@ import time
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from skinret_infer.statements import compare
 
 from skinret_infer import Case
-from skinret_infer.checklist import DERM7PT_PHRASES, DERM7PT_VALUES
-from skinret_infer.statements import compare
-from skinret_infer.text import attributes_to_text
+from skinret_infer.words.checklist import Checklist
+
+SEVEN_POINT = Checklist.seven_point()
 
 QUICK = settings(max_examples=100, deadline=None, derandomize=True, database=None)
 CASE = {
@@ -22,7 +23,7 @@ CASE = {
 
 def _said(text: str, case: dict[str, str] = CASE) -> tuple[set[str], set[str]]:
     """Return the names of what is shared and of what differs."""
-    shared, differing = compare(text, case, DERM7PT_PHRASES)
+    shared, differing = compare(text, case, SEVEN_POINT.criteria)
     assert all(case[name] == value for name, value in {**shared, **differing}.items())
     return set(shared), set(differing)
 
@@ -279,10 +280,10 @@ def test_a_case_with_several_values_differs_from_none_of_them() -> None:
 def test_the_words_of_a_case_are_shared_by_it_in_full(cases: list[Case]) -> None:
     for case in cases:
         shared, differing = compare(
-            attributes_to_text(case.attributes, DERM7PT_PHRASES), case.attributes, DERM7PT_PHRASES
+            SEVEN_POINT.text_of(case.attributes), case.attributes, SEVEN_POINT.criteria
         )
         assert shared == {
-            name: case.attributes[name] for name in DERM7PT_PHRASES if case.attributes.get(name)
+            name: case.attributes[name] for name in SEVEN_POINT.criteria if case.attributes.get(name)
         }
         assert not differing
 
@@ -290,14 +291,14 @@ def test_the_words_of_a_case_are_shared_by_it_in_full(cases: list[Case]) -> None
 def test_the_words_of_a_case_differ_from_another_where_the_values_do(cases: list[Case]) -> None:
     for one, other in itertools.pairwise(cases):
         shared, differing = compare(
-            attributes_to_text(one.attributes, DERM7PT_PHRASES), other.attributes, DERM7PT_PHRASES
+            SEVEN_POINT.text_of(one.attributes), other.attributes, SEVEN_POINT.criteria
         )
-        both = [n for n in DERM7PT_PHRASES if one.attributes.get(n) and other.attributes.get(n)]
+        both = [n for n in SEVEN_POINT.criteria if one.attributes.get(n) and other.attributes.get(n)]
         assert set(shared) == {n for n in both if one.attributes[n] == other.attributes[n]}
         assert set(differing) == set(both) - set(shared)
 
 
-_CRITERION = st.sampled_from([name for name, values in DERM7PT_VALUES.items() if "absent" in values])
+_CRITERION = st.sampled_from([name for name, values in SEVEN_POINT.criteria.items() if "absent" in values])
 _DENIALS = [
     "no {}",
     "without {}",
@@ -313,9 +314,9 @@ _DENIALS = [
 @QUICK
 @given(name=_CRITERION, form=st.sampled_from(_DENIALS), data=st.data())
 def test_no_case_with_a_thing_shares_its_denial(name: str, form: str, data: st.DataObject) -> None:
-    thing = DERM7PT_PHRASES[name].format("").strip()
-    own = data.draw(st.sampled_from(sorted(DERM7PT_VALUES[name])))
-    shared, differing = compare(form.format(thing), {name: own}, DERM7PT_PHRASES)
+    thing = SEVEN_POINT.criteria[name].format("").strip()
+    own = data.draw(st.sampled_from(sorted(SEVEN_POINT.criteria[name])))
+    shared, differing = compare(form.format(thing), {name: own}, SEVEN_POINT.criteria)
     assert (set(shared), set(differing)) == (({name}, set()) if own == "absent" else (set(), {name}))
 
 

@@ -8,9 +8,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from skinret_infer import Case
-from skinret_infer.checklist import DERM7PT_PHRASES
 from skinret_infer.errors import BundleError, InputError
-from skinret_infer.text import TextEncoderInput, TextRecipe, attributes_to_text, check_text, phrases_of
+from skinret_infer.text import TextEncoderInput, TextRecipe, check_text
+from skinret_infer.words.checklist import Checklist
+
+SEVEN_POINT = Checklist.seven_point()
 
 RECIPE = TextRecipe()
 GIVEAWAYS = {
@@ -40,48 +42,50 @@ def _refusal(text: Any, recipe: TextRecipe = RECIPE) -> tuple[str, str]:
 def test_attributes_are_said_in_the_order_of_the_table_whatever_theirs() -> None:
     attributes = {"sex": "female", "streaks": "irregular", "elevation": "flat", "pigment_network": "atypical"}
     said = ["atypical pigment network", "irregular streaks", "flat lesion", "female patient"]
-    assert phrases_of(attributes, DERM7PT_PHRASES) == said
-    assert phrases_of(dict(reversed(attributes.items())), DERM7PT_PHRASES) == said
-    assert attributes_to_text(attributes, DERM7PT_PHRASES) == ", ".join(said)
+    assert SEVEN_POINT.phrases_of(attributes) == said
+    assert phrases_of(dict(reversed(attributes.items())), SEVEN_POINT.criteria) == said
+    assert SEVEN_POINT.text_of(attributes) == ", ".join(said)
 
 
 def test_every_column_has_its_own_words() -> None:
-    full = {name: f"w{n}" for n, name in enumerate(DERM7PT_PHRASES)}
-    assert attributes_to_text(full, DERM7PT_PHRASES) == (
+    full = {name: f"w{n}" for n, name in enumerate(SEVEN_POINT.criteria)}
+    assert SEVEN_POINT.text_of(full) == (
         "w0 pigment network, w1 streaks, w2 pigmentation, w3 regression structures, w4 dots and globules, "
         "w5 blue-whitish veil, w6 vascular structures, w7 lesion, w8 location, w9 patient"
     )
 
 
 def test_of_what_is_present_only_the_thing_is_said() -> None:
-    assert attributes_to_text({"blue_whitish_veil": "present"}, DERM7PT_PHRASES) == "blue-whitish veil"
-    assert attributes_to_text({"blue_whitish_veil": "absent"}, DERM7PT_PHRASES) == "absent blue-whitish veil"
+    assert SEVEN_POINT.text_of({"blue_whitish_veil": "present"}) == "blue-whitish veil"
+    assert SEVEN_POINT.text_of({"blue_whitish_veil": "absent"}) == "absent blue-whitish veil"
     both = {"blue_whitish_veil": "present", "streaks": "present"}
-    assert attributes_to_text(both, DERM7PT_PHRASES) == "streaks, blue-whitish veil"
+    assert SEVEN_POINT.text_of(both) == "streaks, blue-whitish veil"
 
 
 def test_what_is_not_known_is_not_said() -> None:
-    assert attributes_to_text({}, DERM7PT_PHRASES) == ""
-    assert attributes_to_text({"streaks": "", "sex": None}, DERM7PT_PHRASES) == ""
-    assert attributes_to_text({"streaks": "", "sex": "male"}, DERM7PT_PHRASES) == "male patient"
-    assert attributes_to_text({"age": "63", "camera": "X"}, DERM7PT_PHRASES) == ""
+    assert SEVEN_POINT.text_of({}) == ""
+    assert SEVEN_POINT.text_of({"streaks": "", "sex": None}) == ""
+    assert SEVEN_POINT.text_of({"streaks": "", "sex": "male"}) == "male patient"
+    assert SEVEN_POINT.text_of({"age": "63", "camera": "X"}) == ""
 
 
 def test_braces_in_an_attribute_are_only_text() -> None:
-    assert attributes_to_text({"location": "{0} {x}"}, DERM7PT_PHRASES) == "{0} {x} location"
+    assert SEVEN_POINT.text_of({"location": "{0} {x}"}) == "{0} {x} location"
 
 
 def test_nothing_that_gives_the_answer_away_is_ever_said() -> None:
-    assert attributes_to_text(GIVEAWAYS, DERM7PT_PHRASES) == ""
-    assert attributes_to_text(GIVEAWAYS | {"streaks": "regular"}, DERM7PT_PHRASES) == "regular streaks"
-    assert not GIVEAWAYS.keys() & DERM7PT_PHRASES.keys()
+    assert SEVEN_POINT.text_of(GIVEAWAYS) == ""
+    assert SEVEN_POINT.text_of(GIVEAWAYS | {"streaks": "regular"}) == "regular streaks"
+    assert not GIVEAWAYS.keys() & SEVEN_POINT.criteria.keys()
 
 
 @settings(max_examples=100, deadline=None, derandomize=True, database=None)
-@given(st.dictionaries(st.sampled_from([*DERM7PT_PHRASES, *GIVEAWAYS, "age"]), st.just("Xq")))
+@given(st.dictionaries(st.sampled_from([*SEVEN_POINT.criteria, *GIVEAWAYS, "age"]), st.just("Xq")))
 def test_words_come_from_the_ten_columns_alone(attributes: dict[str, str]) -> None:
-    said = phrases_of(attributes, DERM7PT_PHRASES)
-    assert said == [DERM7PT_PHRASES[name].format("Xq") for name in DERM7PT_PHRASES if name in attributes]
+    said = SEVEN_POINT.phrases_of(attributes)
+    assert said == [
+        SEVEN_POINT.criteria[name].phrase.format("Xq") for name in SEVEN_POINT.criteria if name in attributes
+    ]
 
 
 # -- the words of a query --
@@ -179,8 +183,8 @@ def test_capitals_and_accents_do_not_change_the_tokens(read: TextEncoderInput) -
 
 
 def test_a_full_checklist_fits_without_a_warning(read: TextEncoderInput, cases: list[Case]) -> None:
-    texts = [attributes_to_text(case.attributes, DERM7PT_PHRASES) for case in cases]
-    assert all(len(case.attributes) == len(DERM7PT_PHRASES) for case in cases)
+    texts = [SEVEN_POINT.text_of(case.attributes) for case in cases]
+    assert all(len(case.attributes) == len(SEVEN_POINT.criteria) for case in cases)
     assert [check_text(text, RECIPE) for text in texts] == texts
     ids, mask, warnings = read(texts)
     assert warnings == [[]] * len(cases)

@@ -15,12 +15,11 @@ from transformers import BertConfig, BertModel, PreTrainedTokenizerFast, SwinBac
 
 from skinret_infer import Case, InputError, Searcher
 from skinret_infer._files import atomic_write
-from skinret_infer.checklist import CRITERIA, DERM7PT_PHRASES
 from skinret_infer.cli.common import report_errors
 from skinret_infer.evaluation.evaluate import evaluate, table
 from skinret_infer.report.figure import draw_results
 from skinret_infer.tables import CaseTable, derm7pt_root, read_cases
-from skinret_infer.text import attributes_to_text
+from skinret_infer.words.checklist import Checklist
 from skinret_training.synthetic import write_dataset
 from skinret_training.train import TrainConfig, Trained, train
 
@@ -138,7 +137,7 @@ def _search(out: Path, images: Path, archive_cases: list[Case], held_out: list[C
         _say(f"indexing: {searcher.add(archive_cases)}")
         _say("querying with the held-out fold, through the bundle")
         click.echo(table(evaluate(searcher, held_out)))
-        texts = [attributes_to_text(_findings(case), DERM7PT_PHRASES) for case in queries]
+        texts = [Checklist.seven_point().text_of(_findings(case)) for case in queries]
         rows = [
             (case.image, searcher.query(case.image, text, k=5))
             for case, text in zip(queries, texts, strict=True)
@@ -196,9 +195,7 @@ def write_small_tokenizer(folder: Path, cases: Iterable[Case]) -> int:
     words.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
     trainer = trainers.WordPieceTrainer(vocab_size=1000, special_tokens=special, show_progress=False)
-    words.train_from_iterator(
-        (attributes_to_text(case.attributes, DERM7PT_PHRASES) for case in cases), trainer
-    )
+    words.train_from_iterator((Checklist.seven_point().text_of(case.attributes) for case in cases), trainer)
     words.post_processor = processors.BertProcessing(("[SEP]", 3), ("[CLS]", 2))
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=words,
@@ -223,7 +220,9 @@ def _choose_one_per_group(cases: list[Case]) -> list[Case]:
 def _findings(case: Case) -> dict[str, Any]:
     """Return the criteria that a clinician would mention: those that are not absent."""
     return {
-        name: case.attributes[name] for name in CRITERIA if case.attributes.get(name, "absent") != "absent"
+        name: case.attributes[name]
+        for name in Checklist.seven_point().from_image
+        if case.attributes.get(name, "absent") != "absent"
     }
 
 

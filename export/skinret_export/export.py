@@ -28,8 +28,9 @@ from skinret_infer.evaluation.precision import (
 )
 from skinret_infer.imaging.decode import decode
 from skinret_infer.imaging.recipe import preprocess
-from skinret_infer.text import TextEncoderInput, attributes_to_text
+from skinret_infer.text import TextEncoderInput
 from skinret_infer.trust.signing import SIGNATURE
+from skinret_infer.words.checklist import Checklist
 from skinret_training.checkpoint import Checkpoint
 from skinret_training.model import Skinret
 from skinret_training.synthetic import random_lesions
@@ -232,7 +233,7 @@ def make_probe(checkpoint: Checkpoint, images: str | Path | None, count: int = M
             )
         step = len(files) // count
         pixels, source = [decode(path) for path in files[: step * count : step]], "images of the folder"
-    words = [attributes_to_text(row, checkpoint.text.phrases) for row, _ in lesions]
+    words = [Checklist.seven_point().text_of(row) for row, _ in lesions]
     ids, mask, _ = TextEncoderInput(checkpoint.tokenizer, checkpoint.text)(words)
     return ValidationSet(np.stack([preprocess(p, checkpoint.image) for p in pixels]), ids, mask, source)
 
@@ -246,6 +247,7 @@ def _manifest(checkpoint: Checkpoint, model: Skinret, sha256: str) -> Manifest:
         version=checkpoint.version,
         image=checkpoint.image,
         text=checkpoint.text,
+        checklist=checkpoint.checklist,
         levels=(low, mid, high),
         layout=model.similarity_head.layout,
         regions=checkpoint.config.regions,

@@ -23,10 +23,14 @@ from ..engines.verdicts import save_record
 from ..errors import InputError, RuntimeUnavailable, printable
 from ..evaluation import evaluate
 from ..evaluation.precision import format_record, make_validation_set, validate_precision
+from ..evaluation.ways import read_ways
 from ..query import DEFAULT_K
 from ..report.figure import draw_results
 from ..searcher import Searcher
 from ..tables import read_cases, read_ids
+from ..text import TextRecipe, check_text
+from ..words.checklist import Checklist
+from ..words.reading import Reading, reader_of
 from .archive import archive as archive_group
 from .audit import audit as audit_group
 from .bundle import bundle as bundle_group
@@ -115,6 +119,12 @@ _gamma = click.option(
     type=click.FloatRange(0, 1),
     help="Weight of concept against visual similarity.  [default: the model's]",
 )
+_recorded = click.option(
+    "--recorded-findings",
+    is_flag=True,
+    help="The recorded criteria of a case replace what the model reads off its picture. An archive is made with "
+    "this or without.",
+)
 _level = click.option(
     "--level-weight",
     "levels",
@@ -132,6 +142,7 @@ _level = click.option(
 @click.option("--ids", type=PATH, help="Index only the case ids in this file, one a line.")
 @replace_option
 @skip_option
+@_recorded
 @_runtime
 @_precision
 @_threads
@@ -145,6 +156,7 @@ def index(
     images: Path | None,
     ids: Path | None,
     duplicate: str | None,
+    recorded_findings: bool,
     runtime: str,
     precision: str,
     threads: int | None,
@@ -160,7 +172,13 @@ def index(
     selection = _select_cases(cases, images, ids)
     with (
         Searcher(
-            bundle, archive, runtime=runtime, precision=precision, threads=threads, trusted_keys=key
+            bundle,
+            archive,
+            runtime=runtime,
+            precision=precision,
+            threads=threads,
+            trusted_keys=key,
+            recorded_findings=recorded_findings,
         ) as searcher,
         progress("indexing") as bar,
     ):
@@ -176,10 +194,11 @@ def index(
 @main.command(short_help="Show the most similar cases.")
 @click.argument("bundle", type=PATH)
 @click.argument("archive", type=PATH)
-@click.option("--image", required=True, type=PATH, help="The dermoscopy image.")
+@click.option("--image", type=PATH, help="The dermoscopy image; without it, the words alone are the query.")
 @click.option(
     "--text",
-    help='Findings in English, such as "atypical pigment network"; without it, the image alone is the query.',
+    help='Findings in your own words, such as "atypical network, no streaks"; without it, the image alone is the '
+    "query. `skinret parse` shows what is understood.",
 )
 @click.option("-k", default=DEFAULT_K, show_default=True, type=click.IntRange(1), help="How many hits.")
 @click.option(
@@ -204,6 +223,7 @@ def index(
 @_beta
 @_gamma
 @_level
+@_recorded
 @_runtime
 @_precision
 @_threads
@@ -213,7 +233,7 @@ def index(
 def query(
     bundle: Path,
     archive: Path,
-    image: Path,
+    image: Path | None,
     text: str | None,
     k: int,
     where: tuple[str, ...],
@@ -226,6 +246,7 @@ def query(
     beta: float | None,
     gamma: float | None,
     levels: tuple[str, ...],
+    recorded_findings: bool,
     runtime: str,
     precision: str,
     threads: int | None,
@@ -241,6 +262,7 @@ def query(
         threads=threads,
         trusted_keys=key,
         audit=audit,
+        recorded_findings=recorded_findings,
     ) as searcher:
         results = searcher.query(
             image,
@@ -262,6 +284,8 @@ def query(
                     f"the page lacks the pictures of {missing}; name their folder with --images", err=True
                 )
     if figure:
+        if image is None:
+            raise click.BadParameter("a query by words alone has no picture to draw", param_hint="--figure")
         draw_results([(image, results)], images or Path(), figure)
         click.echo(f"{figure} written", err=True)
     click.echo(json.dumps(results.to_dict(), indent=2) if as_json else str(results))
@@ -273,8 +297,14 @@ def query(
 @click.argument("cases", type=PATH)
 @click.option("--images", type=PATH, help="Folder of the images.  [default: the folder of CASES]")
 @click.option("--ids", type=PATH, help="Query only with the case ids in this file, one a line.")
+@click.option(
+    "--ways",
+    type=PATH,
+    help="A TOML file of ways of writing: query with the words of each too, and report what gain they keep.",
+)
 @_beta
 @_gamma
+@_recorded
 @_runtime
 @_precision
 @_threads
@@ -287,15 +317,17 @@ def evaluate_command(
     cases: Path,
     images: Path | None,
     ids: Path | None,
+    ways: Path | None,
     beta: float | None,
     gamma: float | None,
+    recorded_findings: bool,
     runtime: str,
     precision: str,
     threads: int | None,
     key: Path | None,
     as_json: bool,
 ) -> None:
-    """Query ARCHIVE with every case of CASES, with and without its words; report mAP, Acc@K and nDCG@10.
+    """Query ARCHIVE with every case of CASES: image and words, each alone; report mAP, Acc@K and nDCG@10.
 
     A hit is right if its group is the query's. A query never finds itself: the case with its id and any case
     with the same picture are left out. Equal scores have no order: a figure is the mean over all orders.
@@ -303,12 +335,53 @@ def evaluate_command(
     selection = _select_cases(cases, images, ids)
     with (
         Searcher(
-            bundle, archive, runtime=runtime, precision=precision, threads=threads, trusted_keys=key
+            bundle,
+            archive,
+            runtime=runtime,
+            precision=precision,
+            threads=threads,
+            trusted_keys=key,
+            recorded_findings=recorded_findings,
         ) as searcher,
         progress("queries") as bar,
     ):
-        report = evaluate.evaluate(searcher, selection, beta=beta, gamma=gamma, progress=bar)
+        of_file = read_ways(ways, searcher.manifest.checklist) if ways else []
+        report = evaluate.evaluate(searcher, selection, ways=of_file, beta=beta, gamma=gamma, progress=bar)
     click.echo(json.dumps(report, indent=2) if as_json else evaluate.table(report))
+
+
+@main.command("parse", short_help="Show what is understood of a text.")
+@click.argument("text")
+@click.option(
+    "--bundle", type=PATH, help="Read with this bundle's checklist.  [default: the seven-point one]"
+)
+@click.option("--checklist", type=PATH, help="Read with the checklist of this TOML file.")
+@key_option
+@json_option
+@report_errors
+def parse_command(
+    text: str, bundle: Path | None, checklist: Path | None, key: Path | None, as_json: bool
+) -> None:
+    """Show the findings of TEXT, in canonical words, and what is not used of it. Nothing is searched."""
+    if bundle and checklist:
+        raise click.UsageError("--bundle and --checklist exclude each other")
+    recipe, chosen = TextRecipe(), Checklist.seven_point()
+    if bundle:
+        manifest = Bundle.load(bundle, key).manifest
+        recipe, chosen = manifest.text, manifest.checklist
+    elif checklist:
+        chosen = Checklist.read(checklist)
+    reading = reader_of(chosen).read(check_text(text, recipe))
+    click.echo(json.dumps(reading.to_dict(), indent=2) if as_json else _format_reading(reading))
+
+
+def _format_reading(reading: Reading) -> str:
+    """Return a line for each finding, and for each thing that is not used."""
+    rows = [[f.criterion, " or ".join(f.values), printable(f.words)] for f in reading.findings]
+    widths = [max((len(row[n]) for row in rows), default=0) for n in range(2)]
+    lines = [f"{a:<{widths[0]}}  {b:<{widths[1]}}  {c}" for a, b, c in rows] or ["no finding is understood"]
+    lines += [f"{printable(warning)} [{warning.code}]" for warning in reading.warnings]
+    return "\n".join([*lines, f"canonical words: {reading.canonical or '-'}"])
 
 
 @main.command("validate-precision", short_help="Measure whether a lower precision keeps the ranks.")

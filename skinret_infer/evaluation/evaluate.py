@@ -1,7 +1,7 @@
 """Measure retrieval through the product: every figure comes from a Searcher's rankings."""
 
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -11,7 +11,7 @@ from ..encoder import BATCH
 from ..errors import InputError, printable
 from ..results import Hit
 from ..searcher import Searcher
-from ..text import attributes_to_text
+from ..words.checklist import Allowed
 from .metrics import (
     ACC_AT,
     NDCG,
@@ -24,24 +24,37 @@ from .metrics import (
     without_own,
 )
 from .precision import KINDS
+from .ways import Way
+
+WORDS, IMAGE = KINDS  # image_words, image_only
+ALONE = "words_alone"
 
 
 def evaluate(
     searcher: Searcher,
     cases: Sequence[Case],
     *,
+    ways: Sequence[Way] = (),
     beta: float | None = None,
     gamma: float | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> dict[str, Any]:
-    """Query with each case, with its words and by its image alone; return how good the hits are.
+    """Query with each case: its image with its words, its image alone, its words alone; say how good the hits are.
 
     Each query ranks the whole archive. The query's own case is left out: the case with its id, and any case
     with the same picture under another id ("same_picture" counts the latter). A hit is right if its group is
-    the query's. The words are the case's attributes in the phrases of the bundle's text recipe. For the
+    the query's. The words are the case's attributes in the canonical phrases of the bundle's checklist. For the
     figures of each kind of query, and for equal scores, see `retrieval_metrics`.
+
+    ways : other ways of writing the same findings. The figures of each are in "ways", with "gain_kept": how
+        much of what the canonical words add to the shared criteria of the image alone it adds, in per cent;
+        "read_precision" and "read_recall" of what was understood of it, in per cent; and "agree" and
+        "agree_image": with how many of the stated findings the records of the first five hits agree, with these
+        words and by the image alone.
     """
-    return evaluate_parts(searcher, cases, {"": None}, beta=beta, gamma=gamma, progress=progress)[""]
+    return evaluate_parts(searcher, cases, {"": None}, ways=ways, beta=beta, gamma=gamma, progress=progress)[
+        ""
+    ]
 
 
 def evaluate_parts(
@@ -49,6 +62,7 @@ def evaluate_parts(
     cases: Sequence[Case],
     parts: Mapping[str, Collection[str] | None],
     *,
+    ways: Sequence[Way] = (),
     beta: float | None = None,
     gamma: float | None = None,
     progress: Callable[[int, int], None] | None = None,
@@ -63,25 +77,54 @@ def evaluate_parts(
         raise InputError(
             "there is nothing to evaluate", code="table-empty", expected="cases to query with", found="none"
         )
-    ranked = _rank_archive(searcher, cases, beta, gamma, progress)
-    queries = Labels.of(cases, ranked.pictures)
+    checklist = searcher.manifest.checklist
+    kinds = {
+        WORDS: _Kind([checklist.text_of(case.attributes) for case in cases]),
+        IMAGE: _Kind([""] * len(cases)),
+        ALONE: _Kind([checklist.text_of(case.attributes) for case in cases], with_image=False),
+    }
+    for way in ways:
+        written = [way.write(case, checklist) for case in cases]
+        kinds[_key(way)] = _Kind([text for text, _ in written], said=[said for _, said in written])
+    ranked = _rank_archive(searcher, cases, kinds, beta, gamma, progress)
     reports = {}
     for name, ids in parts.items():
         members = [n for n, hit in enumerate(ranked.archive) if ids is None or hit.case_id in ids]
         index = np.full(len(ranked.archive), -1)
         index[members] = np.arange(len(members))
         hits = [ranked.archive[n] for n in members]
-        labels = Labels.of(hits, [hit.image_sha256 for hit in hits])
-        figures = {
-            kind: retrieval_metrics(
-                without_own(_restrict(ranked.rankings[kind], index), queries, labels), queries, labels
+        archive = Labels.of(hits, checklist.from_image, [hit.image_sha256 for hit in hits])
+
+        def measure(kind: str, said: Sequence[Mapping[str, Allowed]] = ()) -> dict[str, Any]:
+            """Return the figures of a kind of query; `said` takes the place of the queries' own findings."""
+            asked = [n for n, ranking in enumerate(ranked.rankings[kind]) if ranking is not None]
+            labels = Labels.of(
+                [cases[n] for n in asked], checklist.from_image, [ranked.pictures[n] for n in asked]
             )
-            for kind in KINDS
-        }
+            if said:
+                findings = [{c: v[0] for c, v in said[n].items() if c in checklist.from_image} for n in asked]
+                labels = Labels(labels.ids, labels.groups, findings, labels.pictures)
+            rankings = [r for r in ranked.rankings[kind] if r is not None]
+            rankings = without_own(_restrict(rankings, index), labels, archive)  # noqa: B023
+            return retrieval_metrics(rankings, labels, archive)  # noqa: B023
+
+        figures: dict[str, Any] = {kind: measure(kind) for kind in (WORDS, IMAGE)}
+        if any(ranking is not None for ranking in ranked.rankings[ALONE]):
+            figures[ALONE] = measure(ALONE)
+        if ways:
+            figures["ways"] = {
+                way.name: measure(_key(way)) | _reading(searcher, kinds[_key(way)]) for way in ways
+            }
+            for way in ways:
+                said, of_way = kinds[_key(way)].said, figures["ways"][way.name]
+                of_way["gain_kept"] = _gain_kept(of_way, figures[WORDS], figures[IMAGE])
+                if any(said):
+                    of_way["agree"] = measure(_key(way), said).get(SHARED)
+                    of_way["agree_image"] = measure(IMAGE, said).get(SHARED)
         reports[name] = {
             "queries": len(cases),
             "archive": len(searcher) if ids is None else len(members),
-            "same_picture": same_picture(queries, labels),
+            "same_picture": same_picture(Labels.of(cases, (), ranked.pictures), archive),
             "beta": searcher.manifest.beta if beta is None else beta,
             "gamma": searcher.manifest.gamma if gamma is None else gamma,
             "runtime": searcher.runtime,
@@ -92,49 +135,85 @@ def evaluate_parts(
     return reports
 
 
+def _key(way: Way) -> str:
+    return f"way {way.name}"
+
+
+def _gain_kept(way: Mapping[str, Any], words: Mapping[str, Any], image: Mapping[str, Any]) -> float | None:
+    """Return what a way keeps of the gain of the canonical words in shared criteria, in per cent."""
+    if not all(SHARED in figures for figures in (way, words, image)) or words[SHARED] == image[SHARED]:
+        return None
+    return float(round(100 * (way[SHARED] - image[SHARED]) / (words[SHARED] - image[SHARED]), 1))
+
+
+def _reading(searcher: Searcher, kind: "_Kind") -> dict[str, float]:
+    """Return precision and recall of what is read of the texts of a way, in per cent."""
+    right = read = said = 0
+    for text, findings in zip(kind.texts, kind.said, strict=True):
+        allowed = searcher.read(text).allowed if text else {}
+        right += sum(allowed.get(name) == values for name, values in findings.items())
+        read, said = read + len(allowed), said + len(findings)
+    return {
+        "read_precision": round(100 * right / read, 2) if read else 100.0,
+        "read_recall": round(100 * right / said, 2) if said else 100.0,
+    }
+
+
+@dataclass(frozen=True, slots=True)
+class _Kind:
+    """A kind of query: a text for each case, with its image or without.
+
+    said : the values that each text states, if it is a way of writing.
+    """
+
+    texts: list[str]
+    with_image: bool = True
+    said: list[dict[str, Allowed]] = field(default_factory=list)
+
+
 @dataclass(frozen=True, slots=True)
 class _Ranked:
     """The whole archive as every query ranks it.
 
     pictures : the SHA-256 of each query's picture.
     archive : each case once, as a hit.
-    rankings : for each kind of query, one ranking per query. Its indices are those of `archive`.
+    rankings : for each kind of query, one ranking per query, None for a case without words. Its indices are
+        those of `archive`.
     """
 
     pictures: list[str]
     archive: list[Hit]
-    rankings: dict[str, list[Ranking]]
+    rankings: dict[str, list[Ranking | None]]
 
 
 def _rank_archive(
     searcher: Searcher,
     cases: Sequence[Case],
+    kinds: Mapping[str, _Kind],
     beta: float | None,
     gamma: float | None,
     progress: Callable[[int, int], None] | None,
 ) -> _Ranked:
-    """Query with every case, with its words and by its image alone."""
-    ranked = _Ranked([], [], {kind: [] for kind in KINDS})
+    """Query with every case in every kind of query."""
+    ranked = _Ranked([], [], {kind: [None] * len(cases) for kind in kinds})
     numbers: dict[str, int] = {}  # case id -> index in the archive
-    size, phrases = len(searcher), searcher.manifest.text.phrases
     for start in range(0, len(cases), BATCH):
-        batch = cases[start : start + BATCH]
-        for kind in KINDS:
-            texts = [
-                attributes_to_text(case.attributes, phrases) if kind == KINDS[0] else "" for case in batch
-            ]
-            queries = [(case.image, text) for case, text in zip(batch, texts, strict=True)]
-            for results in searcher.query_batch(queries, k=max(size, 1), beta=beta, gamma=gamma):
+        batch = range(start, min(start + BATCH, len(cases)))
+        for name, kind in kinds.items():
+            asked = [n for n in batch if kind.with_image or kind.texts[n]]
+            queries = [(cases[n].image if kind.with_image else None, kind.texts[n]) for n in asked]
+            answers = searcher.query_batch(queries, k=max(len(searcher), 1), beta=beta, gamma=gamma)
+            for n, results in zip(asked, answers, strict=True):
                 for hit in results:
                     if hit.case_id not in numbers:
                         numbers[hit.case_id] = len(ranked.archive)
                         ranked.archive.append(hit)
                 order = np.array([numbers[hit.case_id] for hit in results], np.int64)
-                ranked.rankings[kind].append(Ranking(order, np.array([hit.score for hit in results])))
-                if kind == KINDS[0]:
+                ranked.rankings[name][n] = Ranking(order, np.array([hit.score for hit in results]))
+                if name == IMAGE:
                     ranked.pictures.append(results.hashes["image"])
         if progress:
-            progress(start + len(batch), len(cases))
+            progress(batch.stop, len(cases))
     return ranked
 
 
@@ -148,7 +227,8 @@ def table(report: dict[str, Any]) -> str:
     """Return the report as text for a person."""
     columns = [n for n in ("mAP", *(f"Acc@{k}" for k in ACC_AT), NDCG, SHARED) if n in report[KINDS[0]]]
     # A random order ignores the query: it is the same for every kind.
-    blocks = {kind: report[kind] for kind in KINDS} | {"random_order": report[KINDS[0]]["random_order"]}
+    kinds = [kind for kind in (*KINDS, ALONE) if kind in report]
+    blocks = {kind: report[kind] for kind in kinds} | {"random_order": report[KINDS[0]]["random_order"]}
     rows = {kind: _rows(kind, figures) for kind, figures in blocks.items()}
     width = max(len(label) for block in rows.values() for label, _ in block) + 2
     lines = [
@@ -165,9 +245,27 @@ def table(report: dict[str, Any]) -> str:
             lines.append(
                 f"  in {tied} queries a right and a wrong hit have equal scores: means over their orders"
             )
+    if "ways" in report:
+        lines += ["", *_ways_table(report["ways"])]
     if twins := report.get("same_picture"):
         lines.append(f"left out: {twins} hits with the query's own picture under another case id")
     return "\n".join(lines)
+
+
+def _ways_table(ways: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """Return a line for each way of writing."""
+    width = max(len(printable(name)) for name in ways) + 2
+    lines = [
+        f"{'way of writing':<{max(width, 16)}}{'mAP':>8}{'Acc@1':>8}{SHARED:>10}{'gain kept':>11}{'read':>8}{'agree':>15}"
+    ]
+    for name, of_way in ways.items():
+        kept = "-" if of_way["gain_kept"] is None else f"{of_way['gain_kept']:.0f} %"
+        agree = f"{of_way['agree']:.2f} ({of_way['agree_image']:.2f})" if of_way.get("agree") else "-"
+        lines.append(
+            f"{printable(name):<{max(width, 16)}}{of_way['mAP']:>8.1f}{of_way['Acc@1']:>8.1f}{_cell(SHARED, dict(of_way)):>10}"
+            f"{kept:>11}{of_way['read_recall']:>6.0f} %{agree:>15}"
+        )
+    return [*lines, "agree: with the stated findings, in brackets by the image alone"]
 
 
 def _rows(kind: str, figures: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:

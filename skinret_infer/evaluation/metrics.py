@@ -15,7 +15,6 @@ import numpy as np
 import numpy.typing as npt
 
 from ..cases import Case
-from ..checklist import CRITERIA
 from ..errors import InputError
 from ..results import Hit
 
@@ -32,7 +31,7 @@ _NOTHING = 1e-9  # a standard error below it is rounding
 class Labels:
     """What is known of N cases.
 
-    criteria : for each case, its criteria of the seven-point checklist with their values.
+    criteria : for each case, the criteria in which cases may agree, with their values.
     pictures : for each case, a hash of its picture; empty if the hashes are not known.
     """
 
@@ -42,14 +41,14 @@ class Labels:
     pictures: Sequence[str] = ()
 
     @classmethod
-    def of(cls, cases: Iterable[Case | Hit], pictures: Sequence[str] = ()) -> Self:
-        """Return the labels of cases, or of hits."""
+    def of(cls, cases: Iterable[Case | Hit], criteria: Sequence[str], pictures: Sequence[str] = ()) -> Self:
+        """Return the labels of cases, or of hits; `criteria` are the attributes in which cases may agree."""
         cases = list(cases)
         return cls(
             [case.case_id for case in cases],
             [case.group for case in cases],
             [
-                {n: str(v) for n in CRITERIA if (v := case.attributes.get(n)) not in (None, "")}
+                {n: str(v) for n in criteria if (v := case.attributes.get(n)) not in (None, "")}
                 for case in cases
             ],
             pictures,

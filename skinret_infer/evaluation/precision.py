@@ -19,7 +19,7 @@ from ..engines.base import Array, Engine, as_levels
 from ..errors import InputError
 from ..imaging.decode import decode
 from ..imaging.recipe import Pixels, preprocess
-from ..text import TextEncoderInput, Tokens, attributes_to_text
+from ..text import TextEncoderInput, Tokens
 from .metrics import average_precision, found_by
 
 BATCH = 8
@@ -53,13 +53,13 @@ def make_validation_set(
 
     Raises InputError if there are too few.
     """
-    texts = [(case, attributes_to_text(case.attributes, manifest.text.phrases)) for case in cases]
+    texts = [(case, manifest.checklist.text_of(case.attributes)) for case in cases]
     texts = [(case, text) for case, text in texts if text]
     if len(texts) < MIN_QUERIES:
         raise InputError(
             "there are too few cases to compare ranks",
             code="precision-cases",
-            expected=f"at least {MIN_QUERIES} with attributes for which the text recipe has a phrase",
+            expected=f"at least {MIN_QUERIES} with attributes of which the checklist has the criterion",
             found=str(len(texts)),
         )
     if len(texts) > MAX_QUERIES:

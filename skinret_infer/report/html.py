@@ -66,15 +66,19 @@ def write_report(
         )
     picture = explainer.query_picture(image)
     explained = [_explain(explainer, hit, image_folder) for hit in results.hits[:_MAX_HITS]]
-    query_map = explained[0][0].query if explained else None
-    layers = _layers(query_map.maps) if query_map else {}
-    box = query_map.box if query_map and picture is not None else None
+    first = explained[0][0] if explained else None
+    shown = (first.query or first.case) if first else None
+    layers = _layers(shown.maps) if shown else {}
+    box = first.query.box if first and first.query and picture is not None else None
+    model_input = explainer.model_input()
     page = template.render(
         results=results,
+        pieces=_pieces(results),
+        recorded=results.recorded_findings,
         version=__version__,
         filters={name: _shorten(_filter_values(value)) for name, value in results.where.items()},
         exclude=_shorten(results.exclude),
-        query=_picture(explainer.model_input() if picture is None else picture, box),
+        query=None if model_input is None else _picture(model_input if picture is None else picture, box),
         has_picture=picture is not None,
         cases=[
             _case_content(hit, evidence, case_picture, reason, layers)
@@ -104,6 +108,20 @@ def write_report(
         for hit, (_, _, reason) in zip(results.hits, explained, strict=False)
         if reason
     ]
+
+
+def _pieces(results: "Results") -> list[dict[str, str]]:
+    """Return the text in pieces, each with the finding that it states, or "" for none."""
+    pieces, place = [], 0
+    for finding in sorted(results.findings, key=lambda f: f.start):
+        start = max(finding.start, place)
+        pieces.append({"text": results.text[place:start], "finding": ""})
+        name = finding.criterion.replace("_", " ")
+        pieces.append(
+            {"text": results.text[start : finding.end], "finding": f"{name}: {' or '.join(finding.values)}"}
+        )
+        place = max(place, finding.end)
+    return [*(piece for piece in pieces if piece["text"]), {"text": results.text[place:], "finding": ""}]
 
 
 def _template() -> "Template":
@@ -202,9 +220,10 @@ def _attribute_rows(hit: "Hit", evidence: Evidence) -> dict[str, list[dict[str, 
 
 def _layer_content(names: Sequence[str], evidence: Evidence, total: int) -> dict[str, Any]:
     """Return a map over the query and over the case, in one scale, and its numbers."""
-    sides = {"query": evidence.query} | ({"case": evidence.case} if evidence.case else {})
+    both = {"query": evidence.query, "case": evidence.case}
+    sides = {side: s for side, s in both.items() if s}
     maps = {side: add_up(s.maps[name] for name in names) for side, s in sides.items()}
-    full = max(float(np.abs(m).max()) for m in maps.values())
+    full = max((float(np.abs(m).max()) for m in maps.values()), default=0.0)
     layer: dict[str, Any] = {
         "sum": total,
         "full": full,

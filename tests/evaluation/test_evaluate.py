@@ -8,7 +8,6 @@ import pytest
 from skinret_infer import Case, InputError, Searcher
 from skinret_infer.evaluation.evaluate import evaluate, evaluate_parts, table
 from skinret_infer.evaluation.metrics import Labels, Ranking, retrieval_metrics
-from skinret_infer.text import attributes_to_text
 
 
 def test_figures_are_those_of_single_queries(searcher: Searcher, cases: list[Case]) -> None:
@@ -19,11 +18,7 @@ def test_figures_are_those_of_single_queries(searcher: Searcher, cases: list[Cas
     for kind in ("image_words", "image_only"):
         rankings = []
         for case in queries:
-            words = (
-                attributes_to_text(case.attributes, searcher.manifest.text.phrases)
-                if kind == "image_words"
-                else None
-            )
+            words = searcher.manifest.checklist.text_of(case.attributes) if kind == "image_words" else None
             hits = searcher.query(case.image, words, k=40, exclude=[case.case_id])
             order = np.array([ids.index(hit.case_id) for hit in hits])
             rankings.append(Ranking(order, np.array([hit.score for hit in hits])))

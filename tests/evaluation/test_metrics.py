@@ -13,7 +13,6 @@ from hypothesis import strategies as st
 from sklearn.metrics import average_precision_score, ndcg_score
 
 from skinret_infer import Case, InputError
-from skinret_infer.checklist import CRITERIA
 from skinret_infer.evaluation.evaluate import table
 from skinret_infer.evaluation.metrics import (
     Labels,
@@ -23,6 +22,9 @@ from skinret_infer.evaluation.metrics import (
     retrieval_metrics,
     same_picture,
 )
+from skinret_infer.words.checklist import Checklist
+
+CRITERIA = Checklist.seven_point().from_image
 
 IMAGE = b""  # never opened here
 

@@ -52,7 +52,7 @@ from skinret_infer.imaging.decode import decode
 from skinret_infer.imaging.recipe import ImageRecipe
 from skinret_infer.imaging.tiff import is_configured
 from skinret_infer.tables import read_cases, read_ids
-from skinret_infer.text import TextEncoderInput, TextRecipe, attributes_to_text
+from skinret_infer.text import TextEncoderInput, TextRecipe
 from skinret_infer.trust.audit import AuditLog, verify
 
 MEMORY = 50_000_000  # bytes that a process may grow by
@@ -503,7 +503,7 @@ def _read_bundle(chance: random.Random, seeds: Path, folder: Path, kind: str) ->
     bundle = Bundle.load(place)
     manifest = bundle.manifest
     str(contract(manifest)), manifest.fingerprint, manifest.to_json().encode(), bundle.has("fp16")
-    attributes_to_text(dict.fromkeys(manifest.text.phrases, "regular"), manifest.text.phrases)
+    manifest.checklist.text_of(dict.fromkeys(manifest.checklist.criteria, "regular"))
     refusal(bundle, "openvino", "bf16", folder)
     bundle.concept_head()
     TextEncoderInput(bundle.tokenizer(), manifest.text)(["pigment network, x", "irregular streaks " * 90])

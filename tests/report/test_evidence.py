@@ -11,14 +11,15 @@ import pytest
 import torch
 from helpers import tiny_config
 from PIL import Image
+from skinret_infer.statements import compare
 
 from skinret_infer import ArchiveError, BundleError, Case, InputError, Searcher
-from skinret_infer.checklist import DERM7PT_PHRASES
 from skinret_infer.descriptor import COSINES
 from skinret_infer.evidence import Evidence, add_up, global_map, integrated_gradient, local_map, on_grid
-from skinret_infer.statements import compare
-from skinret_infer.text import attributes_to_text
+from skinret_infer.words.checklist import Checklist
 from skinret_training.model import AGGREGATIONS, SimilarityHead
+
+SEVEN_POINT = Checklist.seven_point()
 
 WORDS = "atypical pigment network, irregular streaks"
 
@@ -113,7 +114,7 @@ def test_the_box_is_the_part_that_the_model_sees(searcher: Searcher, cases: list
 
 
 def test_words_and_case_share_what_both_say(searcher: Searcher, cases: list[Case]) -> None:
-    words = attributes_to_text(cases[3].attributes, searcher.manifest.text.phrases)
+    words = searcher.manifest.checklist.text_of(cases[3].attributes)
     hits = searcher.query(cases[50].image, words, k=40)
     evidence = next(hit for hit in hits if hit.case_id == cases[3].case_id).evidence(with_case=False)
     assert evidence.matching_criteria == dict(cases[3].attributes) and not evidence.conflicting_criteria
@@ -139,7 +140,7 @@ def test_words_and_case_share_what_both_say(searcher: Searcher, cases: list[Case
 def test_a_criterion_is_shared_by_its_value(
     said: str, has: dict[str, str], shared: dict[str, str], differing: dict[str, str]
 ) -> None:
-    assert compare(said, has, DERM7PT_PHRASES) == (shared, differing)
+    assert compare(said, has, SEVEN_POINT.criteria) == (shared, differing)
 
 
 def test_a_picture_that_is_missing_or_another_is_refused_with_the_cure(

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from skinret_infer.evaluation.metrics import Labels, rank, retrieval_metrics, same_picture
 from skinret_infer.tables import CaseTable
 from skinret_infer.text import TextEncoderInput, TextRecipe
+from skinret_infer.words.checklist import Checklist
 
 from .data import CaseTexts, Dataset, FrozenMaps, Indices, Split
 from .loss import multi_positive_contrastive
@@ -80,15 +81,12 @@ def compute_features(
         )
         tokens = torch.cat([text_features(batch) for batch in batches])
         last = frozen.get(everything[:1], everything[:1] * 0)[2].shape[-1]
-    return Features(dataset.labels, images.numpy(), last, one_hot(table, recipe), tokens.numpy())
+    return Features(dataset.labels, images.numpy(), last, one_hot(table, dataset.checklist), tokens.numpy())
 
 
-def one_hot(table: CaseTable, text: TextRecipe) -> Array:
-    """Return [N, W]: 1 if case n has value w of an attribute; only attributes with a phrase count."""
-    facts = [
-        {(name, str(v)) for name in text.phrases if (v := case.attributes.get(name)) not in (None, "")}
-        for case in table.cases
-    ]
+def one_hot(table: CaseTable, checklist: Checklist) -> Array:
+    """Return [N, W]: 1 if case n has value w of a criterion of the checklist."""
+    facts = [set(checklist.values_of(case.attributes).items()) for case in table.cases]
     columns = sorted(set().union(*facts))
     return np.array([[column in of_case for column in columns] for of_case in facts], np.float32)
 
@@ -180,14 +178,23 @@ BASELINES: Mapping[str, Callable[[Features, Split, TrainConfig], Scores]] = {
 
 
 def evaluate_scores(
-    scores: Scores, table: CaseTable, queries: Indices, archive: Indices, pictures: Sequence[str] = ()
+    scores: Scores,
+    table: CaseTable,
+    checklist: Checklist,
+    queries: Indices,
+    archive: Indices,
+    pictures: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Rank the cases of an archive by their scores and return the metrics of each kind of query.
 
     pictures : `Dataset.pictures`; if empty, two cases with the same picture are not noticed.
     """
     query_labels, case_labels = (
-        Labels.of([table.cases[n] for n in indices], [pictures[n] for n in indices] if pictures else ())
+        Labels.of(
+            [table.cases[n] for n in indices],
+            checklist.from_image,
+            [pictures[n] for n in indices] if pictures else (),
+        )
         for indices in (queries, archive)
     )
     figures = {

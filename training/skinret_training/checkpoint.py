@@ -13,10 +13,11 @@ from skinret_infer._files import atomic_write
 from skinret_infer.errors import InputError, SkinretError
 from skinret_infer.imaging.recipe import ImageRecipe
 from skinret_infer.text import TextRecipe
+from skinret_infer.words.checklist import Checklist
 
 from .model import ModelConfig, Skinret
 
-FORMAT = "skinret-checkpoint-1"
+FORMAT = "skinret-checkpoint-2"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,6 +27,7 @@ class Checkpoint:
     config: ModelConfig
     image: ImageRecipe
     text: TextRecipe
+    checklist: Checklist
     tokenizer: str  # the text of tokenizer.json
     state: Mapping[str, torch.Tensor]
     name: str
@@ -43,7 +45,12 @@ class Checkpoint:
         """Write the file; a killed process leaves the old file or none."""
         plain = {name: getattr(self, name) for name in ("tokenizer", "name", "version", "origin", "metrics")}
         tensors = {k: v.detach().cpu().contiguous() for k, v in self.state.items()}
-        recipes = {"config": self.config.to_dict(), "image": asdict(self.image), "text": asdict(self.text)}
+        recipes = {
+            "config": self.config.to_dict(),
+            "image": asdict(self.image),
+            "text": asdict(self.text),
+            "checklist": self.checklist.to_dict(),
+        }
         with atomic_write(path) as temporary:
             torch.save({"format": FORMAT, "state": tensors, **recipes, **plain}, temporary)
 
@@ -59,6 +66,7 @@ class Checkpoint:
                 "config": ModelConfig.from_dict(data.pop("config")),
                 "image": ImageRecipe(**data.pop("image")),
                 "text": TextRecipe(**data.pop("text")),
+                "checklist": Checklist.from_dict(data.pop("checklist")),
             }
             return cls(**recipes, **data)
         except FileNotFoundError:

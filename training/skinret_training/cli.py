@@ -21,7 +21,7 @@ from .train import FINETUNE, PAPER, SCHEDULES, TrainConfig, train
 _D = TrainConfig()
 _PATH = click.Path(path_type=Path)
 _GROUPS = {
-    "Data": ("images", "image_size", "fit", "tokens", "cache"),
+    "Data": ("images", "checklist", "image_size", "fit", "tokens", "cache"),
     "Model": (
         "vision", "text", "finetune_vision", "finetune_text", "neck", "width", "max_map_size", "fusion",
         "layers", "regions", "aggregation", "beta", "gamma", "dropout", "tta",
@@ -90,6 +90,11 @@ def _take_config(context: click.Context, parameter: click.Parameter, path: Path 
     help="A TOML file of options, such as `epochs = 20`. Options of the command line override it.",
 )
 @click.option("--images", type=_PATH, help="Folder of the images of a CASES.csv.  [default: its own]")
+@click.option(
+    "--checklist",
+    default=_D.checklist,
+    help="A TOML file of criteria, values and the words for them.  [default: the seven-point checklist]",
+)
 @click.option(
     "--vision",
     default=_D.vision,

@@ -19,12 +19,11 @@ from skinret_infer.evaluation.evaluate import evaluate_parts
 from skinret_infer.imaging.recipe import ImageRecipe
 from skinret_infer.searcher import Searcher
 from skinret_infer.tables import CaseTable
-from skinret_infer.text import TextRecipe
 
 from .baselines import BASELINES, compute_features, evaluate_scores
 from .crossval_report import ARCHIVES, check_folder, experiment_result, write_experiment
 from .data import Dataset, Split, load_dataset, split
-from .train import TrainConfig, train
+from .train import TrainConfig, read_checklist, train
 
 log = logging.getLogger(__name__)
 METHODS = ("skinret", *BASELINES)
@@ -97,8 +96,8 @@ def cross_validate(
         _check_export()
     check_folder(out)
     config = experiment.config
-    image, text = ImageRecipe(size=config.image_size, fit=config.fit), TextRecipe(length=config.tokens)
-    dataset = load_dataset(table, image, text, quiet=quiet)
+    image = ImageRecipe(size=config.image_size, fit=config.fit)
+    dataset = load_dataset(table, image, read_checklist(config), quiet=quiet)
     data = _digest(table, dataset)
     runs = experiment.runs()
     splits = [
@@ -146,7 +145,7 @@ def _open(
         scores = BASELINES[method](features, subsets, run)
         training = _minutes(began)
         reports = {
-            archive: evaluate_scores(scores, table, subsets.test, cases, dataset.pictures)
+            archive: evaluate_scores(scores, table, dataset.checklist, subsets.test, cases, dataset.pictures)
             for archive, cases in ((_TRAINING, subsets.archive), (_HELD_OUT, subsets.test))
         }
         minutes = {"training": training, "search": round(_minutes(began) - training, 3)}

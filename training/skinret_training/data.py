@@ -13,12 +13,12 @@ from sklearn.model_selection import StratifiedKFold, train_test_split
 from tqdm.auto import tqdm
 
 from skinret_infer._files import atomic_write
-from skinret_infer.checklist import CRITERIA
 from skinret_infer.errors import InputError
 from skinret_infer.imaging.decode import decode
 from skinret_infer.imaging.recipe import ImageRecipe, Pixels, pixel_sha256, preprocess
 from skinret_infer.tables import CaseTable
-from skinret_infer.text import TextEncoderInput, TextRecipe, Tokens, phrases_of
+from skinret_infer.text import TextEncoderInput, Tokens
+from skinret_infer.words.checklist import Checklist
 
 from .loss import UNKNOWN
 from .model import Maps, Skinret, apply_dihedral
@@ -35,7 +35,8 @@ class Dataset:
     groups: list[str]
     concepts: dict[str, list[str]]  # the values of each concept, the group first
     targets: Indices  # [N, C], the index of each concept's value; UNKNOWN if a case has none
-    phrases: list[list[str]]  # the phrases of each case
+    checklist: Checklist
+    findings: list[dict[str, str]]  # the recorded values of each case by criterion
     pictures: list[str]  # SHA-256 of each decoded picture
     pixels: Pixels  # [N, S, S, 3]
 
@@ -64,8 +65,14 @@ class Split:
         return np.sort(np.concatenate([self.train, self.validation]))
 
 
-def load_dataset(table: CaseTable, image: ImageRecipe, text: TextRecipe, *, quiet: bool = False) -> Dataset:
-    """Decode and preprocess every image. Raises InputError, with the case id, for an unusable one."""
+def load_dataset(
+    table: CaseTable, image: ImageRecipe, checklist: Checklist, *, quiet: bool = False
+) -> Dataset:
+    """Decode and preprocess every image. Raises InputError, with the case id, for an unusable one.
+
+    Raises InputError for recorded values that the checklist does not have.
+    """
+    _check_values(table, checklist)
     pixels = np.empty((len(table.cases), image.size, image.size, 3), np.uint8)
     pictures = []
     for n, case in enumerate(
@@ -83,7 +90,7 @@ def load_dataset(table: CaseTable, image: ImageRecipe, text: TextRecipe, *, quie
             "trained on one already knows the other.",
             twins,
         )
-    concepts, targets = _concepts(table)
+    concepts, targets = _concepts(table, checklist)
     if "group" not in concepts:
         raise InputError(
             "the cases have fewer than two groups",
@@ -96,16 +103,35 @@ def load_dataset(table: CaseTable, image: ImageRecipe, text: TextRecipe, *, quie
         [case.group for case in table.cases],
         concepts,
         targets,
-        [phrases_of(case.attributes, text.phrases) for case in table.cases],
+        checklist,
+        [checklist.values_of(case.attributes) for case in table.cases],
         pictures,
         pixels,
     )
 
 
-def _concepts(table: CaseTable) -> tuple[dict[str, list[str]], Indices]:
+def _check_values(table: CaseTable, checklist: Checklist) -> None:
+    """Raise InputError for recorded values that the checklist does not have."""
+    cases: dict[str, list[str]] = {}
+    for case in table.cases:
+        for fault in checklist.check_values(case.attributes):
+            cases.setdefault(fault, []).append(case.case_id)
+    if cases:
+        raise InputError(
+            f"the cases have values that the checklist {checklist.name!r} does not have",
+            code="checklist-value",
+            expected="; ".join(f"{n}: {', '.join(c.values)}" for n, c in checklist.criteria.items())[:400],
+            found="; ".join(
+                f"{fault} ({len(ids)}, first case {ids[0]!r})" for fault, ids in list(cases.items())[:5]
+            ),
+            cure="correct the cases, or give a checklist that has the values with --checklist",
+        )
+
+
+def _concepts(table: CaseTable, checklist: Checklist) -> tuple[dict[str, list[str]], Indices]:
     """Return the values of the group and of each criterion that has more than one, and `Dataset.targets`."""
     columns = {"group": [case.group for case in table.cases]}
-    columns |= {name: [str(case.attributes.get(name, "")) for case in table.cases] for name in CRITERIA}
+    columns |= {n: [str(case.attributes.get(n, "")) for case in table.cases] for n in checklist.from_image}
     concepts = {
         name: values for name, column in columns.items() if len(values := sorted(set(column) - {""})) > 1
     }
@@ -230,11 +256,12 @@ class CaseTexts:
     ) -> None:
         self.views = views
         rng = np.random.default_rng(seed)
-        texts = [text for phrases in dataset.phrases for text in text_views(phrases, views, rng)]
+        all_phrases = [dataset.checklist.phrases_of(findings) for findings in dataset.findings]
+        texts = [text for phrases in all_phrases for text in text_views(phrases, views, rng)]
         self.ids: Tokens
         self.mask: Tokens
         self.ids, self.mask, _ = tokenize(texts)
-        self.blank = np.array([not phrases for phrases in dataset.phrases])  # [N], cases without words
+        self.blank = np.array([not findings for findings in dataset.findings])  # [N], cases without words
         self._tokens: torch.Tensor | None = None
         if frozen:
             device = next(model.parameters()).device

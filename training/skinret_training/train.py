@@ -20,6 +20,8 @@ from skinret_infer.evaluation.metrics import Labels, rank, retrieval_metrics
 from skinret_infer.imaging.recipe import ImageRecipe
 from skinret_infer.tables import CaseTable
 from skinret_infer.text import TextEncoderInput, TextRecipe
+from skinret_infer.words.checklist import Checklist
+from skinret_infer.words.reading import reader_of
 
 from .checkpoint import Checkpoint
 from .data import CaseTexts, Dataset, FrozenMaps, ImageMaps, Indices, Split, image_maps, load_dataset, split
@@ -43,6 +45,7 @@ class TrainConfig:
     image_size: int = 224
     fit: str = "crop"
     tokens: int = 64
+    checklist: str = ""  # a TOML file; "": the seven-point checklist
     tta: int = 1
     neck: str = "fused"
     width: int | None = 64  # of the maps; None keeps the backbone's own
@@ -149,7 +152,7 @@ def train(
     torch.set_num_threads(min(torch.get_num_threads(), available_cpus()))  # PyTorch ignores CPU quotas
     image = ImageRecipe(size=config.image_size, fit=config.fit)
     text = TextRecipe(length=config.tokens)
-    dataset = dataset or load_dataset(table, image, text, quiet=quiet)
+    dataset = dataset or load_dataset(table, image, read_checklist(config), quiet=quiet)
     case_split = split(
         dataset, folds=config.folds, fold=config.fold, validation=config.validation, seed=config.seed
     )
@@ -181,6 +184,7 @@ def train(
         config=model.config,
         image=image,
         text=text,
+        checklist=dataset.checklist,
         tokenizer=tokenizer,
         state=model.state_dict(),
         name=config.name,
@@ -190,6 +194,15 @@ def train(
     )
     ids = np.array(dataset.case_ids)
     return Trained(checkpoint, ids[case_split.archive].tolist(), ids[case_split.test].tolist(), loop.history)
+
+
+def read_checklist(config: TrainConfig) -> Checklist:
+    """Return the checklist of a configuration. Raises InputError if it cannot be used."""
+    if not config.checklist:
+        return Checklist.seven_point()
+    checklist = Checklist.read(config.checklist)
+    reader_of(checklist)  # checks that every canonical phrase can be read
+    return checklist
 
 
 def _build(config: TrainConfig, dataset: Dataset) -> tuple[Skinret, str]:
@@ -236,7 +249,7 @@ def _origin(config: TrainConfig, dataset: Dataset) -> dict[str, Any]:
     """Return the manifest's facts about data and options; of paths only the last name."""
     groups = ", ".join(f"{group} {dataset.groups.count(group)}" for group in sorted(set(dataset.groups)))
     options = asdict(config)
-    options |= {name: Path(options[name]).name for name in ("vision", "text")}
+    options |= {name: Path(options[name]).name for name in ("vision", "text", "checklist")}
     return {
         "data": f"{len(dataset.case_ids)} cases: {groups}",
         "data_sha256": dataset.digest,
@@ -473,7 +486,7 @@ def held_out_metrics(
         for batch in np.array_split(indices, max(1, len(indices) // 16)):
             maps = model.visual_encoder(torch.from_numpy(dataset.pixels[batch]).to(device))
             if with_words:
-                texts = [", ".join(dataset.phrases[n]) for n in batch]
+                texts = [dataset.checklist.text_of(dataset.findings[n]) for n in batch]
                 ids, mask = (torch.from_numpy(a).to(device) for a in tokenize(texts)[:2])
                 alone = torch.tensor([not text for text in texts], device=device)
                 maps = model.compose(maps, model.text_encoder(ids, mask), mask, alone)

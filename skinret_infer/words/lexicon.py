@@ -1,0 +1,249 @@
+"""The vocabulary of a checklist, ready to find its expressions in a text: words with endings, typing errors."""
+
+import functools
+import re
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from rapidfuzz import process
+from rapidfuzz.distance import OSA
+
+from .checklist import ROLES, Allowed, Checklist, Criterion, Language, fold, is_capital, split_words
+
+_TOKEN = re.compile(r"[^\W\d_]+|\d+(?:[.,]\d+)*|\n|\+/-|[-=]+>|[^\s\w]|_")
+_STEM = 4  # letters that stay when an ending is taken off
+_MIN_TYPO = 5  # letters of a word that may be written with an error
+_SHORT = 7  # letters; of a shorter word the last letter must be right, as the first of every word
+_LONG = 9  # letters of a word that may have two errors
+_JOINS = frozenset("-'’‐‑/&")  # between letters they join words: "blue-white", "d'un", "dots/globules"
+
+
+class Token(NamedTuple):
+    """A word, number or sign of a text, with its place."""
+
+    text: str  # folded
+    start: int
+    end: int
+    joined: bool  # stands between two words without a space, as a hyphen
+    capital: bool  # written in capitals
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """The meaning of an expression.
+
+    role : one of ROLES, or "term", "needs_value", "phrase", "word".
+    criterion : of a term or a phrase.
+    allowed : the values of a phrase.
+    beside : for each criterion, the values that a word means beside its name.
+    """
+
+    role: str
+    criterion: str = ""
+    allowed: Allowed = ()
+    beside: Mapping[str, Allowed] = field(default_factory=dict)
+
+
+class Match(NamedTuple):
+    """An expression of the lexicon in a text: tokens first to last - 1."""
+
+    first: int
+    last: int
+    entry: Entry
+
+
+@dataclass(slots=True)
+class _Node:
+    entry: Entry | None = None
+    capital: Entry | None = None  # the meaning in capitals
+    next: dict[int, "_Node"] = field(default_factory=dict)
+
+
+class _Vocabulary:
+    """The expressions of one language as a tree over its words; a word has forms with other endings."""
+
+    def __init__(self, language: Language, criteria: Mapping[str, Criterion]) -> None:
+        self._endings = sorted(map(fold, language.endings), key=len, reverse=True)
+        self.listed: dict[str, int] = {}  # the words as they are written in the file, numbered
+        self.forms: dict[str, tuple[int, ...]] = {}  # form -> the words that have it, the word itself first
+        self.root = _Node()
+        for written, entry in _expressions(language, criteria):
+            for spelling in _spellings(written):
+                self._add(spelling, entry, is_capital(written))
+        self.forms = dict.fromkeys(self.listed, ())
+        for word, number in self.listed.items():
+            self.forms[word] = (number, *self.forms[word])
+            for form in self._inflect(word):
+                self.forms[form] = (*self.forms.get(form, ()), number)
+        self.abbreviations = {fold(word) for word in language.roles["abbreviations"]}
+
+    def _inflect(self, word: str) -> set[str]:
+        if len(word) < _STEM or not word.isalpha():
+            return set()
+        cut = next((e for e in self._endings if word.endswith(e) and len(word) - len(e) >= _STEM), "")
+        stem = word[: len(word) - len(cut)]
+        return ({stem} | {stem + ending for ending in self._endings}) - {word}
+
+    def _add(self, words: Sequence[str], entry: Entry, capital: bool) -> None:
+        node = self.root
+        for word in words:
+            node = node.next.setdefault(self.listed.setdefault(word, len(self.listed)), _Node())
+        if capital:
+            node.capital = _merge(node.capital, entry)
+        else:
+            node.entry = _merge(node.entry, entry)
+
+
+def _expressions(language: Language, criteria: Mapping[str, Criterion]) -> Iterator[tuple[str, Entry]]:
+    """Yield what a language says, the strongest meaning of an expression first."""
+    for role in ROLES:
+        if role not in ("plain", "copulas", "abbreviations"):
+            yield from ((expression, Entry(role)) for expression in language.roles[role])
+    for way in language.ways:
+        criterion = criteria[way.criterion]
+        yield from ((expression, Entry("term", way.criterion)) for expression in way.terms)
+        yield from ((expression, Entry("needs_value", way.criterion)) for expression in way.needs_value)
+        for name, expressions in way.phrases.items():
+            entry = Entry("phrase", way.criterion, criterion.allowed(name))
+            yield from ((expression, entry) for expression in expressions)
+    for way in language.ways:
+        for name, words in way.words.items():
+            entry = Entry("word", beside={way.criterion: criteria[way.criterion].allowed(name)})
+            yield from ((word, entry) for word in words)
+    for role in ("copulas", "plain"):
+        yield from ((expression, Entry(role)) for expression in language.roles[role])
+
+
+def _merge(old: Entry | None, new: Entry) -> Entry:
+    """Return the meaning of an expression that has two: words add up, else the first one stays."""
+    if old is None:
+        return new
+    if old.role == new.role == "word":
+        return Entry("word", beside={**new.beside, **old.beside})
+    return old
+
+
+def _spellings(expression: str) -> set[tuple[str, ...]]:
+    """Return the folded words of an expression, and those with ae, oe and ue in place of umlauts."""
+    folded = expression.casefold()
+    plain = folded.replace("ä", "ae").replace("ö", "oe").replace("ü", "ue")
+    return {split_words(expression), split_words(plain)}
+
+
+class Lexicon:
+    """All languages of a checklist. It finds the expressions of a text."""
+
+    def __init__(self, checklist: Checklist) -> None:
+        self._languages = {
+            code: _Vocabulary(language, checklist.criteria) for code, language in checklist.languages.items()
+        }
+        self._own = checklist.language
+        self._known: dict[str, list[str]] = {}  # form -> the languages that have it
+        for code, vocabulary in self._languages.items():
+            for form in vocabulary.forms:
+                self._known.setdefault(form, []).append(code)
+        self._by_letter: dict[tuple[str, str], list[str]] = {}  # language, first letter -> forms
+        for code, vocabulary in self._languages.items():
+            for form in vocabulary.forms:
+                least = _MIN_TYPO if form in vocabulary.listed else _SHORT
+                if len(form) >= least and form.isalpha():
+                    self._by_letter.setdefault((code, form[0]), []).append(form)
+        self._correct = functools.lru_cache(maxsize=4096)(self._nearest)
+
+    def languages(self, tokens: Sequence[Token]) -> list[str]:
+        """Return the language that knows the most words of a text, and the checklist's own."""
+        counts: Counter[str] = Counter()
+        for token in tokens:
+            counts.update(self._known.get(token.text, ()))
+        return list(dict.fromkeys([max(self._languages, key=lambda code: counts[code]), self._own]))
+
+    def correct(self, tokens: Sequence[Token], languages: Sequence[str]) -> dict[int, str]:
+        """Return by its number each word that is probably a known word with a typing error.
+
+        No word is corrected in a text of which most words are unknown: it is in another language.
+        """
+        words = [n for n, token in enumerate(tokens) if token.text[0].isalpha()]
+        unknown = [n for n in words if tokens[n].text not in self._known]
+        if 3 * len(unknown) > max(2 * len(words), 3):
+            return {}
+        found = {}
+        for n in unknown:
+            if len(tokens[n].text) >= _MIN_TYPO - 1 and (word := self._correct(tokens[n].text, languages[0])):
+                found[n] = word
+        return found
+
+    def _nearest(self, word: str, language: str) -> str:
+        """Return the known word that a word with a typing error means; "" if none or several are near."""
+        limit = 2 if len(word) >= _LONG else 1
+        forms = self._by_letter.get((language, word[0]), [])
+        near = process.extract(word, forms, scorer=OSA.distance, score_cutoff=limit, limit=6)
+        if len(word) < _SHORT:  # too many ordinary words are near
+            near = [found for found in near if found[0][-1] == word[-1]]
+        best = [form for form, distance, _ in near if distance == near[0][1]]
+        forms_of = self._languages[language].forms
+        return best[0] if best and set.intersection(*(set(forms_of[form]) for form in best)) else ""
+
+    def is_abbreviation(self, word: str, language: str) -> bool:
+        """Say whether a dot after this word does not end a sentence."""
+        return len(word) == 1 or word in self._languages[language].abbreviations
+
+    def match(self, tokens: Sequence[Token], languages: Sequence[str]) -> Iterator[Match]:
+        """Yield the longest expression at each place, in the text's language before the checklist's own."""
+        place = 0
+        while place < len(tokens):
+            best: Match | None = None
+            known = self._known.get(tokens[place].text, ())
+            for code in languages if known else ():
+                if code in known:
+                    vocabulary = self._languages[code]
+                    found = self._longest(tokens, place, place, vocabulary.root, vocabulary.forms)
+                    if found and (best is None or found.last > best.last):
+                        best = found
+            if best:
+                yield best
+                place = best.last
+            else:
+                place += 1
+
+    def _longest(
+        self,
+        tokens: Sequence[Token],
+        first: int,
+        place: int,
+        node: _Node,
+        forms: Mapping[str, tuple[int, ...]],
+    ) -> Match | None:
+        """Return the longest expression that goes on with the token `place` below a node of the tree."""
+        while place > first and place < len(tokens) and tokens[place].joined:
+            place += 1
+        best: Match | None = None
+        if place < len(tokens):
+            for number in forms.get(tokens[place].text, ()):
+                if (step := node.next.get(number)) is None:
+                    continue
+                found = self._longest(tokens, first, place + 1, step, forms)
+                entry = (step.capital if tokens[place].capital else None) or step.entry
+                if found is None and entry:
+                    found = Match(first, place + 1, entry)
+                if found and (best is None or found.last > best.last):
+                    best = found
+        return best
+
+
+def tokenize(text: str) -> list[Token]:
+    """Return the words, numbers, signs and line breaks of a text."""
+    tokens = []
+    for match in _TOKEN.finditer(text):
+        start, end = match.span()
+        piece = match[0]
+        joined = (
+            piece in _JOINS
+            and start > 0
+            and end < len(text)
+            and text[start - 1].isalnum()
+            and text[end].isalnum()
+        )
+        tokens.append(Token(fold(piece) or piece, start, end, joined, piece.isupper()))
+    return tokens
