@@ -105,7 +105,7 @@ def full_size(cache: Path) -> tuple[Path, Path]:
                 if parameter.ndim > 1:
                     torch.nn.init.normal_(parameter, std=0.15)
         Checkpoint(
-            config=model.config, image=image, text=TextRecipe(), tokenizer=tokenizer(),
+            config=model.config, image=image, text=TextRecipe(), checklist=SEVEN_POINT, tokenizer=tokenizer(),
             state=model.state_dict(), name=name, version="0",
         ).save(folder / "ckpt.pt")  # fmt: skip
         export_bundle(folder / "ckpt.pt", folder / "bundle", check_precision=False)

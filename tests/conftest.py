@@ -12,7 +12,7 @@ os.environ["OMP_NUM_THREADS"] = os.environ["OPENBLAS_NUM_THREADS"] = "1"
 import pytest
 import torch
 from filelock import FileLock
-from helpers import tiny_checkpoint
+from helpers import CHECKLIST, tiny_checkpoint
 
 from skinret_export import export
 from skinret_export.demo import write_small_tokenizer
@@ -144,7 +144,7 @@ def full_bundle(tokenizer: str, tmp_path_factory: pytest.TempPathFactory) -> Pat
     swin = {"model_type": "swin", "out_features": ["stage2", "stage3", "stage4"]}  # Swin-T is Swin's default
     model = Skinret(ModelConfig(vision=swin, text={"model_type": "bert"}, max_map_size=28))
     Checkpoint(
-        config=model.config, image=ImageRecipe(), text=TextRecipe(), tokenizer=tokenizer,
+        config=model.config, image=ImageRecipe(), text=TextRecipe(), checklist=CHECKLIST, tokenizer=tokenizer,
         state=model.state_dict(), name="full", version="1",
     ).save(folder / "full.pt")  # fmt: skip
     probe = export.make_probe

@@ -232,9 +232,10 @@ class Checklist:
 
 
 def fold(word: str) -> str:
-    """Return a word without case and accents, as the reader compares words."""
-    decomposed = unicodedata.normalize("NFKD", unicodedata.normalize("NFKD", word).casefold())
-    return "".join(c for c in decomposed if not unicodedata.combining(c))
+    """Return a word without case and accents, as the reader compares words; a single letter keeps its accent."""
+    lower = unicodedata.normalize("NFKD", unicodedata.normalize("NFKC", word).casefold())
+    letters = "".join(c for c in lower if not unicodedata.combining(c))
+    return letters if len(letters) > 1 else unicodedata.normalize("NFC", lower)  # the Italian "è" is not "e"
 
 
 def split_words(expression: str) -> tuple[str, ...]:

@@ -20,6 +20,9 @@ _LONG = 9  # letters of a word that may have two errors
 _JOINS = frozenset("-'’‐‑/&")  # between letters they join words: "blue-white", "d'un", "dots/globules"
 
 
+_CUES = frozenset({"deny", "without", "nor", "concord", "absent", "doubt", "doubt_next", "elsewhere"})
+
+
 class Token(NamedTuple):
     """A word, number or sign of a text, with its place."""
 
@@ -190,17 +193,20 @@ class Lexicon:
         return len(word) == 1 or word in self._languages[language].abbreviations
 
     def match(self, tokens: Sequence[Token], languages: Sequence[str]) -> Iterator[Match]:
-        """Yield the longest expression at each place, in the text's language before the checklist's own."""
+        """Yield the longest expression at each place, in the text's language before the checklist's own.
+
+        Where these know none, a denial or doubt in another language counts: "kein pigment network".
+        """
         place = 0
         while place < len(tokens):
             best: Match | None = None
             known = self._known.get(tokens[place].text, ())
-            for code in languages if known else ():
-                if code in known:
-                    vocabulary = self._languages[code]
-                    found = self._longest(tokens, place, place, vocabulary.root, vocabulary.forms)
-                    if found and (best is None or found.last > best.last):
-                        best = found
+            own = [code for code in languages if code in known]
+            for code in own or known:
+                vocabulary = self._languages[code]
+                found = self._longest(tokens, place, place, vocabulary.root, vocabulary.forms)
+                if found and (own or found.entry.role in _CUES) and (best is None or found.last > best.last):
+                    best = found
             if best:
                 yield best
                 place = best.last
@@ -246,4 +252,8 @@ def tokenize(text: str) -> list[Token]:
             and text[end].isalnum()
         )
         tokens.append(Token(fold(piece) or piece, start, end, joined, piece.isupper()))
+    for n in range(1, len(tokens) - 1):
+        before, dot, after = tokens[n - 1 : n + 2]
+        if dot.text == "." and len(before.text) == len(after.text) == 1 and after.text.isalpha():
+            tokens[n] = dot._replace(joined=before.text.isalpha())  # "V.a."
     return tokens

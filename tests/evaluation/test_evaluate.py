@@ -8,6 +8,9 @@ import pytest
 from skinret_infer import Case, InputError, Searcher
 from skinret_infer.evaluation.evaluate import evaluate, evaluate_parts, table
 from skinret_infer.evaluation.metrics import Labels, Ranking, retrieval_metrics
+from skinret_infer.words.checklist import Checklist
+
+CRITERIA = Checklist.seven_point().from_image
 
 
 def test_figures_are_those_of_single_queries(searcher: Searcher, cases: list[Case]) -> None:
@@ -23,7 +26,7 @@ def test_figures_are_those_of_single_queries(searcher: Searcher, cases: list[Cas
             order = np.array([ids.index(hit.case_id) for hit in hits])
             rankings.append(Ranking(order, np.array([hit.score for hit in hits])))
         assert {len(ranking) for ranking in rankings} == {39, 40}
-        expected = retrieval_metrics(rankings, Labels.of(queries), Labels.of(archive))
+        expected = retrieval_metrics(rankings, Labels.of(queries, CRITERIA), Labels.of(archive, CRITERIA))
         for name in ("mAP", "Acc@1", "nDCG@10", "shared@5"):  # a batch rounds differently
             assert report[kind][name] == pytest.approx(expected[name], abs=0.2)
 

@@ -217,7 +217,8 @@ def test_labels_hold_the_seven_criteria_of_a_case_and_no_other_attribute() -> No
         [
             Case("1", IMAGE, diagnosis="melanoma", attributes=attributes, group="mel"),
             Case("2", IMAGE, diagnosis="nevus"),
-        ]
+        ],
+        CRITERIA,
     )
     assert (result.ids, result.groups) == (["1", "2"], ["mel", "nevus"])
     assert result.criteria == [{"streaks": "irregular"}, {}]

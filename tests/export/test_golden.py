@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from helpers import tiny_config
+from helpers import CHECKLIST, tiny_config
 from PIL import Image
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 
@@ -105,7 +105,7 @@ def golden(**options: Any) -> Checkpoint:
     model = Skinret(tiny_config(**options))
     of_formula = {name: weights(name, parameter) for name, parameter in model.named_parameters()}
     return Checkpoint(
-        config=model.config, image=ImageRecipe(size=64), text=TextRecipe(), tokenizer=words.to_str(),
+        config=model.config, image=ImageRecipe(size=64), text=TextRecipe(), checklist=CHECKLIST, tokenizer=words.to_str(),
         state=model.state_dict() | of_formula, name="golden", version="1",
     )  # fmt: skip
 

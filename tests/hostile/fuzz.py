@@ -54,12 +54,27 @@ from skinret_infer.imaging.tiff import is_configured
 from skinret_infer.tables import read_cases, read_ids
 from skinret_infer.text import TextEncoderInput, TextRecipe
 from skinret_infer.trust.audit import AuditLog, verify
+from skinret_infer.words.checklist import Checklist
 
 MEMORY = 50_000_000  # bytes that a process may grow by
 _PIXELS = 2_000_000  # of a picture that is decoded; a larger one takes the same path in the code
 _CASES = 150
 
 # -- seeds --
+
+
+_CHECKLIST = Checklist.from_dict(
+    {
+        "schema": 1, "name": "small", "version": "1", "language": "en", "sources": {"usage": "usage"},
+        "criteria": {"streaks": {"phrase": "{} streaks", "values": ["absent", "regular"]}},
+        "languages": {"en": {"name": "English", "endings": ["s"], "deny": ["no"], "absent": ["absent"]}},
+        "ways": {
+            "en": [
+                {"criterion": "streaks", "source": "usage", "terms": ["streaks"], "words": {"regular": ["regular"]}}
+            ]
+        },
+    }
+)  # fmt: skip
 
 
 def write_seeds(folder: Path) -> None:
@@ -256,7 +271,7 @@ def _write_bundle(folder: Path) -> None:
     level = Level(height=2, width=2, channels=2)
     files = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(folder.iterdir())}
     manifest = Manifest(
-        schema=1, model="m", version="1", image=ImageRecipe(size=64), text=TextRecipe(), files=files,
+        schema=2, model="m", version="1", image=ImageRecipe(size=64), text=TextRecipe(), checklist=_CHECKLIST, files=files,
         levels=(level, level, level), layout=_LAYOUT, regions=2, aggregation="mean", beta=0.6, gamma=0.5,
         concepts={"group": ["bkl", "mel", "nevus"]}, precision="fp32", opset=18,
         origin={"checkpoint_sha256": "f" * 64, "packages": {"torch": "2"}}, metrics={"mAP": {"all": [1]}},

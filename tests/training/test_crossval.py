@@ -16,14 +16,13 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner, Result
-from helpers import BERT, SWIN
+from helpers import BERT, CHECKLIST, SWIN
 from transformers import BertConfig, BertModel, SwinBackbone, SwinConfig
 
 from skinret_export.demo import write_small_tokenizer
 from skinret_infer import Case, SkinretError
 from skinret_infer.imaging.recipe import ImageRecipe
 from skinret_infer.tables import CaseTable, read_cases
-from skinret_infer.text import TextRecipe
 from skinret_training import baselines, crossval
 from skinret_training.baselines import (
     Features,
@@ -350,7 +349,7 @@ def test_what_the_bundle_finds_is_what_the_model_found_in_training(
         augment_dihedral=1, text_views=2, epochs=3, validation=0.2, folds=2, fold=0,
     )  # fmt: skip
     table = read_cases(data)
-    dataset = load_dataset(table, ImageRecipe(size=64), TextRecipe(), quiet=True)
+    dataset = load_dataset(table, ImageRecipe(size=64), CHECKLIST, quiet=True)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(crossval, "_export", EXPORT)
         run = crossval._run_model(table, dataset, config, tmp_path / "run", tmp_path / "maps", True)
@@ -397,19 +396,19 @@ def test_a_learned_baseline_runs_as_a_row(
 
 def test_baselines_find_what_is_in_the_pictures_and_in_the_words(data: Path, few_steps: None) -> None:
     table = read_cases(data)
-    dataset = load_dataset(table, ImageRecipe(size=64), TextRecipe(), quiet=True)
+    dataset = load_dataset(table, ImageRecipe(size=64), CHECKLIST, quiet=True)
     parts = split(dataset, folds=2, fold=0, validation=0.2, seed=0)
     rng = np.random.default_rng(0)
     centres = rng.normal(size=(3, 12)).astype(np.float32)
     images = centres[dataset.labels] + rng.normal(size=(2, 60, 12)).astype(np.float32)
-    said = one_hot(table, TextRecipe())
+    said = one_hot(table, CHECKLIST)
     assert set(np.unique(said)) == {0, 1} and (said.sum(1) == 10).all()
     seen = Features(dataset.labels, images, 4, said, said)
     chance = max(np.bincount(dataset.labels[parts.test])) / 30 * 100
     config = TrainConfig(fold=0)
     for method in (linear_probe, late_fusion, resnet50_cossim):
         scores = method(seen, parts, config)
-        for kind, figures in evaluate_scores(scores, table, parts.test, parts.archive).items():
+        for kind, figures in evaluate_scores(scores, table, CHECKLIST, parts.test, parts.archive).items():
             if isinstance(figures, dict):
                 assert figures["Acc@1"] > chance and figures["mAP"] > chance, (method, kind)
         again = method(seen, parts, config)
@@ -424,7 +423,11 @@ def test_a_baseline_that_knows_nothing_measures_a_random_order(cases: list[Case]
     ]
     everything = np.arange(60)
     report = evaluate_scores(
-        {"image_only": np.zeros((60, 60), np.float32)}, CaseTable(renamed, []), everything, everything
+        {"image_only": np.zeros((60, 60), np.float32)},
+        CaseTable(renamed, []),
+        CHECKLIST,
+        everything,
+        everything,
     )
     found = report["image_only"]
     assert found["tied"] == 60 and found["balanced"]["Acc@1"] == pytest.approx(
@@ -438,11 +441,13 @@ def test_the_same_picture_in_two_cases_is_reported_and_is_no_hit(
 ) -> None:
     twin = Case("twin", cases[0].image, diagnosis="", attributes=cases[0].attributes, group=cases[0].group)
     table = CaseTable([*cases[:20], twin], [])
-    dataset = load_dataset(table, ImageRecipe(size=64), TextRecipe(), quiet=True)
+    dataset = load_dataset(table, ImageRecipe(size=64), CHECKLIST, quiet=True)
     assert "1 cases show the same picture as another case" in caplog.text
     archive = np.arange(20)
     for pictures, left_out in ((dataset.pictures, 1), ((), 0)):
-        report = evaluate_scores({"image_only": np.ones((1, 21))}, table, np.array([20]), archive, pictures)
+        report = evaluate_scores(
+            {"image_only": np.ones((1, 21))}, table, CHECKLIST, np.array([20]), archive, pictures
+        )
         assert report["same_picture"] == left_out
 
 
@@ -450,11 +455,11 @@ def test_cases_without_words_have_no_words_alone(cases: list[Case]) -> None:
     silent = CaseTable(
         [Case(c.case_id, c.image, diagnosis=c.diagnosis, attributes={}, group=c.group) for c in cases], []
     )
-    assert one_hot(silent, TextRecipe()).shape == (60, 0)
-    dataset = load_dataset(silent, ImageRecipe(size=64), TextRecipe(), quiet=True)
+    assert one_hot(silent, CHECKLIST).shape == (60, 0)
+    dataset = load_dataset(silent, ImageRecipe(size=64), CHECKLIST, quiet=True)
     parts = split(dataset, folds=2, fold=0, validation=0.2, seed=0)
     images = np.random.default_rng(0).normal(size=(1, 60, 4)).astype(np.float32)
-    seen = Features(dataset.labels, images, 4, one_hot(silent, TextRecipe()), np.zeros((60, 8), np.float32))
+    seen = Features(dataset.labels, images, 4, one_hot(silent, CHECKLIST), np.zeros((60, 8), np.float32))
     assert "words_alone" not in linear_probe(seen, parts, TrainConfig(fold=0))
 
 

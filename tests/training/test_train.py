@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
-from helpers import BERT, SWIN, tiny_config
+from helpers import BERT, CHECKLIST, SWIN, tiny_config
 from transformers import (
     BertConfig,
     BertModel,
@@ -28,7 +28,6 @@ from skinret_export.demo import write_small_tokenizer
 from skinret_infer import Case, InputError
 from skinret_infer.imaging.recipe import ImageRecipe
 from skinret_infer.tables import CaseTable
-from skinret_infer.text import TextRecipe
 from skinret_training import cli
 from skinret_training.checkpoint import Checkpoint
 from skinret_training.data import Dataset, load_dataset, split, text_views
@@ -81,7 +80,7 @@ def test_any_backbone_with_maps_at_three_depths_trains_and_its_checkpoint_stands
     path = tmp_path / "ckpt.pt"
     trained.checkpoint.save(path)
     plain = torch.load(path, weights_only=True)
-    assert plain["format"] == "skinret-checkpoint-1"
+    assert plain["format"] == "skinret-checkpoint-2"
     loaded = Checkpoint.load(path)
     pixels = torch.zeros(2, 64, 64, 3, dtype=torch.uint8)
     with torch.no_grad():
@@ -216,7 +215,7 @@ def test_a_killed_command_resumes(weights: Path, data: Path, tmp_path: Path) -> 
 
 
 def test_the_held_out_fold_is_never_trained_or_chosen_on(cases: list[Case]) -> None:
-    dataset = load_dataset(CaseTable(cases, []), ImageRecipe(size=64), TextRecipe(), quiet=True)
+    dataset = load_dataset(CaseTable(cases, []), ImageRecipe(size=64), CHECKLIST, quiet=True)
     seen = []
     for fold in range(4):
         parts = split(dataset, folds=4, fold=fold, validation=0.2, seed=3)
@@ -231,7 +230,7 @@ def test_a_model_that_tells_nothing_apart_measures_a_random_order() -> None:
     """The table is sorted by group, and so are the case ids and the columns of the product."""
     groups = ["bkl"] * 49 + ["mel"] * 202 + ["nevus"] * 460
     dataset = Dataset(
-        [f"{n:03}" for n in range(711)], groups, {}, np.zeros((711, 1), np.int64), [[]] * 711, [""] * 711,
+        [f"{n:03}" for n in range(711)], groups, {}, np.zeros((711, 1), np.int64), CHECKLIST, [{}] * 711, [""] * 711,
         np.zeros((711, 1, 1, 3), np.uint8),
     )  # fmt: skip
     torch.manual_seed(0)
@@ -243,7 +242,7 @@ def test_a_model_that_tells_nothing_apart_measures_a_random_order() -> None:
 
 def test_a_model_that_diverged_is_not_measured() -> None:
     dataset = Dataset(
-        ["a", "b"], ["mel", "nevus"], {}, np.zeros((2, 1), np.int64), [[], []], ["", ""],
+        ["a", "b"], ["mel", "nevus"], {}, np.zeros((2, 1), np.int64), CHECKLIST, [{}, {}], ["", ""],
         np.zeros((2, 1, 1, 3), np.uint8),
     )  # fmt: skip
     rows, both = torch.full((2, 4), float("nan")), np.arange(2)
@@ -306,7 +305,7 @@ def test_a_file_that_is_no_checkpoint_is_refused(content: bytes, tmp_path: Path)
 
 def test_a_checkpoint_of_another_make_or_with_code_in_it_is_refused(tmp_path: Path) -> None:
     for number, data in enumerate(
-        ({"state_dict": {}}, [1, 2], {"format": "skinret-checkpoint-1"}, {"f": Path("x")})
+        ({"state_dict": {}}, [1, 2], {"format": "skinret-checkpoint-2"}, {"f": Path("x")})
     ):
         path = tmp_path / f"{number}.pt"
         torch.save(data, path)

@@ -6,7 +6,7 @@ import time
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from skinret_infer.statements import compare
+from skinret_infer.words.reading import compare, reader_of
 
 from skinret_infer import Case
 from skinret_infer.words.checklist import Checklist
@@ -23,7 +23,7 @@ CASE = {
 
 def _said(text: str, case: dict[str, str] = CASE) -> tuple[set[str], set[str]]:
     """Return the names of what is shared and of what differs."""
-    shared, differing = compare(text, case, SEVEN_POINT.criteria)
+    shared, differing = compare(reader_of(SEVEN_POINT).read(text).allowed, case, SEVEN_POINT)
     assert all(case[name] == value for name, value in {**shared, **differing}.items())
     return set(shared), set(differing)
 
@@ -298,7 +298,7 @@ def test_the_words_of_a_case_differ_from_another_where_the_values_do(cases: list
         assert set(differing) == set(both) - set(shared)
 
 
-_CRITERION = st.sampled_from([name for name, values in SEVEN_POINT.criteria.items() if "absent" in values])
+_CRITERION = st.sampled_from([name for name, c in SEVEN_POINT.criteria.items() if "absent" in c.values])
 _DENIALS = [
     "no {}",
     "without {}",
@@ -314,9 +314,9 @@ _DENIALS = [
 @QUICK
 @given(name=_CRITERION, form=st.sampled_from(_DENIALS), data=st.data())
 def test_no_case_with_a_thing_shares_its_denial(name: str, form: str, data: st.DataObject) -> None:
-    thing = SEVEN_POINT.criteria[name].format("").strip()
-    own = data.draw(st.sampled_from(sorted(SEVEN_POINT.criteria[name])))
-    shared, differing = compare(form.format(thing), {name: own}, SEVEN_POINT.criteria)
+    thing = SEVEN_POINT.criteria[name].phrase.format("").strip()
+    own = data.draw(st.sampled_from(sorted(SEVEN_POINT.criteria[name].values)))
+    shared, differing = compare(reader_of(SEVEN_POINT).read(form.format(thing)).allowed, {name: own}, SEVEN_POINT)
     assert (set(shared), set(differing)) == (({name}, set()) if own == "absent" else (set(), {name}))
 
 
