@@ -26,6 +26,7 @@ from .text import TextEncoderInput
 from .words.reading import Reading
 
 BATCH = 8  # images that are encoded at once
+_FULL_WEIGHT = 4.0  # settled criteria from which words have their full weight beside a picture
 _STEP = 4  # tokens: texts are padded to a multiple of this
 _CACHED_TEXTS = 128  # the last ones: 25 MB at 64 tokens of 768 numbers
 _WORKERS = 4  # threads that encode texts, for queries from several threads
@@ -179,7 +180,9 @@ class Encoder:
             def features(queries: Sequence[int]) -> tuple[Array, Array]:
                 encoded_texts = started.result()
                 rows = [places[n] for n in queries]
-                return encoded_texts.tokens[rows], encoded_texts.mask[rows]
+                weights = [self._weight(readings[n]) if pictures[n] else 1.0 for n in queries]
+                tokens = encoded_texts.tokens[rows] * np.array(weights, np.float32)[:, None, None]
+                return tokens, encoded_texts.mask[rows]
 
             if composed:
                 vectors = self._embed([pictures[n] for n in composed], lambda: features(composed))
@@ -207,13 +210,18 @@ class Encoder:
         """Return the descriptors of cases, float32 [N, D], from their model inputs [S, S, 3]."""
         return self.archive_engine.embed(np.stack(pixels), None)
 
-    def query_maps(self, pixels: Pixels, words: str) -> Maps:
+    def _weight(self, reading: Reading) -> float:
+        """Return the weight of words beside a picture: few findings must not outweigh what the picture shows."""
+        settled = self._bundle.manifest.checklist.settled(reading.allowed)
+        return min(1.0, settled / _FULL_WEIGHT)
+
+    def query_maps(self, pixels: Pixels, reading: Reading) -> Maps:
         """Return the feature maps and masks from which the descriptor of a query with a picture was pooled."""
-        return self._maps(self.engine, pixels, words)
+        return self._maps(self.engine, pixels, reading)
 
     def case_maps(self, pixels: Pixels) -> Maps:
         """Return the feature maps and masks from which a case's descriptor was pooled."""
-        return self._maps(self.archive_engine, pixels, "")
+        return self._maps(self.archive_engine, pixels, None)
 
     def _embed(self, pictures: Sequence[Picture | None], text: TextFeatures | None) -> Vector:
         return self.engine.embed(np.stack([picture.pixels for picture in pictures if picture]), text)
@@ -230,11 +238,12 @@ class Encoder:
         ]
         return descriptors
 
-    def _maps(self, engine: Engine, pixels: Pixels, text: str) -> Maps:
+    def _maps(self, engine: Engine, pixels: Pixels, reading: Reading | None) -> Maps:
         with _forks.no_fork():
             maps = engine.run("visual_encoder", {"pixels": pixels[None]}, LEVELS)
-            if text:
-                tokens, mask, *_ = self._encode_texts([text])
+            if reading and reading.canonical:
+                tokens, mask, *_ = self._encode_texts([reading.canonical])
+                tokens = tokens * np.float32(self._weight(reading))
                 maps = as_levels(
                     engine.run("composer", {**maps, "tokens": tokens, "attention_mask": mask}, COMPOSED)
                 )

@@ -155,7 +155,7 @@ class QueryExplainer:
     def _query_maps(self, pixels: Pixels) -> Maps:
         if self._maps is None:
             with _forks.no_fork():
-                self._maps = self.explainer.encoder.query_maps(pixels, self.encoded.reading.canonical)
+                self._maps = self.explainer.encoder.query_maps(pixels, self.encoded.reading)
         return self._maps
 
 

@@ -5,6 +5,7 @@ field. A bundle has its checklist in the manifest, so that another site can use 
 """
 
 import functools
+import math
 import tomllib
 import unicodedata
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -220,6 +221,14 @@ class Checklist:
             words
             for name, criterion in self.criteria.items()
             if name in allowed and (words := criterion.say(allowed[name]))
+        )
+
+    def settled(self, allowed: Mapping[str, Collection[str]]) -> float:
+        """Return how many criteria are settled by their allowed values: 1 for each with one value, less for more."""
+        return sum(
+            1 - math.log(len(allowed[name])) / math.log(len(criterion.values))
+            for name, criterion in self.criteria.items()
+            if name in allowed
         )
 
     def check_values(self, attributes: Mapping[str, Any]) -> list[str]:

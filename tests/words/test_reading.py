@@ -316,7 +316,9 @@ _DENIALS = [
 def test_no_case_with_a_thing_shares_its_denial(name: str, form: str, data: st.DataObject) -> None:
     thing = SEVEN_POINT.criteria[name].phrase.format("").strip()
     own = data.draw(st.sampled_from(sorted(SEVEN_POINT.criteria[name].values)))
-    shared, differing = compare(reader_of(SEVEN_POINT).read(form.format(thing)).allowed, {name: own}, SEVEN_POINT)
+    shared, differing = compare(
+        reader_of(SEVEN_POINT).read(form.format(thing)).allowed, {name: own}, SEVEN_POINT
+    )
     assert (set(shared), set(differing)) == (({name}, set()) if own == "absent" else (set(), {name}))
 
 

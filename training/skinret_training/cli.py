@@ -31,8 +31,8 @@ _GROUPS = {
         "validation", "seed",
     ),
     "Loss and augmentation": (
-        "contrastive_weight", "image_only_loss_weight", "group_loss_weight", "criteria_loss_weight",
-        "smoothing", "text_views", "augment_dihedral",
+        "contrastive_weight", "image_only_loss_weight", "words_only_loss_weight", "words_only_start",
+        "group_loss_weight", "criteria_loss_weight", "smoothing", "text_views", "augment_dihedral",
     ),
     "Cross-validation": ("folds", "fold", "seeds", "method", "experiment", "keep_artifacts"),
 }  # fmt: skip
@@ -185,6 +185,17 @@ def _take_config(context: click.Context, parameter: click.Parameter, path: Path 
     "--image-only-loss-weight",
     default=_D.image_only_loss_weight,
     help="Weight of the loss of queries by image alone.",
+)
+@click.option(
+    "--words-only-loss-weight",
+    default=_D.words_only_loss_weight,
+    help="Weight of the loss of queries by words alone.",
+)
+@click.option(
+    "--words-only-start",
+    default=_D.words_only_start,
+    type=click.FloatRange(0, 1),
+    help="Share of the epochs before the loss of queries by words alone.",
 )
 @click.option(
     "--contrastive-weight", default=_D.contrastive_weight, help="Weight of the contrastive loss on S."

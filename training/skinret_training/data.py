@@ -2,7 +2,7 @@
 
 import hashlib
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,7 +18,7 @@ from skinret_infer.imaging.decode import decode
 from skinret_infer.imaging.recipe import ImageRecipe, Pixels, pixel_sha256, preprocess
 from skinret_infer.tables import CaseTable
 from skinret_infer.text import TextEncoderInput, Tokens
-from skinret_infer.words.checklist import Checklist
+from skinret_infer.words.checklist import ABSENT, PRESENT, Allowed, Checklist, Criterion
 
 from .loss import UNKNOWN
 from .model import Maps, Skinret, apply_dihedral
@@ -166,13 +166,93 @@ def split(dataset: Dataset, *, folds: int, fold: int | None, validation: float, 
     return Split(np.sort(train), np.sort(stopping), np.sort(test))
 
 
-def text_views(phrases: Sequence[str], views: int, rng: np.random.Generator) -> list[str]:
-    """Return several wordings of a case: first all its phrases, then random subsets in random order."""
-    texts = [", ".join(phrases)]
-    for _ in range(views - 1):
-        subset = [p for p in phrases if rng.random() < rng.uniform(0.3, 1.0)] or list(phrases)
-        texts.append(", ".join(rng.permutation(subset)))
+# How a wording speaks of a case, with the weight of each way. See docs/explain/recipe.md.
+WAYS = {
+    "all": 2.0,
+    "part": 2.0,
+    "present": 3.0,  # only what is present, as most reports are written
+    "part of present": 1.0,
+    "vague": 1.0,  # "irregular pigmentation", "not regular streaks"
+    "presence": 1.0,  # "pigment network, absent streaks"
+    "presence of present": 1.5,  # "pigment network, dots and globules"
+}
+Stated = dict[str, Allowed]  # the allowed values of each criterion that a wording speaks of
+
+
+def text_views(
+    findings: Mapping[str, str], checklist: Checklist, views: int, rng: np.random.Generator
+) -> list[str]:
+    """Return several wordings of a case in canonical words: first all its findings, then some way of WAYS."""
+    everything: Stated = {name: (value,) for name, value in findings.items()}
+    weights = np.array(list(WAYS.values()))
+    texts = [checklist.text(everything)]
+    for way in rng.choice(list(WAYS), views - 1, p=weights / weights.sum()):
+        texts.append(checklist.text(_speak(everything, checklist, str(way), rng)) or texts[0])
     return texts
+
+
+def _speak(everything: Stated, checklist: Checklist, way: str, rng: np.random.Generator) -> Stated:
+    match way:
+        case "all":
+            return everything
+        case "part":
+            return _part(everything, 0.3, rng)
+        case "present":
+            return _present(_with_some_facts(everything, checklist, rng))
+        case "part of present":
+            return _part(_present(everything), 0.2, rng)
+        case "vague":
+            share = float(rng.choice([0.5, 0.7, 1.0]))
+            stated = _part(everything, 0.3, rng) if share == 0.7 else everything
+            return {
+                name: _vague(checklist.criteria[name], values[0], rng) if rng.random() < share else values
+                for name, values in stated.items()
+            }
+    stated = _with_some_facts(everything, checklist, rng)
+    if rng.random() < 0.5:
+        stated = _part(stated, 0.2, rng)
+    stated = _present(stated) if way == "presence of present" else stated
+    return {
+        name: values if values == (ABSENT,) else _presence(checklist.criteria[name], values)
+        for name, values in stated.items()
+    }
+
+
+def _part(stated: Stated, low: float, rng: np.random.Generator) -> Stated:
+    """Return some of the criteria, on average a share of them from `low` to 1; all, if none was drawn."""
+    share = rng.uniform(low, 1.0)
+    return {name: values for name, values in stated.items() if rng.random() < share} or stated
+
+
+def _present(stated: Stated) -> Stated:
+    return {name: values for name, values in stated.items() if values != (ABSENT,)}
+
+
+def _with_some_facts(stated: Stated, checklist: Checklist, rng: np.random.Generator) -> Stated:
+    """Leave out none, some or all of what no picture shows, such as the location."""
+    share = float(rng.choice([0.0, 0.5, 1.0]))
+    return {n: v for n, v in stated.items() if checklist.criteria[n].from_image or rng.random() < share}
+
+
+def _presence(criterion: Criterion, values: Allowed) -> Allowed:
+    return criterion.allowed(PRESENT) if ABSENT in criterion.values else values
+
+
+def _vague(criterion: Criterion, value: str, rng: np.random.Generator) -> Allowed:
+    """Return a set of values that a less exact statement about this value would allow."""
+    others = [other for other in criterion.values if other not in (value, ABSENT)]
+    if ABSENT not in criterion.values or not others:
+        return (value,)
+    draw = rng.random()
+    groups = [group for group in criterion.groups.values() if value in group]
+    if value == ABSENT and draw < 0.7:
+        return (value,)
+    if value != ABSENT and groups and draw < 0.5:
+        return groups[rng.integers(len(groups))]
+    if value != ABSENT and draw < 0.8:
+        return criterion.allowed(PRESENT)
+    allowed = criterion.without([str(rng.choice(others))])
+    return allowed if value in allowed else (value,)  # a part of "combinations" denies it too
 
 
 class FrozenMaps:
@@ -256,8 +336,11 @@ class CaseTexts:
     ) -> None:
         self.views = views
         rng = np.random.default_rng(seed)
-        all_phrases = [dataset.checklist.phrases_of(findings) for findings in dataset.findings]
-        texts = [text for phrases in all_phrases for text in text_views(phrases, views, rng)]
+        texts = [
+            text
+            for findings in dataset.findings
+            for text in text_views(findings, dataset.checklist, views, rng)
+        ]
         self.ids: Tokens
         self.mask: Tokens
         self.ids, self.mask, _ = tokenize(texts)

@@ -23,6 +23,7 @@ from skinret_infer.descriptor import Layout
 from skinret_infer.errors import InputError
 
 Maps: TypeAlias = tuple[Tensor, Tensor, Tensor]  # X^L, X^M, X^H
+_USUAL_TOKENS = 40  # of a text; only keeps the sum of its vectors at the size of their mean
 EPS = 1e-6  # the smallest norm that a vector is divided by
 _ATTENTION = "eager"  # the exporter does not support Swin's fused attention with a dynamic batch
 AGGREGATIONS = ("normalized", "mean", "max", "concat")
@@ -278,31 +279,35 @@ class CrossModalLayer(nn.Module):
 
 
 class WordShift(nn.Module):
-    """The shift that words add to every position: the mean word vector, standardised and projected."""
+    """The shift that words add to every position: the sum of the word vectors, scaled and projected.
 
-    centre: Tensor
+    It is a sum because findings are evidence that adds up, as in a naive Bayes classifier. In a mean, one
+    phrase alone would shift the maps as far as a full checklist.
+    """
+
     scale: Tensor
 
     def __init__(self, text_channels: int, channels: list[int]) -> None:
         super().__init__()
-        self.register_buffer("centre", torch.zeros(text_channels))
         self.register_buffer("scale", torch.ones(text_channels))
-        self.project = nn.ModuleList(nn.Linear(text_channels, d) for d in channels)
+        # Without a bias, so that a search can weigh the words by scaling their vectors.
+        self.project = nn.ModuleList(nn.Linear(text_channels, d, bias=False) for d in channels)
         for linear in self.project:  # so that words change nothing at the start of the training
             nn.init.zeros_(cast(nn.Linear, linear).weight)
-            nn.init.zeros_(cast(nn.Linear, linear).bias)
 
     def forward(self, tokens: Tensor, attention_mask: Tensor) -> list[Tensor]:
         """tokens (B, n, d_T), attention_mask (B, n) int64 -> a shift (B, d) of each level."""
-        mean = (mean_token(tokens, attention_mask) - self.centre) * self.scale
-        return [project(mean) for project in self.project]
+        total = self._total(tokens, attention_mask) * self.scale
+        return [project(total) for project in self.project]
 
     @torch.no_grad()
     def standardize(self, tokens: Tensor, attention_mask: Tensor) -> None:
-        """Take centre and scale from the words of the training cases."""
-        mean = mean_token(tokens, attention_mask)
-        self.centre.copy_(mean.mean(0))
-        self.scale.copy_(1 / (mean.std(0) + 1e-3))
+        """Take the scale from the words of the training cases."""
+        self.scale.copy_(1 / (self._total(tokens, attention_mask).std(0) + 1e-3))
+
+    @staticmethod
+    def _total(tokens: Tensor, attention_mask: Tensor) -> Tensor:  # (B, d_T)
+        return (tokens * attention_mask.to(tokens.dtype)[..., None]).sum(1) / _USUAL_TOKENS
 
 
 class Composer(nn.Module):

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -26,7 +26,7 @@ from skinret_infer.words.reading import reader_of
 from .checkpoint import Checkpoint
 from .data import CaseTexts, Dataset, FrozenMaps, ImageMaps, Indices, Split, image_maps, load_dataset, split
 from .loss import concept_loss, multi_positive_contrastive
-from .model import SYMMETRIES, Skinret, check_choices, last_depth, load_pretrained
+from .model import SYMMETRIES, Maps, Skinret, check_choices, last_depth, load_pretrained
 
 log = logging.getLogger(__name__)
 SCHEDULES = ("cosine", "constant")
@@ -67,11 +67,15 @@ class TrainConfig:
     weight_decay: float = 1.0
     temperature: float = 0.5  # of S/3 at the start; it is learned
     image_only_loss_weight: float = 0.5  # of queries by the image alone, beside those with words
+    words_only_loss_weight: float = 0.3  # of queries by the words alone
+    # Share of the epochs before them. The shift starts at zero, where a unit vector has a huge gradient: it
+    # would fill AdamW's second moments and slow the shift for the rest of the training.
+    words_only_start: float = 0.25
     contrastive_weight: float = 3.0  # of the contrastive loss
     group_loss_weight: float = 1.0  # of the group's cross-entropy; 0: no concepts, and the score is S / 3
     smoothing: float = 0.3  # of the group's labels
     criteria_loss_weight: float = 0.5  # of the criteria's cross-entropy
-    text_views: int = 8  # texts of each case
+    text_views: int = 12  # texts of each case
     augment_dihedral: int = 4  # symmetries of the square, as augmentation
     validation: float = 0.0  # share of the training data that chooses the epoch; 0: keep the last epoch
     folds: int = 5
@@ -113,6 +117,7 @@ PAPER: dict[str, Any] = {
     "dropout": 0.1,
     "contrastive_weight": 1.0,
     "image_only_loss_weight": 0.0,
+    "words_only_loss_weight": 0.0,
     "group_loss_weight": 0.0,
     "validation": 0.15,
 }
@@ -361,10 +366,14 @@ class _Loop:
                 x = self.maps(batch, image_views)
                 tokens, mask = self.texts.get(self.model, batch, text_views)
                 composed = self.model.compose(x, tokens, mask, blank)
+                words = self._words_alone(x, tokens, mask, blank) if self._trains_words(epoch) else None
             d_q, d_t = (self.model.similarity_head(*(m.float() for m in maps))[0] for maps in (composed, x))
             loss = self._objective(d_q, d_t, batch)
             if self.config.image_only_loss_weight:
                 loss = loss + self.config.image_only_loss_weight * self._objective(d_t, d_t, batch)
+            if words is not None:
+                d_w = self.model.similarity_head(*(m.float() for m in words))[0]
+                loss = loss + self.config.words_only_loss_weight * self._objective(d_w, d_t, batch)
             for group in self.optimizer.param_groups:
                 group["lr"] = group["peak"] * self._rate_factor(epoch + step / steps, steps)
             self.optimizer.zero_grad(set_to_none=True)
@@ -372,6 +381,18 @@ class _Loop:
             self.optimizer.step()
             losses.append(float(loss.detach()))
         return float(np.mean(losses))
+
+    def _trains_words(self, epoch: int) -> bool:
+        config = self.config
+        return config.words_only_loss_weight > 0 and epoch >= config.words_only_start * config.epochs
+
+    def _words_alone(self, x: Maps, tokens: torch.Tensor, mask: torch.Tensor, blank: torch.Tensor) -> Maps:
+        """Return the maps of queries by words alone, which the composer makes of zeros.
+
+        The cases of `blank` have no words; they keep their picture.
+        """
+        zeros = tuple(torch.where(blank[:, None, None, None], m, torch.zeros_like(m)) for m in x)
+        return self.model.compose(cast(Maps, zeros), tokens, mask, blank)
 
     def _objective(self, d_q: torch.Tensor, d_t: torch.Tensor, batch: Indices) -> torch.Tensor:
         """Return the loss of queries d_q (B, D) against the cases d_t (B, D) of a batch."""
