@@ -305,6 +305,14 @@ def parse_manifest(content: bytes, path: Path) -> Manifest:
             found=f"schema {schema}",
             cure="pip install --upgrade skinret-infer",
         )
+    if isinstance(schema, int) and not isinstance(schema, bool) and 0 < schema < SCHEMA:
+        raise BundleError(
+            f"{path} is older than this package",
+            code="bundle-older",
+            expected=f"schema {SCHEMA}, which has the checklist",
+            found=f"schema {schema}",
+            cure="train the model again with this version and export it, or install the version that made it",
+        )
     try:
         if schema != SCHEMA or not isinstance(schema, int) or isinstance(schema, bool):
             raise TypeError(f"schema: {schema!r}")

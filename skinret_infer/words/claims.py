@@ -9,7 +9,9 @@ from .elements import FINDINGS, NAMES, Element
 
 _LINKS = frozenset({"comma", "and", "or", "nor", "with"})
 _JOINS = frozenset({"and", "or", "nor"})
+_OPEN = frozenset({"deny", "concord", "doubt_next"})  # what follows them belongs to them
 _LIGHT = frozenset({"plain", "copulas", "number", "colon", "abbreviations"})
+_BREAKS = frozenset({"deny", "absent", "doubt", "doubt_next", "elsewhere", "unknown", "question", "back"})
 _NEAR = 2  # words between a finding and an unknown word before it that may deny it
 
 
@@ -71,7 +73,9 @@ def sentences(elements: Sequence[Element]) -> Iterator[list[Element]]:
         following = elements[n + 1].role if n + 1 < len(elements) else ""
         last = sentence[-1].role if sentence else ""
         match e.role:
-            case "line" if last in _LINKS or following in _LINKS:
+            case "line" if (
+                last in _LINKS | _OPEN or following in _LINKS
+            ):  # the line was broken for its length
                 continue
             case "open" if not _has_own_finding(elements[n + 1 :]):
                 sentence.append(e)
@@ -238,15 +242,13 @@ def _read_values(claim: Claim, elements: Sequence[Element], criterion: Criterion
     stated: list[Allowed] = []
     deny_next = False
     for e in elements:
-        if e.role == "phrase":
-            stated.append(e.allowed)
-        elif _is_value_of(e, claim.criterion):
-            values = e.beside[claim.criterion]
+        if e.role == "phrase" or _is_value_of(e, claim.criterion):
+            values = e.allowed or e.beside[claim.criterion]
             stated.append(criterion.without(values) if deny_next else values)
             deny_next = False
         elif e.role in ("deny", "concord") and not deny_next:
             deny_next = True  # "streaks not irregular"
-        elif e.role in ("deny", "absent", "doubt", "doubt_next", "unknown", "question", "back"):
+        elif e.role in _BREAKS:
             claim.unsure = True
     claim.unsure |= deny_next
     if stated:
@@ -290,8 +292,7 @@ def _read_after(claim: Claim, after: Sequence[Element]) -> None:
     elif {"doubt", "question"} & found or denials > 1 or {"deny", "absent"} <= found:
         claim.after = "doubt"
     elif denials:
-        is_answer = "present" in found or (has_colon and roles[0] == "deny")
-        claim.after = "deny" if is_answer else "doubt"
+        claim.after = "deny" if roles[-1] == "deny" or "present" in found else "doubt"
     elif "absent" in found:
         claim.after = "deny" if "present" not in found else "doubt"
     elif roles and roles[0] == "minus":
@@ -341,8 +342,10 @@ def _join_words(claims: Sequence[Claim], criteria: Mapping[str, Criterion]) -> N
                 target = fitting[1]
             criterion = criteria[target.criterion]
             values = beside[target.criterion]
+            if denied:  # "globules, not irregular": they are there
+                values = criterion.without({*values, ABSENT} if target is before else values)
             links = claim.links if target is before else target.links
-            _add_values(target, criterion, criterion.without(values) if denied else values, "or" in links)
+            _add_values(target, criterion, values, "or" in links)
             if target is after and claim.before:
                 target.before = target.before or claim.before
                 target.denied |= claim.before == "deny"
@@ -390,6 +393,8 @@ def _reach_forward(claims: Sequence[Claim]) -> None:
     head: Claim | None = None  # the last item with a denial or doubt that may reach further
     for n, claim in enumerate(claims):
         opens = "with" in claim.links
+        if "nor" in claim.links and n and claims[n - 1].criterion and not claims[n - 1].denied:
+            claims[n - 1].unsure = True  # "veil nor streaks"
         if opens and head and head.before == "elsewhere":
             claim.unsure = True
             continue
@@ -429,11 +434,10 @@ def _reaches(head: Claim, claims: Sequence[Claim], n: int) -> bool:
         return True
     last_links = {"or", "nor", *(("and",) if head.reaches else ())}
     for other in claims[n:]:
-        if other.before or other.after or other.values is not None or "with" in other.links:
-            return False
-        if other.links & last_links:
+        if other is not claim and other.links & last_links:
             return True
-        if other.links != {"comma"}:
+        plain_list = other.links == {"comma"} and other.values is None
+        if not plain_list or other.before or other.after:
             return False
     return False
 
@@ -472,6 +476,7 @@ def _reach_back(claims: Sequence[Claim]) -> None:
 def _points_back(claim: Claim) -> bool:
     """Say whether an item without a name denies or doubts the item before it: "streaks, not seen"."""
     roles = {e.role for e in claim.elements}
-    negative = ("deny" in roles and bool(roles & {"present", "back"})) or bool(roles & {"absent", "doubt"})
-    alone = "deny" in roles and roles <= {"deny", "copulas"}
+    denies = bool(roles & {"deny", "concord"})
+    negative = (denies and bool(roles & {"present", "back"})) or bool(roles & {"absent", "concord", "doubt"})
+    alone = denies and roles <= {"deny", "concord", "copulas"}
     return alone or (negative and not any(e.is_content for e in claim.elements))

@@ -15,7 +15,7 @@ from .checklist import ROLES, Allowed, Checklist, Criterion, Language, fold, is_
 _TOKEN = re.compile(r"[^\W\d_]+|\d+(?:[.,]\d+)*|\n|\+/-|[-=]+>|[^\s\w]|_")
 _STEM = 4  # letters that stay when an ending is taken off
 _MIN_TYPO = 5  # letters of a word that may be written with an error
-_SHORT = 7  # letters; of a shorter word the last letter must be right, as the first of every word
+_SHORT = 7  # letters; of a shorter word the last letter must be right, or its letters only swapped
 _LONG = 9  # letters of a word that may have two errors
 _JOINS = frozenset("-'’‐‑/&")  # between letters they join words: "blue-white", "d'un", "dots/globules"
 
@@ -70,11 +70,15 @@ class _Vocabulary:
     def __init__(self, language: Language, criteria: Mapping[str, Criterion]) -> None:
         self._endings = sorted(map(fold, language.endings), key=len, reverse=True)
         self.listed: dict[str, int] = {}  # the words as they are written in the file, numbered
+        self.of_role: dict[str, set[str]] = {"cue": set(), "finding": set()}  # words of denials, of findings
         self.forms: dict[str, tuple[int, ...]] = {}  # form -> the words that have it, the word itself first
         self.root = _Node()
         for written, entry in _expressions(language, criteria):
+            kind = "cue" if entry.role in _CUES else "" if entry.role in ROLES else "finding"
             for spelling in _spellings(written):
                 self._add(spelling, entry, is_capital(written))
+                if kind:
+                    self.of_role[kind].update(spelling)
         self.forms = dict.fromkeys(self.listed, ())
         for word, number in self.listed.items():
             self.forms[word] = (number, *self.forms[word])
@@ -153,13 +157,15 @@ class Lexicon:
                 least = _MIN_TYPO if form in vocabulary.listed else _SHORT
                 if len(form) >= least and form.isalpha():
                     self._by_letter.setdefault((code, form[0]), []).append(form)
+        self._cues = set[str]().union(*(v.of_role["cue"] for v in self._languages.values()))
         self._correct = functools.lru_cache(maxsize=4096)(self._nearest)
 
     def languages(self, tokens: Sequence[Token]) -> list[str]:
         """Return the language that knows the most words of a text, and the checklist's own."""
         counts: Counter[str] = Counter()
         for token in tokens:
-            counts.update(self._known.get(token.text, ()))
+            for code in self._known.get(token.text, ()):
+                counts[code] += 3 if token.text in self._languages[code].of_role["finding"] else 2
         return list(dict.fromkeys([max(self._languages, key=lambda code: counts[code]), self._own]))
 
     def correct(self, tokens: Sequence[Token], languages: Sequence[str]) -> dict[int, str]:
@@ -168,7 +174,8 @@ class Lexicon:
         No word is corrected in a text of which most words are unknown: it is in another language.
         """
         words = [n for n, token in enumerate(tokens) if token.text[0].isalpha()]
-        unknown = [n for n in words if tokens[n].text not in self._known]
+        unknown = [n for n in words if not set(languages) & set(self._known.get(tokens[n].text, ()))]
+        unknown = [n for n in unknown if tokens[n].text not in self._cues]  # a denial in another language
         if 3 * len(unknown) > max(2 * len(words), 3):
             return {}
         found = {}
@@ -183,10 +190,12 @@ class Lexicon:
         forms = self._by_letter.get((language, word[0]), [])
         near = process.extract(word, forms, scorer=OSA.distance, score_cutoff=limit, limit=6)
         if len(word) < _SHORT:  # too many ordinary words are near
-            near = [found for found in near if found[0][-1] == word[-1]]
+            near = [f for f in near if f[0][-1] == word[-1] or sorted(f[0]) == sorted(word)]
         best = [form for form, distance, _ in near if distance == near[0][1]]
-        forms_of = self._languages[language].forms
-        return best[0] if best and set.intersection(*(set(forms_of[form]) for form in best)) else ""
+        vocabulary = self._languages[language]
+        for better in (vocabulary.listed, vocabulary.of_role["finding"]):
+            best = [form for form in best if form in better] or best
+        return best[0] if best and set.intersection(*(set(vocabulary.forms[form]) for form in best)) else ""
 
     def is_abbreviation(self, word: str, language: str) -> bool:
         """Say whether a dot after this word does not end a sentence."""
@@ -205,7 +214,8 @@ class Lexicon:
             for code in own or known:
                 vocabulary = self._languages[code]
                 found = self._longest(tokens, place, place, vocabulary.root, vocabulary.forms)
-                if found and (own or found.entry.role in _CUES) and (best is None or found.last > best.last):
+                is_cue = found and found.entry.role in _CUES
+                if found and (is_cue or own) and (best is None or (found.last > best.last and not is_cue)):
                     best = found
             if best:
                 yield best
@@ -233,7 +243,14 @@ class Lexicon:
                 entry = (step.capital if tokens[place].capital else None) or step.entry
                 if found is None and entry:
                     found = Match(first, place + 1, entry)
-                if found and (best is None or found.last > best.last):
+                if (
+                    found
+                    and best
+                    and found.last == best.last
+                    and found.entry.role == best.entry.role == "word"
+                ):
+                    best = best._replace(entry=_merge(best.entry, found.entry))
+                elif found and (best is None or found.last > best.last):
                     best = found
         return best
 

@@ -63,7 +63,8 @@ def compute_features(
     model.to("cuda" if torch.cuda.is_available() else "cpu").eval()
     frozen = FrozenMaps(model, dataset, config.augment_dihedral, cache, quiet=quiet)
     recipe = TextRecipe(length=config.tokens)
-    texts = CaseTexts(model, dataset, TextEncoderInput(tokenizer, recipe), 1, 0, frozen=True, quiet=quiet)
+    tokenize = TextEncoderInput(tokenizer, recipe)
+    texts = CaseTexts(model, dataset, tokenize, 1, 0, frozen=True, cache=cache, quiet=quiet)
     everything = np.arange(len(dataset.labels))
     batches = np.array_split(everything, max(1, len(everything) // 64))
 

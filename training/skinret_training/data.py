@@ -275,12 +275,9 @@ class FrozenMaps:
         quiet: bool = False,
     ) -> None:
         facts = (model.config.max_map_size, model.config.mean, model.config.std, dataset.digest)
-        key = hashlib.sha256(repr(facts).encode())
-        for name, tensor in sorted(model.visual_encoder.backbone.state_dict().items()):
-            key.update(name.encode() + tensor.cpu().numpy().tobytes())
+        key = _key(model.visual_encoder.backbone, repr(facts).encode())
         self._views = [
-            self._load(model, dataset, view, cache, key.hexdigest()[:16], last, quiet)
-            for view in range(augment_dihedral)
+            self._load(model, dataset, view, cache, key, last, quiet) for view in range(augment_dihedral)
         ]
 
     def get(self, indices: Indices, views: Indices) -> Maps:
@@ -321,7 +318,10 @@ class FrozenMaps:
 
 
 class CaseTexts:
-    """The words of every case in several views: token ids and, for a frozen encoder, token vectors."""
+    """The words of every case in several views: token ids and, for a frozen encoder, token vectors.
+
+    The vectors are stored like `FrozenMaps`, so that other folds of the same seed find them.
+    """
 
     def __init__(
         self,
@@ -332,6 +332,7 @@ class CaseTexts:
         seed: int,
         *,
         frozen: bool,
+        cache: Path,
         quiet: bool = False,
     ) -> None:
         self.views = views
@@ -345,18 +346,27 @@ class CaseTexts:
         self.mask: Tokens
         self.ids, self.mask, _ = tokenize(texts)
         self.blank = np.array([not findings for findings in dataset.findings])  # [N], cases without words
-        self._tokens: torch.Tensor | None = None
+        self._tokens: npt.NDArray[np.float16] | None = None
         if frozen:
-            device = next(model.parameters()).device
-            lengths = self.mask.sum(1)
-            self._tokens = torch.zeros(*self.ids.shape, model.text_encoder.channels, dtype=torch.float16)
-            by_length = np.argsort(lengths, kind="stable")  # texts of equal length together need less padding
-            for batch in batches(len(texts), 64, "frozen words", quiet):
-                rows = by_length[batch]
-                n = int(lengths[rows].max())
-                with torch.inference_mode():
-                    ids, mask = (torch.from_numpy(a[rows, :n]).to(device) for a in (self.ids, self.mask))
-                    self._tokens[rows, :n] = model.text_encoder(ids, mask).half().cpu()
+            key = _key(model.text_encoder, self.ids.tobytes() + self.mask.tobytes())
+            path = cache / f"words-{key}.npy"
+            if not path.is_file():
+                with atomic_write(path) as temporary, temporary.open("wb") as file:
+                    np.save(file, self._encode(model, quiet))
+            self._tokens = np.load(path, mmap_mode="r")
+
+    def _encode(self, model: Skinret, quiet: bool) -> npt.NDArray[np.float16]:
+        device = next(model.parameters()).device
+        lengths = self.mask.sum(1)
+        tokens = np.zeros((*self.ids.shape, model.text_encoder.channels), np.float16)
+        by_length = np.argsort(lengths, kind="stable")  # texts of equal length together need less padding
+        for batch in batches(len(lengths), 64, "frozen words", quiet):
+            rows = by_length[batch]
+            n = int(lengths[rows].max())
+            with torch.inference_mode():
+                ids, mask = (torch.from_numpy(a[rows, :n]).to(device) for a in (self.ids, self.mask))
+                tokens[rows, :n] = model.text_encoder(ids, mask).half().cpu().numpy()
+        return tokens
 
     def get(self, model: Skinret, indices: Indices, views: Indices) -> tuple[torch.Tensor, torch.Tensor]:
         """Return tokens (B, n, d_T) and their mask (B, n) on the model's device."""
@@ -365,8 +375,16 @@ class CaseTexts:
         device = next(model.parameters()).device
         mask = torch.from_numpy(self.mask[rows, :n]).to(device)
         if self._tokens is not None:
-            return self._tokens[rows, :n].to(device).float(), mask
+            return torch.from_numpy(self._tokens[rows, :n]).to(device).float(), mask
         return model.text_encoder(torch.from_numpy(self.ids[rows, :n]).to(device), mask), mask
+
+
+def _key(encoder: torch.nn.Module, facts: bytes) -> str:
+    """Return the name of what an encoder makes of something: 16 digits of a hash of its weights and `facts`."""
+    key = hashlib.sha256(facts)
+    for name, tensor in sorted(encoder.state_dict().items()):
+        key.update(name.encode() + tensor.cpu().numpy().tobytes())
+    return key.hexdigest()[:16]
 
 
 def batches(count: int, size: int, label: str, quiet: bool) -> Iterator[slice]:

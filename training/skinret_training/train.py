@@ -169,7 +169,14 @@ def train(
     if config.finetune_vision != "full":
         frozen = FrozenMaps(model, dataset, config.augment_dihedral, cache, last=last, quiet=quiet)
     texts = CaseTexts(
-        model, dataset, tokenize, config.text_views, config.seed, frozen=not config.finetune_text, quiet=quiet
+        model,
+        dataset,
+        tokenize,
+        config.text_views,
+        config.seed,
+        frozen=not config.finetune_text,
+        cache=cache,
+        quiet=quiet,
     )
     maps = image_maps(model, dataset, frozen, tuned=last)
     _standardize(model, frozen, texts, case_split.train)
