@@ -51,6 +51,11 @@ class Claim:
         return bool(self.criterion) and self.values is None and not self.before and not self.after
 
     @property
+    def answered(self) -> bool:
+        """Whether what stands after it denies or doubts it."""
+        return self.after in ("deny", "doubt", "back")
+
+    @property
     def reaches(self) -> bool:
         """Whether it has a denial that reaches over "and"."""
         return any(e.reaches for e in self.elements)
@@ -206,6 +211,8 @@ def _claim(links: frozenset[str], elements: list[Element], criteria: Mapping[str
     first, last = own[0], own[-1]
     _read_values(claim, elements[first : last + 1], criteria[claim.criterion])
     before, after = elements[:first], elements[last + 1 :]
+    if before and before[-1].role == "number" and not before[-1].text.isdigit():
+        claim.unsure = True  # "a score of 5.2 points"
     if criteria[claim.criterion].from_image:
         unknown_before = _unknown_near([e.role for e in reversed(before)], _NEAR)
         empty = bool(after) and after[-1].role == "colon"  # a form that is not filled in
@@ -260,7 +267,8 @@ def _read_before(claim: Claim, before: Sequence[Element], later: set[str]) -> No
     """Read what stands before the finding. `later` are the roles after it."""
     roles = _without_diagnoses([e.role for e in before if e.role not in _LIGHT])
     denials = max(roles.count("deny"), int("nor" in claim.links or "concord" in roles))
-    claim.is_header = bool(before) and before[-1].role == "colon" and bool({"deny", "absent"} & set(roles))
+    denies = bool({"deny", "absent", "concord"} & set(roles))
+    claim.is_header = denies and before[-1].role == "colon"
     is_answered = bool({"absent", "concord"} & later)  # "search for streaks: negative"
     if "elsewhere" in {*roles, *later}:
         claim.before = "elsewhere"
@@ -395,7 +403,7 @@ def _reach_forward(claims: Sequence[Claim]) -> None:
         opens = "with" in claim.links
         if "nor" in claim.links and n and claims[n - 1].criterion and not claims[n - 1].denied:
             claims[n - 1].unsure = True  # "veil nor streaks"
-        if opens and head and head.before == "elsewhere":
+        if head and head.before == "elsewhere" and (opens or _is_time(head)):
             claim.unsure = True
             continue
         if opens and n and _ends_open(claims[n - 1]):  # "not showing streaks"
@@ -404,7 +412,7 @@ def _reach_forward(claims: Sequence[Claim]) -> None:
             claim.denied = claim.before == "deny"
         elif opens and head and head.criterion and head.before == "deny" and claim.bare:
             claim.unsure = True  # "no streaks with a veil"
-        if claim.before or claim.after or opens:
+        if claim.before or claim.answered or opens:
             head = claim if claim.before else None
         elif head is None or not claim.criterion:
             head = None if claim.words else head
@@ -425,6 +433,11 @@ def _ends_open(claim: Claim) -> bool:
     return bool(heavy) and heavy[-1].role in ("deny", "doubt", "doubt_next", "concord")
 
 
+def _is_time(head: Claim) -> bool:
+    """Say whether an item says nothing but another time, which then is that of its sentence: "two years ago, ..."."""
+    return not head.criterion and not any(e.is_content for e in head.elements)
+
+
 def _reaches(head: Claim, claims: Sequence[Claim], n: int) -> bool:
     """Say whether a denial or doubt surely reaches over the item n: "no A or B", "no A, B or C"."""
     claim = claims[n]
@@ -437,7 +450,7 @@ def _reaches(head: Claim, claims: Sequence[Claim], n: int) -> bool:
         if other is not claim and other.links & last_links:
             return True
         plain_list = other.links == {"comma"} and other.values is None
-        if not plain_list or other.before or other.after:
+        if not plain_list or other.before or other.answered:
             return False
     return False
 
@@ -446,8 +459,8 @@ def _ends_reach(head: Claim, claim: Claim) -> bool:
     """Say whether a denial or doubt surely ends before an item after a comma: "no A, irregular B"."""
     if claim.links != {"comma"}:
         return False
-    if head.before == "elsewhere":  # "mother had melanoma, ..." ends, "two years ago, ..." does not
-        return bool(head.criterion) or any(e.is_content for e in head.elements)
+    if head.before == "elsewhere":  # "mother had melanoma, ..." ends
+        return not _is_time(head)
     return head.before == "absent" or head.of_diagnosis or claim.values is not None
 
 
@@ -455,16 +468,20 @@ def _reach_back(claims: Sequence[Claim]) -> None:
     """Apply what stands after an item to those before it, as in "streaks and veil absent"."""
     for n, claim in enumerate(claims):
         if not claim.criterion and not claim.words:
-            if n and claims[n - 1].criterion and _points_back(claim):
-                claims[n - 1].unsure = True
+            asks = bool(claim.links & _JOINS) and any(e.role == "question" for e in claim.elements)
+            if asks or _points_back(claim):
+                for other in itertools.takewhile(lambda c: c.criterion, reversed(claims[:n])):
+                    other.unsure = True
+                    if not other.bare or "with" in other.links:
+                        break
             continue
-        if claim.after not in ("deny", "doubt", "back"):
+        if not claim.answered:
             continue
         linked = bool(claim.links & _JOINS)
         for other, following in zip(reversed(claims[:n]), reversed(claims[1 : n + 1]), strict=True):
             joined = bool(following.links & _JOINS)
             if not other.bare or "with" in following.links:
-                stops = not other.criterion or other.before or other.after or "with" in following.links
+                stops = not other.criterion or other.before or other.answered or "with" in following.links
                 other.unsure |= joined and not stops
                 break
             if claim.after == "doubt" and not linked and following.links == {"comma"}:

@@ -164,7 +164,9 @@ class Lexicon:
         """Return the language that knows the most words of a text, and the checklist's own."""
         counts: Counter[str] = Counter()
         for token in tokens:
-            for code in self._known.get(token.text, ()):
+            for code in (
+                self._known.get(token.text, ()) if token.text.isalpha() and len(token.text) > 1 else ()
+            ):
                 counts[code] += 3 if token.text in self._languages[code].of_role["finding"] else 2
         return list(dict.fromkeys([max(self._languages, key=lambda code: counts[code]), self._own]))
 
@@ -208,20 +210,25 @@ class Lexicon:
         """
         place = 0
         while place < len(tokens):
-            best: Match | None = None
-            known = self._known.get(tokens[place].text, ())
-            own = [code for code in languages if code in known]
-            for code in own or known:
-                vocabulary = self._languages[code]
-                found = self._longest(tokens, place, place, vocabulary.root, vocabulary.forms)
-                is_cue = found and found.entry.role in _CUES
-                if found and (is_cue or own) and (best is None or (found.last > best.last and not is_cue)):
-                    best = found
+            best = self._best(tokens, place, languages)
             if best:
                 yield best
-                place = best.last
-            else:
-                place += 1
+            place = best.last if best else place + 1
+
+    def _best(self, tokens: Sequence[Token], place: int, languages: Sequence[str]) -> Match | None:
+        best: Match | None = None
+        known = self._known.get(tokens[place].text, ())
+        others = [code for code in known if code not in languages]
+        for code in (*(code for code in languages if code in known), *others):
+            if best and code in others:
+                break
+            vocabulary = self._languages[code]
+            found = self._longest(tokens, place, place, vocabulary.root, vocabulary.forms)
+            is_cue = found is not None and found.entry.role in _CUES
+            if found and (is_cue or code in languages):
+                if best is None or (found.last > best.last and not is_cue):
+                    best = found
+        return best
 
     def _longest(
         self,
