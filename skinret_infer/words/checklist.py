@@ -248,8 +248,9 @@ def fold(word: str) -> str:
 
 
 def split_words(expression: str) -> tuple[str, ...]:
-    """Return the folded words and numbers of an expression, without its other signs."""
-    spaced = "".join(c if c.isalnum() or unicodedata.combining(c) else " " for c in expression)
+    """Return the folded words, numbers and commas of an expression, without its other signs."""
+    commas = expression.replace(",", " , ")
+    spaced = "".join(c if c.isalnum() or c == "," or unicodedata.combining(c) else " " for c in commas)
     return tuple(fold(word) for word in spaced.split()) or tuple(expression.split())
 
 

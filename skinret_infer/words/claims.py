@@ -27,6 +27,7 @@ class Claim:
         "elsewhere", "back" or "present".
     denied, unsure, conflict : the outcome; `conflict` if the item contradicts itself.
     words : value words of an item without a name, and whether each is denied.
+    joined : its words were given to a neighbour.
     is_header : the denial or doubt is before a colon, as in "Absent: streaks, veil".
     of_diagnosis : what it denies or doubts is a diagnosis.
     """
@@ -42,6 +43,7 @@ class Claim:
     unsure: bool = False
     conflict: bool = False
     words: list[tuple[Mapping[str, Allowed], bool]] = field(default_factory=list)
+    joined: bool = False
     is_header: bool = False
     of_diagnosis: bool = False
 
@@ -74,7 +76,10 @@ class Claim:
 def sentences(elements: Sequence[Element]) -> Iterator[list[Element]]:
     """Yield the sentences: up to a dot, a line, a word such as "but", or a bracket with findings of its own."""
     sentence: list[Element] = []
+    closing = -1  # up to here a bracket is left out
     for n, e in enumerate(elements):
+        if n <= closing:
+            continue
         following = elements[n + 1].role if n + 1 < len(elements) else ""
         last = sentence[-1].role if sentence else ""
         match e.role:
@@ -82,6 +87,8 @@ def sentences(elements: Sequence[Element]) -> Iterator[list[Element]]:
                 last in _LINKS | _OPEN or following in _LINKS
             ):  # the line was broken for its length
                 continue
+            case "open" if _is_synonym(elements[n + 1 :]):
+                closing = next((k for k, x in enumerate(elements[n:], n) if x.role == "close"), len(elements))
             case "open" if not _has_own_finding(elements[n + 1 :]):
                 sentence.append(e)
             case "question" if not sentence or last in _LINKS:  # "? streaks"
@@ -101,6 +108,12 @@ def sentences(elements: Sequence[Element]) -> Iterator[list[Element]]:
         yield sentence
 
 
+def _is_synonym(elements: Iterable[Element]) -> bool:
+    """Say whether a bracket that begins here has a bare name alone: "structureless areas (blotches)"."""
+    inside = {e.role for e in itertools.takewhile(lambda e: e.role != "close", elements)}
+    return bool(inside & {"term", "needs_value"}) and inside <= {"term", "needs_value", "plain", "copulas"}
+
+
 def _has_own_finding(elements: Iterable[Element]) -> bool:
     """Say whether a bracket that begins here names a criterion, or has no words for what stands before it."""
     inside = {e.role for e in itertools.takewhile(lambda e: e.role != "close", elements)}
@@ -108,13 +121,21 @@ def _has_own_finding(elements: Iterable[Element]) -> bool:
     return bool(NAMES & inside) or not answers & inside
 
 
-def read_sentence(sentence: Sequence[Element], criteria: Mapping[str, Criterion]) -> list[Claim]:
-    """Return the claims of a sentence, each with what its neighbours say of it."""
+def read_sentence(
+    sentence: Sequence[Element], criteria: Mapping[str, Criterion], previous: Claim | None = None
+) -> list[Claim]:
+    """Return the claims of a sentence, each with what its neighbours say of it.
+
+    previous : the last claim before, to which words without a name may belong: "streaks, but not irregular".
+    """
     claims = [
         _claim(links if n == 0 else frozenset({"with"}), part, criteria)
         for links, item in _items(sentence)
-        for n, part in enumerate(_parts(item))
+        for n, part in enumerate(_parts(item, criteria))
     ]
+    if previous and not any(claim.criterion for claim in claims):
+        _join_words([previous, *claims], criteria)
+        return claims
     _join_words(claims, criteria)
     _share_values(claims)
     _reach_forward(claims)
@@ -132,8 +153,10 @@ def read_sentence(sentence: Sequence[Element], criteria: Mapping[str, Criterion]
     return claims
 
 
-def speaks_of_others(sentence: Sequence[Element]) -> bool:
+def speaks_of_others(sentence: Sequence[Element], claims: Sequence[Claim]) -> bool:
     """Say whether a sentence without a finding may deny or doubt other sentences: "None of these.", "Absent:"."""
+    if any(claim.joined for claim in claims):
+        return False
     roles = {e.role for e in sentence}
     negative = bool(roles & {"deny", "concord", "absent", "doubt"}) and "elsewhere" not in roles
     return "back" in roles or (negative and not any(e.is_content for e in sentence))
@@ -172,7 +195,7 @@ def _items(sentence: Sequence[Element]) -> Iterator[tuple[frozenset[str], list[E
         yield frozenset(links), item
 
 
-def _parts(item: list[Element]) -> list[list[Element]]:
+def _parts(item: list[Element], criteria: Mapping[str, Criterion]) -> list[list[Element]]:
     """Split an item where it goes on to another criterion without a comma."""
     named = [n for n, e in enumerate(item) if e.role in NAMES]
     if len({item[n].criterion for n in named}) < 2:
@@ -189,6 +212,11 @@ def _parts(item: list[Element]) -> list[list[Element]]:
         cut = other  # the words before the other name belong to it, unless they answer the first one
         while cut - 1 > one:
             e = item[cut - 1]
+            if e.role == "colon" and not criteria[first].from_image:
+                break  # a heading, as in "Back: doubtful network"
+            if any(x.role == "colon" for x in item[one:cut]) and not criteria[first].from_image:
+                cut -= 1
+                continue
             if e.role in answers or (e.role == "word" and not values_first and first in e.beside):
                 break
             cut -= 1
@@ -267,8 +295,8 @@ def _read_before(claim: Claim, before: Sequence[Element], later: set[str]) -> No
     """Read what stands before the finding. `later` are the roles after it."""
     roles = _without_diagnoses([e.role for e in before if e.role not in _LIGHT])
     denials = max(roles.count("deny"), int("nor" in claim.links or "concord" in roles))
-    denies = bool({"deny", "absent", "concord"} & set(roles))
-    claim.is_header = denies and before[-1].role == "colon"
+    negative = {"deny", "absent", "concord", "doubt", "doubt_next", "elsewhere"} & set(roles)
+    claim.is_header = bool(negative) and before[-1].role == "colon"
     is_answered = bool({"absent", "concord"} & later)  # "search for streaks: negative"
     if "elsewhere" in {*roles, *later}:
         claim.before = "elsewhere"
@@ -278,7 +306,7 @@ def _read_before(claim: Claim, before: Sequence[Element], later: set[str]) -> No
         claim.before = "deny" if denials else "absent"
         claim.denied = True
         claim.unsure |= denials + roles.count("absent") > 1
-    claim.unsure |= "minus" in roles or "plus" in roles
+    claim.unsure |= "minus" in roles
 
 
 def _read_after(claim: Claim, after: Sequence[Element]) -> None:
@@ -337,8 +365,11 @@ def _join_words(claims: Sequence[Claim], criteria: Mapping[str, Criterion]) -> N
             continue
         before = next((c for c in reversed(claims[:n]) if c.criterion), None)
         after = next((c for c in claims[n + 1 :] if c.criterion or not c.words), None)
-        if claim.links & {"with", "nor"}:
+        is_back = any(e.role == "back" for e in claim.elements)
+        if "with" in claim.links or is_back:
             before = None
+        if is_back:  # "none of them irregular"
+            after = None
         if after and (not after.criterion or after.links & {"with", "nor"}):
             after = None
         for beside, denied in claim.words:
@@ -350,8 +381,10 @@ def _join_words(claims: Sequence[Claim], criteria: Mapping[str, Criterion]) -> N
                 target = fitting[1]
             criterion = criteria[target.criterion]
             values = beside[target.criterion]
+            denied |= target is before and "nor" in claim.links
             if denied:  # "globules, not irregular": they are there
-                values = criterion.without({*values, ABSENT} if target is before else values)
+                is_there = target is before and not target.denied and target.values is None
+                values = criterion.without({*values, ABSENT} if is_there else values)
             links = claim.links if target is before else target.links
             _add_values(target, criterion, values, "or" in links)
             if target is after and claim.before:
@@ -361,7 +394,7 @@ def _join_words(claims: Sequence[Claim], criteria: Mapping[str, Criterion]) -> N
             target.unsure |= claim.before in ("doubt", "elsewhere") and target is before
             target.unsure |= target is before and bool({"doubt", "question", "unknown"} & roles)
             target.elements = [*target.elements, *(e for e in claim.elements if e.role == "word")]
-            claim.before = ""
+            claim.before, claim.joined = "", True
 
 
 def _begins_with_value(claim: Claim) -> bool:
@@ -401,7 +434,7 @@ def _reach_forward(claims: Sequence[Claim]) -> None:
     head: Claim | None = None  # the last item with a denial or doubt that may reach further
     for n, claim in enumerate(claims):
         opens = "with" in claim.links
-        if "nor" in claim.links and n and claims[n - 1].criterion and not claims[n - 1].denied:
+        if claim.links == {"nor"} and n and claim.criterion and not claims[n - 1].denied:
             claims[n - 1].unsure = True  # "veil nor streaks"
         if head and head.before == "elsewhere" and (opens or _is_time(head)):
             claim.unsure = True
@@ -410,7 +443,7 @@ def _reach_forward(claims: Sequence[Claim]) -> None:
             claim.before = claim.before or claims[n - 1].before
             claim.unsure |= claim.denied
             claim.denied = claim.before == "deny"
-        elif opens and head and head.criterion and head.before == "deny" and claim.bare:
+        elif claim.links == {"with"} and head and head.criterion and head.before == "deny" and claim.bare:
             claim.unsure = True  # "no streaks with a veil"
         if claim.before or claim.answered or opens:
             head = claim if claim.before else None
@@ -467,7 +500,7 @@ def _ends_reach(head: Claim, claim: Claim) -> bool:
 def _reach_back(claims: Sequence[Claim]) -> None:
     """Apply what stands after an item to those before it, as in "streaks and veil absent"."""
     for n, claim in enumerate(claims):
-        if not claim.criterion and not claim.words:
+        if not claim.criterion and (not claim.words or any(e.role == "back" for e in claim.elements)):
             asks = bool(claim.links & _JOINS) and any(e.role == "question" for e in claim.elements)
             if asks or _points_back(claim):
                 for other in itertools.takewhile(lambda c: c.criterion, reversed(claims[:n])):
@@ -495,5 +528,5 @@ def _points_back(claim: Claim) -> bool:
     roles = {e.role for e in claim.elements}
     denies = bool(roles & {"deny", "concord"})
     negative = (denies and bool(roles & {"present", "back"})) or bool(roles & {"absent", "concord", "doubt"})
-    alone = denies and roles <= {"deny", "concord", "copulas"}
+    alone = (denies and roles <= {"deny", "concord", "copulas"}) or "back" in roles
     return alone or (negative and not any(e.is_content for e in claim.elements))

@@ -58,8 +58,8 @@ def elements_of(tokens: Sequence[Token], lexicon: Lexicon, languages: Sequence[s
             continue
         role = _role(tokens, place, lexicon, languages[0])
         if role == "minus" and not has_plus and _is_dash(tokens, place):
-            following = matches[place + 1].entry.role if place + 1 in matches else ""
-            role = "colon" if following in _ANSWERS else "comma"
+            answers = place + 1 in matches and matches[place + 1].entry.role in _ANSWERS
+            role = "colon" if answers and not _names_ahead(tokens, matches, place) else "comma"
         if role:
             yield Element(role, token.start, token.end, text=token.text)
         place += 1
@@ -108,7 +108,17 @@ def _is_dash(tokens: Sequence[Token], place: int) -> bool:
         return False
     before, token, after = tokens[place - 1 : place + 2]
     spaced = before.end < token.start and token.end < after.start
-    return spaced and after.text[0].isalpha() and before.text[-1].isalnum()
+    return spaced and after.text[0].isalpha() and before.text not in SIGNS.keys() - {"."}
+
+
+def _names_ahead(tokens: Sequence[Token], matches: Mapping[int, Match], place: int) -> bool:
+    """Say whether a criterion is named between a dash and the next sign."""
+    for n in range(place + 1, len(tokens)):
+        if n in matches and matches[n].entry.role in NAMES:
+            return True
+        if tokens[n].text in SIGNS and not tokens[n].joined:
+            return False
+    return False
 
 
 def count_words(elements: Iterable[Element]) -> tuple[int, int]:

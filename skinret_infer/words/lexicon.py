@@ -182,7 +182,7 @@ class Lexicon:
             return {}
         found = {}
         for n in unknown:
-            if len(tokens[n].text) >= _MIN_TYPO - 1 and (word := self._correct(tokens[n].text, languages[0])):
+            if len(tokens[n].text) >= _MIN_TYPO and (word := self._correct(tokens[n].text, languages[0])):
                 found[n] = word
         return found
 

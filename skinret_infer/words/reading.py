@@ -203,12 +203,13 @@ class Reader:
         claims: list[Claim] = []
         header = ""  # the last sign of a sentence before that may deny this one, as "Absent:" does
         for sentence in sentences(elements):
-            of_sentence = read_sentence(sentence, self.checklist.criteria)
+            previous = claims[-1] if claims and claims[-1].criterion else None
+            of_sentence = read_sentence(sentence, self.checklist.criteria, previous)
             if any(claim.criterion for claim in of_sentence):
                 for claim in of_sentence:
                     claim.unsure |= bool(header)
                 header = header if header == "colon" else ""
-            elif speaks_of_others(sentence):
+            elif speaks_of_others(sentence, of_sentence):
                 for claim in claims:
                     claim.unsure = True
                 header = sentence[-1].role

@@ -521,10 +521,14 @@ def test_a_contradiction_takes_away_its_criterion_alone_and_all_its_findings() -
     [
         ("atypical pigmnt network", "atypical pigment network", {"pigmnt": "pigment"}),
         ("irregular streeks", "irregular streaks", {"streeks": "streaks"}),
-        ("irrgular globuels, no streaks", "irregular globules, no streaks", {"irrgular": "irregular", "globuels": "globules"}),
+        (
+            "irrgular globuels, no streaks",
+            "irregular globules, no streaks",
+            {"irrgular": "irregular", "globuels": "globules"},
+        ),
         ("unregelmäßige Globulli", "unregelmäßige Globuli", {"Globulli": "globuli"}),
     ],
-)  # fmt: skip
+)
 def test_a_typing_error_is_read_as_the_word_and_reported(
     text: str, right: str, corrected: dict[str, str]
 ) -> None:
