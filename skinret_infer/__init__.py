@@ -25,6 +25,8 @@ from .evidence import Evidence, EvidenceMap
 from .results import Hit, Results
 from .searcher import Searcher
 from .trust.audit import AuditLog
+from .words.checklist import Checklist, Criterion, Language, Way
+from .words.reading import Finding, Note, Reading
 
 __all__ = [
     "AddReport",
@@ -33,16 +35,22 @@ __all__ = [
     "AuditLog",
     "BundleError",
     "Case",
+    "Checklist",
+    "Criterion",
     "Evidence",
     "EvidenceMap",
+    "Finding",
     "Hit",
     "InputError",
+    "Language",
     "Layout",
     "Manifest",
     "Match",
     "MissingExtra",
+    "Note",
     "ParityError",
     "Range",
+    "Reading",
     "Record",
     "Results",
     "RuntimeUnavailable",
@@ -51,4 +59,5 @@ __all__ = [
     "SkinretError",
     "SkinretWarning",
     "Store",
+    "Way",
 ]

@@ -15,6 +15,16 @@ from PIL import Image
 from skinret_infer import Case, InputError, RuntimeUnavailable, Searcher, encoder
 from skinret_infer.engines.registry import RUNTIMES
 from skinret_infer.imaging.decode import decode
+from skinret_infer.text import TextEncoderInput, TextRecipe
+
+LONG = "atypical pigment network, irregular streaks, no vascular structures, nodular lesion, female patient"
+
+
+@pytest.fixture
+def short(searcher: Searcher, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the searcher's text encoder take eight tokens, as if the findings were that many."""
+    tokenizer = searcher._encoder._bundle.tokenizer()
+    monkeypatch.setattr(searcher._encoder, "_tokenize", TextEncoderInput(tokenizer, TextRecipe(length=8)))
 
 
 def test_a_query_names_the_hits_and_what_ran(searcher: Searcher, cases: list[Case]) -> None:
@@ -148,6 +158,17 @@ def test_a_model_without_concepts_scores_by_visual_similarity(
         assert caught.value.code == "gamma-range"
 
 
+def test_a_model_without_concepts_takes_recorded_findings_and_ranks_by_looks(
+    bundle_without_concepts: Path, cases: list[Case], tmp_path: Path
+) -> None:
+    with Searcher(bundle_without_concepts, tmp_path / "cases", recorded_findings=True) as searcher:
+        searcher.add(cases[:4])
+        before = hits(searcher.query(cases[3].image, WORDS))
+        searcher.update(cases[0].case_id, attributes={"streaks": "regular"})
+        after = searcher.query(cases[3].image, WORDS)
+    assert [hit["score"] for hit in before] == [hit.score for hit in after]
+
+
 def test_filters_and_exclusions_apply_before_ranking(searcher: Searcher, cases: list[Case]) -> None:
     everyone = searcher.query(cases[50].image, k=40)
     female = [h.case_id for h in everyone if h.attributes["sex"] == "female"]
@@ -171,10 +192,11 @@ def test_a_filter_that_no_case_passes_gives_a_warning(searcher: Searcher, cases:
     assert searcher.query(cases[50].image, where={"sex": "female"}, exclude=everyone[:1]).warnings == ()
 
 
-def test_warnings_say_what_was_not_read(searcher: Searcher, cases: list[Case]) -> None:
-    long = searcher.query(cases[50].image, ", ".join(["irregular streaks"] * 40))
-    assert any("64 tokens" in w for w in long.warnings)
-    assert searcher.query(cases[50].image, WORDS).warnings == ()
+def test_warnings_say_what_was_not_read(searcher: Searcher, cases: list[Case], short: None) -> None:
+    long = searcher.query(cases[50].image, LONG)
+    assert [warning.code for warning in long.warnings] == ["words-cut"] and "8 tokens" in long.warnings[0]
+    assert len(long.findings) == 5
+    assert searcher.query(cases[50].image, "irregular streaks").warnings == ()
 
 
 def test_an_explicit_runtime_is_used_or_refused(bundle: Path, archive: Path) -> None:
@@ -307,20 +329,19 @@ def test_the_words_not_used_for_longest_are_forgotten_first(
     searcher: Searcher, cases: list[Case], encoded: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(encoder, "_CACHED_TEXTS", 2)
-    for text, calls in (("typical", 1), ("atypical", 2), ("typical", 2), ("absent", 3), ("typical", 3)):
-        searcher.query(cases[50].image, text)
-        assert len(encoded) == calls, text
-    searcher.query(cases[50].image, "atypical")
+    for value, calls in (("regular", 1), ("irregular", 2), ("regular", 2), ("absent", 3), ("regular", 3)):
+        searcher.query(cases[50].image, f"{value} streaks")
+        assert len(encoded) == calls, value
+    searcher.query(cases[50].image, "irregular streaks")
     assert len(encoded) == 4 and len(searcher._encoder._texts) == 2
 
 
 def test_warnings_come_again_for_words_seen_before(
-    searcher: Searcher, cases: list[Case], encoded: list[int]
+    searcher: Searcher, cases: list[Case], short: None, encoded: list[int]
 ) -> None:
-    long = ", ".join(["irregular streaks"] * 40)
-    first, again = (searcher.query(cases[50].image, long).warnings for _ in "ab")
-    assert first == again and any("64 tokens" in warning for warning in again)
-    batch = searcher.query_batch([(cases[50].image, text) for text in (None, long, WORDS)])
+    first, again = (searcher.query(cases[50].image, LONG).warnings for _ in "ab")
+    assert first == again and any("8 tokens" in warning for warning in again)
+    batch = searcher.query_batch([(cases[50].image, text) for text in (None, LONG, "irregular streaks")])
     assert [results.warnings for results in batch] == [(), first, ()]
     assert encoded == [1, 1]
 
@@ -328,8 +349,8 @@ def test_warnings_come_again_for_words_seen_before(
 def test_a_batch_of_seen_new_long_and_no_words_answers_as_single_queries(
     bundle: Path, archive: Path, cases: list[Case]
 ) -> None:
-    texts = [WORDS, None, "absent", "", ", ".join([WORDS] * 5), WORDS, "typical pigment network", "absent"]
-    asked = [(case.image, text) for case, text in zip(cases[40:50], [*texts, None, "blue"], strict=True)]
+    texts = [WORDS, None, "no streaks", "", LONG, WORDS, "typical pigment network", "no streaks"]
+    asked = [(case.image, text) for case, text in zip(cases[40:50], [*texts, None, "veil"], strict=True)]
     with Searcher(bundle, archive) as one, Searcher(bundle, archive) as other:
         one.query(cases[0].image, WORDS)  # seen
         for batched, (image, text) in zip(one.query_batch(asked, k=5), asked, strict=True):
@@ -381,7 +402,7 @@ def test_one_bad_query_of_a_batch_is_an_error_and_the_next_batch_is_answered(
 def test_a_text_encoder_that_fails_fails_the_query_and_is_asked_again(
     searcher: Searcher, cases: list[Case], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    expected = hits(searcher.query(cases[50].image, "absent"))
+    expected = hits(searcher.query(cases[50].image, "absent streaks"))
     searcher._encoder._texts.clear()
 
     def fail(*_: object) -> None:
@@ -391,9 +412,9 @@ def test_a_text_encoder_that_fails_fails_the_query_and_is_asked_again(
         broken.setattr(searcher._encoder.engine, "encode_text", fail)
         for _ in range(6):
             with pytest.raises(RuntimeUnavailable, match="no memory"):
-                searcher.query(cases[50].image, "absent")
+                searcher.query(cases[50].image, "absent streaks")
         assert len(searcher.query(cases[50].image)) == 10
-    assert hits(searcher.query(cases[50].image, "absent")) == expected
+    assert hits(searcher.query(cases[50].image, "absent streaks")) == expected
 
 
 def test_closing_twice_and_warming_up_do_no_harm(bundle: Path, archive: Path, cases: list[Case]) -> None:

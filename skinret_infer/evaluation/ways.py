@@ -132,7 +132,8 @@ def _way(path: str | Path, row: Mapping[str, Any], checklist: Checklist) -> Way:
         elif key == "text":
             value = tuple(value) if _is_texts(value) else None
         elif key == "names":
-            value = value if isinstance(value, Mapping) and set(value) <= set(checklist.criteria) else None
+            is_names = isinstance(value, Mapping) and set(value) <= set(checklist.criteria)
+            value = value if is_names and all(isinstance(text, str) for text in value.values()) else None
         elif kind is float:
             is_share = isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= 1
             value = float(value) if is_share else None

@@ -22,6 +22,7 @@ ROLES = (
     "copulas", "abbreviations", "plain", "diagnoses",
 )  # fmt: skip
 _LISTS = ("endings", *ROLES)
+_MAX_GROUPS = 100  # of a criterion
 _CURE = "correct the file; skinret_infer/words/seven_point.toml is an example of every field"
 
 Allowed = tuple[str, ...]  # the values of a criterion that a text or a case allows, in the checklist's order
@@ -224,12 +225,16 @@ class Checklist:
         )
 
     def settled(self, allowed: Mapping[str, Collection[str]]) -> float:
-        """Return how many criteria are settled by their allowed values: 1 for each with one value, less for more."""
-        return sum(
-            1 - math.log(len(allowed[name])) / math.log(len(criterion.values))
-            for name, criterion in self.criteria.items()
-            if name in allowed
-        )
+        """Return how many criteria are settled by their allowed values.
+
+        One value counts 1, m of M values 1 - log m / log M. "absent" counts a quarter: observers differ most in
+        when they write it.
+        """
+        total = 0.0
+        for name, values in allowed.items():
+            share = 1 - math.log(len(values)) / math.log(len(self.criteria[name].values))
+            total += share / 4 if list(values) == [ABSENT] else share
+        return total
 
     def check_values(self, attributes: Mapping[str, Any]) -> list[str]:
         """Return the recorded values that the checklist does not have, such as "streaks 'some'"."""
@@ -354,6 +359,9 @@ def _criterion(table: _Table) -> Criterion:
 def _resolve(groups: Mapping[str, Sequence[str]], values: Sequence[str], where: str) -> dict[str, Allowed]:
     """Return each group as values; a group may name others. Raises InputError for a cycle of groups."""
 
+    if len(groups) > _MAX_GROUPS:
+        raise _fault(where, f"at most {_MAX_GROUPS} groups", str(len(groups)))
+
     def members(name: str, above: tuple[str, ...]) -> Iterator[str]:
         if name in above:
             raise _fault(f"{where}.{name}", "groups of values", f"a cycle: {' > '.join((*above, name))}",
@@ -431,9 +439,10 @@ def _check_duplicates(code: str, roles: Mapping[str, Sequence[str]], ways: Seque
 
     beside: dict[tuple[str, tuple[str, ...]], str] = {}
     for way in ways:
-        for expression in (*way.terms, *way.needs_value):
-            kind = "a name of" if expression in way.terms else "a name that needs a value of"
-            note(expression, f"{kind} {way.criterion}")
+        for expression in way.terms:
+            note(expression, f"a name of {way.criterion}")
+        for expression in way.needs_value:
+            note(expression, f"a name that needs a value of {way.criterion}")
         for name, expressions in way.phrases.items():
             for expression in expressions:
                 note(expression, f"{way.criterion} {name}")

@@ -64,13 +64,20 @@ class Claim:
 
     @property
     def start(self) -> int:
-        """The place of its first word."""
-        return min(e.start for e in self.elements)
+        """The place of its first word that is more than plain."""
+        return min(e.start for e in self._telling)
 
     @property
     def end(self) -> int:
-        """The place after its last word."""
-        return max(e.end for e in self.elements)
+        """The place after its last word that is more than plain."""
+        return max(e.end for e in self._telling)
+
+    @property
+    def _telling(self) -> list[Element]:
+        telling = [e for e in self.elements if e.role not in _LIGHT | {"diagnoses", "open", "close"}]
+        while telling and telling[-1].role == "doubt_next":  # "irregular streaks suggestive of melanoma"
+            telling.pop()
+        return telling or self.elements
 
 
 def sentences(elements: Sequence[Element]) -> Iterator[list[Element]]:
@@ -83,9 +90,9 @@ def sentences(elements: Sequence[Element]) -> Iterator[list[Element]]:
         following = elements[n + 1].role if n + 1 < len(elements) else ""
         last = sentence[-1].role if sentence else ""
         match e.role:
-            case "line" if (
-                last in _LINKS | _OPEN or following in _LINKS
-            ):  # the line was broken for its length
+            case "line" if last in _LINKS or following in _LINKS:
+                continue
+            case "line" if last in _OPEN and not any(x.role in NAMES for x in sentence):  # "no" ends the line
                 continue
             case "open" if _is_synonym(elements[n + 1 :]):
                 closing = next((k for k, x in enumerate(elements[n:], n) if x.role == "close"), len(elements))
@@ -140,11 +147,14 @@ def read_sentence(
     _share_values(claims)
     _reach_forward(claims)
     _reach_back(claims)
-    for one, other in itertools.pairwise(claims):  # "streaks or a veil": which of them?
-        if "or" in other.links and other.criterion and one.criterion not in ("", other.criterion):
-            either = not one.denied and not other.denied
-            one.unsure |= either
-            other.unsure |= either
+    for one, other in itertools.pairwise(claims):
+        if "or" not in other.links or not other.criterion or one.denied or other.denied:
+            continue
+        if one.criterion == other.criterion and one.values and other.values:  # "back or flank"
+            either = {*one.values, *other.values}
+            one.values = other.values = tuple(v for v in criteria[one.criterion].values if v in either)
+        elif one.criterion not in ("", other.criterion):  # "streaks or a veil": which of them?
+            one.unsure = other.unsure = True
     for claim in claims:
         claim.unsure |= claim.before in ("doubt", "elsewhere") or claim.after in ("doubt", "back")
     open_names = {claim.criterion for claim in claims if claim.unsure}
@@ -293,7 +303,7 @@ def _read_values(claim: Claim, elements: Sequence[Element], criterion: Criterion
 
 def _read_before(claim: Claim, before: Sequence[Element], later: set[str]) -> None:
     """Read what stands before the finding. `later` are the roles after it."""
-    roles = _without_diagnoses([e.role for e in before if e.role not in _LIGHT])
+    roles = _without_diagnoses([e.role for e in _without_heading(before) if e.role not in _LIGHT])
     denials = max(roles.count("deny"), int("nor" in claim.links or "concord" in roles))
     negative = {"deny", "absent", "concord", "doubt", "doubt_next", "elsewhere"} & set(roles)
     claim.is_header = bool(negative) and before[-1].role == "colon"
@@ -307,6 +317,14 @@ def _read_before(claim: Claim, before: Sequence[Element], later: set[str]) -> No
         claim.denied = True
         claim.unsure |= denials + roles.count("absent") > 1
     claim.unsure |= "minus" in roles
+
+
+def _without_heading(before: Sequence[Element]) -> Sequence[Element]:
+    """Leave out a heading that denies something of its own: "no change: streaks"."""
+    colon = max((n for n, e in enumerate(before) if e.role == "colon"), default=-1)
+    heading = before[: colon + 1]
+    denies = any(e.role in ("deny", "absent", "concord") for e in heading)
+    return before[colon + 1 :] if denies and any(e.is_content for e in heading) else before
 
 
 def _read_after(claim: Claim, after: Sequence[Element]) -> None:
@@ -328,7 +346,10 @@ def _read_after(claim: Claim, after: Sequence[Element]) -> None:
     elif {"doubt", "question"} & found or denials > 1 or {"deny", "absent"} <= found:
         claim.after = "doubt"
     elif denials:
-        claim.after = "deny" if roles[-1] == "deny" or "present" in found else "doubt"
+        ends = not any(
+            e.is_content for e in after[[e.role for e in after].index("deny") :]
+        )  # "not increased"
+        claim.after = "deny" if "present" in found or (roles[-1] == "deny" and ends) else "doubt"
     elif "absent" in found:
         claim.after = "deny" if "present" not in found else "doubt"
     elif roles and roles[0] == "minus":
@@ -351,7 +372,7 @@ def _without_diagnoses(roles: Sequence[str]) -> list[str]:
 
 def _unknown_near(roles: Sequence[str], distance: int) -> bool:
     """Say whether the first of these words that is not light is unknown, and at most so many words away."""
-    place = next((n for n, role in enumerate(roles) if role not in _LIGHT), None)
+    place = next((n for n, role in enumerate(roles) if role not in _LIGHT | {"word"}), None)
     return place is not None and place <= distance and roles[place] == "unknown"
 
 
@@ -360,6 +381,10 @@ def _unknown_near(roles: Sequence[str], distance: int) -> bool:
 
 def _join_words(claims: Sequence[Claim], criteria: Mapping[str, Criterion]) -> None:
     """Give value words without a name to the neighbour that they fit: "network, atypical", "comma or dotted"."""
+    for one, other in itertools.pairwise(claims):  # "absent or regular streaks": absent is a value here
+        roles = {e.role for e in one.elements if e.role not in _LIGHT}
+        if roles == {"absent"} and "or" in other.links and other.values:
+            other.values, one.before = (ABSENT, *other.values), ""
     for n, claim in enumerate(claims):
         if not claim.words:
             continue
@@ -404,6 +429,8 @@ def _begins_with_value(claim: Claim) -> bool:
 def _add_values(claim: Claim, criterion: Criterion, values: Allowed, either: bool) -> None:
     if claim.values is None:
         claim.values = values
+        if either and claim.denied and claim.after == "deny":  # "streaks: absent or regular"
+            claim.values, claim.denied, claim.after = (ABSENT, *values), False, ""
     elif either:
         claim.values = tuple(v for v in criterion.values if v in {*values, *(claim.values or ())})
     else:

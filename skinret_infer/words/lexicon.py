@@ -265,6 +265,9 @@ class Lexicon:
 def tokenize(text: str) -> list[Token]:
     """Return the words, numbers, signs and line breaks of a text."""
     tokens = []
+    shouts = text.isupper() and any(
+        len(word) > _MIN_TYPO for word in text.split()
+    )  # then capitals mean nothing
     for match in _TOKEN.finditer(text):
         start, end = match.span()
         piece = match[0]
@@ -275,7 +278,7 @@ def tokenize(text: str) -> list[Token]:
             and text[start - 1].isalnum()
             and text[end].isalnum()
         )
-        tokens.append(Token(fold(piece) or piece, start, end, joined, piece.isupper()))
+        tokens.append(Token(fold(piece) or piece, start, end, joined, piece.isupper() and not shouts))
     for n in range(1, len(tokens) - 1):
         before, dot, after = tokens[n - 1 : n + 2]
         if dot.text == "." and len(before.text) == len(after.text) == 1 and after.text.isalpha():

@@ -195,6 +195,13 @@ class Reader:
                 claim.unsure = True
         notes = [Note.of("words-corrected", text, tokens[n], word) for n, word in corrected.items()]
         notes += [Note.of(_NOTES[e.role], text, e) for e in elements if e.role in _NOTES]
+        notes += [
+            Note.of("words-unknown", text, e)
+            for claim in claims
+            if claim.words and not claim.joined
+            for e in claim.elements
+            if e.role == "word"
+        ]
         is_known = known or any(e.role in FINDINGS for e in elements)
         return self._result(text, languages[0] if is_known else "", claims, notes)
 

@@ -378,6 +378,7 @@ class _Loop:
             loss = self._objective(d_q, d_t, batch)
             if self.config.image_only_loss_weight:
                 loss = loss + self.config.image_only_loss_weight * self._objective(d_t, d_t, batch)
+            losses.append(float(loss.detach()))  # without the words alone, which come later
             if words is not None:
                 d_w = self.model.similarity_head(*(m.float() for m in words))[0]
                 loss = loss + self.config.words_only_loss_weight * self._objective(d_w, d_t, batch)
@@ -386,7 +387,6 @@ class _Loop:
             self.optimizer.zero_grad(set_to_none=True)
             loss.backward()  # type: ignore[no-untyped-call]
             self.optimizer.step()
-            losses.append(float(loss.detach()))
         return float(np.mean(losses))
 
     def _trains_words(self, epoch: int) -> bool:
