@@ -18,8 +18,8 @@ from ..errors import InputError
 SCHEMA = 1
 ABSENT, PRESENT = "absent", "present"
 ROLES = (
-    "deny", "without", "nor", "concord", "absent", "present", "doubt", "doubt_next", "elsewhere", "back", "and", "or", "with", "but",
-    "copulas", "abbreviations", "plain", "diagnoses",
+    "deny", "without", "nor", "concord", "clear", "absent", "present", "doubt", "doubt_next", "elsewhere",
+    "back", "and", "or", "with", "but", "copulas", "abbreviations", "plain", "diagnoses",
 )  # fmt: skip
 _LISTS = ("endings", *ROLES)
 _MAX_GROUPS = 100  # of a criterion

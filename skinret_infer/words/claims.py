@@ -10,7 +10,7 @@ from .elements import FINDINGS, NAMES, Element
 _LINKS = frozenset({"comma", "and", "or", "nor", "with"})
 _JOINS = frozenset({"and", "or", "nor"})
 _OPEN = frozenset({"deny", "concord", "doubt_next"})  # what follows them belongs to them
-_LIGHT = frozenset({"plain", "copulas", "number", "colon", "abbreviations"})
+_LIGHT = frozenset({"plain", "copulas", "number", "colon", "abbreviations", "clear"})
 _BREAKS = frozenset({"deny", "absent", "doubt", "doubt_next", "elsewhere", "unknown", "question", "back"})
 _NEAR = 2  # words between a finding and an unknown word before it that may deny it
 
@@ -176,11 +176,12 @@ def combine(criterion: Criterion, stated: Sequence[Allowed]) -> Allowed:
     """Return the values that all statements about a criterion allow; () if they contradict each other."""
     left = set(criterion.values).intersection(*map(set, stated))
     if not left:
-        single = {values[0] for values in stated if len(values) == 1 and values[0] != ABSENT}
-        if len(single) == len(set(stated)):
-            left = {whole for whole, parts in criterion.together.items() if single <= {whole, *parts}}
-            if not left and criterion.several:
-                left = single
+        single = {values[0] for values in stated if len(values) == 1}
+        others = [set(values) for values in stated if len(values) > 1]
+        left = {whole for whole, parts in criterion.together.items() if single <= {whole, *parts}}
+        if not left and criterion.several and ABSENT not in single:
+            left = single
+        left = left.intersection(*others)
     return tuple(value for value in criterion.values if value in left)
 
 
@@ -257,6 +258,7 @@ def _claim(links: frozenset[str], elements: list[Element], criteria: Mapping[str
         claim.unsure |= unknown_before or empty or _unknown_near([e.role for e in after], len(after))
     _read_before(claim, before, {e.role for e in after})
     _read_after(claim, after)
+    claim.unsure |= claim.denied and any(e.role == "clear" for e in elements)  # "no clear streaks"
     return claim
 
 
@@ -303,7 +305,8 @@ def _read_values(claim: Claim, elements: Sequence[Element], criterion: Criterion
 
 def _read_before(claim: Claim, before: Sequence[Element], later: set[str]) -> None:
     """Read what stands before the finding. `later` are the roles after it."""
-    roles = _without_diagnoses([e.role for e in _without_heading(before) if e.role not in _LIGHT])
+    roles = _without_diagnoses([e.role for e in before if e.role not in _LIGHT])
+    claim.unsure |= _heads_another(before)
     denials = max(roles.count("deny"), int("nor" in claim.links or "concord" in roles))
     negative = {"deny", "absent", "concord", "doubt", "doubt_next", "elsewhere"} & set(roles)
     claim.is_header = bool(negative) and before[-1].role == "colon"
@@ -319,17 +322,17 @@ def _read_before(claim: Claim, before: Sequence[Element], later: set[str]) -> No
     claim.unsure |= "minus" in roles
 
 
-def _without_heading(before: Sequence[Element]) -> Sequence[Element]:
-    """Leave out a heading that denies something of its own: "no change: streaks"."""
+def _heads_another(before: Sequence[Element]) -> bool:
+    """Say whether a heading denies something of its own: "no change: streaks"."""
     colon = max((n for n, e in enumerate(before) if e.role == "colon"), default=-1)
     heading = before[: colon + 1]
     denies = any(e.role in ("deny", "absent", "concord") for e in heading)
-    return before[colon + 1 :] if denies and any(e.is_content for e in heading) else before
+    return denies and any(e.is_content for e in heading)
 
 
 def _read_after(claim: Claim, after: Sequence[Element]) -> None:
     """Read what stands after the finding: "absent", "not seen", "?", ": none", "+" and the like."""
-    light = ("plain", "copulas", "number", "close", "open", "colon")
+    light = ("plain", "copulas", "number", "close", "open", "colon", "clear")
     roles = ["absent" if e.reaches and e is after[-1] else e.role for e in after if e.role not in light]
     has_colon = any(e.role in ("colon", "open") for e in after)
     while roles and roles[-1] == "diagnoses":
@@ -395,7 +398,8 @@ def _join_words(claims: Sequence[Claim], criteria: Mapping[str, Criterion]) -> N
             before = None
         if is_back:  # "none of them irregular"
             after = None
-        if after and (not after.criterion or after.links & {"with", "nor"}):
+        denies = claim.before == "deny"
+        if after and (not after.criterion or "with" in after.links or ("nor" in after.links and not denies)):
             after = None
         for beside, denied in claim.words:
             fitting = [c for c in (before, after) if c and c.criterion in beside]
@@ -406,13 +410,13 @@ def _join_words(claims: Sequence[Claim], criteria: Mapping[str, Criterion]) -> N
                 target = fitting[1]
             criterion = criteria[target.criterion]
             values = beside[target.criterion]
-            denied |= target is before and "nor" in claim.links
-            if denied:  # "globules, not irregular": they are there
-                is_there = target is before and not target.denied and target.values is None
+            if target is before and (denied or "nor" in claim.links):
+                is_there = not target.denied and target.values is None  # "globules, not irregular"
                 values = criterion.without({*values, ABSENT} if is_there else values)
             links = claim.links if target is before else target.links
-            _add_values(target, criterion, values, "or" in links)
-            if target is after and claim.before:
+            either = "or" in links or (target is after and "nor" in links)
+            _add_values(target, criterion, values, either)
+            if target is after and claim.before:  # "neither comma nor dotted vessels" denies both
                 target.before = target.before or claim.before
                 target.denied |= claim.before == "deny"
             roles = {e.role for e in claim.elements}
@@ -478,7 +482,7 @@ def _reach_forward(claims: Sequence[Claim]) -> None:
             head = None if claim.words else head
         elif _reaches(head, claims, n):
             claim.denied |= head.before not in ("doubt", "elsewhere")
-            claim.unsure |= head.before in ("doubt", "elsewhere")
+            claim.unsure |= head.unsure or head.before in ("doubt", "elsewhere")
         elif _ends_reach(head, claim):
             head = None
         elif "and" in claim.links or head.before != "absent":
