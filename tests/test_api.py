@@ -192,9 +192,9 @@ def test_an_error_has_its_parts_and_the_case_that_it_is_about(own: Searcher, cas
     error = caught.value
     assert error.case_id == cases[0].case_id and error.to_dict()["code"] == "case-duplicate"
     assert all(part in str(error) for part in (error.wrong, error.expected, error.found, error.cure))
-    with pytest.raises(InputError, match="words alone are not searched") as required:
-        own.query(None, "irregular streaks")  # type: ignore[arg-type]
-    assert required.value.code == "image-required"
+    with pytest.raises(InputError, match="no image, and no finding") as required:
+        own.query(None, "growing for six months")
+    assert required.value.code == "query-empty"
     with pytest.raises(InputError, match="not a str"):
         Case(1017, "a.jpg")  # type: ignore[arg-type]
     with pytest.raises(TypeError):

@@ -130,11 +130,11 @@ def test_what_is_no_folder_is_no_bundle(what: str, tmp_path: Path) -> None:
         b"7",
         b'"schema"',
         b"{}",
-        b'{"schema": 1}',
+        b'{"schema": 2}',
         b"\xff\xfe{}",
         b"[" * 100_000,
         b"1" * 5000,
-        b'{"schema": 1, "levels": [], "image": [], "text": [], "layout": []}',
+        b'{"schema": 2, "levels": [], "image": [], "text": [], "layout": []}',
     ],
     ids=lambda content: repr(content[:20]),
 )
@@ -143,7 +143,7 @@ def test_a_manifest_that_is_none_is_refused_by_name(content: bytes, copy: Path) 
     _refusal(copy, "bundle-manifest", copy / "manifest.json")
 
 
-@pytest.mark.parametrize("schema", [2, 99, 10**30])
+@pytest.mark.parametrize("schema", [3, 99, 10**30])
 def test_a_newer_schema_asks_for_a_newer_package(schema: int, copy: Path) -> None:
     _set(copy, "schema", schema)
     _rewrite(copy, lambda manifest: manifest.update(what_comes_next={}))
@@ -152,8 +152,14 @@ def test_a_newer_schema_asks_for_a_newer_package(schema: int, copy: Path) -> Non
 
 
 def test_a_command_in_a_cure_can_be_copied_as_it_stands(copy: Path) -> None:
-    _set(copy, "schema", 2)
+    _set(copy, "schema", 3)
     assert "pip install" in _refusal(copy, "bundle-newer")
+
+
+def test_an_older_schema_asks_for_a_new_training(copy: Path) -> None:
+    _set(copy, "schema", 1)
+    message = _refusal(copy, "bundle-older", copy / "manifest.json")
+    assert "schema 1" in message and "train the model again" in message
 
 
 @pytest.mark.parametrize("schema", [0, -1, None, "1", 1.0, 1.5, True, [1]], ids=repr)
@@ -223,8 +229,8 @@ def test_a_bundle_that_does_not_say_which_checkpoint_it_came_from_is_refused(cop
         ("text.length", None),
         ("text.length", 0.5),
         ("text.length", 0),
-        ("text.phrases", ["{} streaks"]),
-        ("text.phrases.streaks", 5),
+        ("checklist", ["{} streaks"]),
+        ("checklist.criteria.streaks.phrase", 5),
         ("levels", None),
         ("levels", 3),
         ("levels", []),
@@ -336,8 +342,8 @@ def test_a_size_that_no_model_has_is_refused_with_what_is_allowed(
 
 @pytest.mark.parametrize("phrase", ["{0.__class__}", "{:>99999999}", "{} {}", "{x}", "{", "}} {}", "{!r}"])
 def test_a_phrase_that_does_more_than_take_a_word_is_refused(phrase: str, copy: Path) -> None:
-    _set(copy, "text.phrases.streaks", phrase)
-    assert "text.phrases.streaks" in _refusal(copy, "bundle-manifest", copy / "manifest.json")
+    _set(copy, "checklist.criteria.streaks.phrase", phrase)
+    assert "criteria.streaks.phrase" in _refusal(copy, "bundle-manifest", copy / "manifest.json")
 
 
 @pytest.mark.parametrize(
@@ -387,7 +393,7 @@ _JSON = st.recursive(
     max_leaves=8,
 )
 _PLACES = (
-    *("schema", "model", "image", "image.size", "image.fit", "text", "text.length", "text.phrases"),
+    *("schema", "model", "image", "image.size", "image.fit", "text", "text.length", "checklist"),
     *("levels", "levels.0", "levels.0.height", "layout", "layout.local", "layout.global_", "regions"),
     *(
         "beta",
@@ -486,7 +492,8 @@ def test_a_shorter_text_recipe_fits_the_same_graphs(copy: Path, tmp_path: Path, 
     _set(copy, "text.length", 16)
     with Searcher(copy, tmp_path / "cases.skinret") as searcher:
         searcher.add(cases[:2])
-        warnings = searcher.query(cases[2].image, ", ".join(["irregular streaks"] * 10)).warnings
+        words = searcher.manifest.checklist.text_of(cases[2].attributes)
+        warnings = searcher.query(cases[2].image, words).warnings
     assert any("16 tokens" in warning for warning in warnings)
 
 

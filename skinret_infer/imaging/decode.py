@@ -150,9 +150,7 @@ def _open(source: str | Path | bytes | IO[bytes], max_seconds: float) -> Deadlin
             code="image-required" if source is None else "image-type",
             expected="a path, bytes, a binary file object, a PIL image or an H x W x 3 uint8 array",
             found=f"a {type(source).__name__}",
-            cure="give a dermoscopy image: words alone are not searched"
-            if source is None
-            else "pass one of those",
+            cure="give a dermoscopy image" if source is None else "pass one of those",
         )
     if not data:
         raise InputError(

@@ -232,6 +232,8 @@ class Checklist:
         """
         total = 0.0
         for name, values in allowed.items():
+            if name not in self.criteria:
+                continue
             share = 1 - math.log(len(values)) / math.log(len(self.criteria[name].values))
             total += share / 4 if list(values) == [ABSENT] else share
         return total

@@ -11,12 +11,12 @@ import pytest
 import torch
 from helpers import tiny_config
 from PIL import Image
-from skinret_infer.statements import compare
 
 from skinret_infer import ArchiveError, BundleError, Case, InputError, Searcher
 from skinret_infer.descriptor import COSINES
 from skinret_infer.evidence import Evidence, add_up, global_map, integrated_gradient, local_map, on_grid
 from skinret_infer.words.checklist import Checklist
+from skinret_infer.words.reading import compare, reader_of
 from skinret_training.model import AGGREGATIONS, SimilarityHead
 
 SEVEN_POINT = Checklist.seven_point()
@@ -140,7 +140,7 @@ def test_words_and_case_share_what_both_say(searcher: Searcher, cases: list[Case
 def test_a_criterion_is_shared_by_its_value(
     said: str, has: dict[str, str], shared: dict[str, str], differing: dict[str, str]
 ) -> None:
-    assert compare(said, has, SEVEN_POINT.criteria) == (shared, differing)
+    assert compare(reader_of(SEVEN_POINT).read(said).allowed, has, SEVEN_POINT) == (shared, differing)
 
 
 def test_a_picture_that_is_missing_or_another_is_refused_with_the_cure(

@@ -112,6 +112,9 @@ class FixedExplainer:
     def query_picture(self, image: object) -> npt.NDArray[np.uint8]:
         return self.picture
 
+    def model_input(self) -> npt.NDArray[np.uint8]:
+        return self.picture
+
     def explain(self, hit: Hit, image: object, folder: object, with_case: bool) -> tuple[Evidence, object]:
         evidence = Evidence(
             case_id=hit.case_id, score=self.score, parts=dict.fromkeys(COSINES, self.score / 6),

@@ -42,7 +42,7 @@ def test_a_query_leaves_a_record_of_what_ran_and_what_was_found(
     assert (record["time"], record["request_id"]) == (results.time, results.request_id)
     assert record["hashes"] == results.hashes
     assert results.hashes["image"] == pixel_sha256(decode(cases[50].image))
-    assert set(results.hashes) == {"image", "text", "bundle", "archive"}
+    assert set(results.hashes) == {"image", "text", "findings", "bundle", "archive"}
     assert record["package"].startswith("skinret-infer ") and record["model"] == results.model
     assert (record["runtime"], record["precision"]) == (results.runtime, results.precision)
     assert (record["k"], record["beta"], record["exclude"]) == (3, 0.3, ["7"])

