@@ -19,6 +19,7 @@ from skinret_infer.cli.main import main as skinret_command
 from skinret_infer.descriptor import Layout
 from skinret_infer.imaging.recipe import ImageRecipe
 from skinret_infer.text import TextRecipe
+from skinret_infer.words.reading import WARNINGS
 from skinret_training.cli import main as train_command
 
 ROOT = Path(__file__).parent.parent
@@ -48,8 +49,9 @@ JSON_OUTPUT = {  # the keys of what a command prints with --json; tests/test_doc
     "skinret query": tuple(sorted(f.name for f in dataclasses.fields(Results) if f.name != "explainer")),
     "skinret evaluate": (
         "archive", "beta", "gamma", "image_only", "image_words", "model", "precision", "queries", "runtime",
-        "same_picture",
+        "same_picture", "words_alone",
     ),
+    "skinret parse": ("allowed", "canonical", "findings", "language", "text", "warnings"),
     "skinret doctor": (
         "archive", "auto", "bundle", "cache", "cpu", "gpu", "healthy", "packages", "platform", "python",
         "runtimes", "skinret_infer", "sqlite", "sqlite_fault", "telemetry",
@@ -129,6 +131,7 @@ def _errors() -> str:
             for node in ast.walk(ast.parse(file.read_text("utf-8"))):
                 if isinstance(node, ast.Call):
                     _collect(node, rows, warnings)
+    warnings |= {code: f"{why}: ..." for code, why in WARNINGS.items()}
     text = [
         "# Errors\n\nEvery error that skinret raises on purpose is a `SkinretError`. Its message says what was "
         "wrong, expected and found, and how to cure it. These parts are attributes too: `code`, `wrong`, "

@@ -91,11 +91,11 @@ def state(
 ) -> Vector:
     """Return a descriptor [D] in which the distributions of some criteria are restricted to allowed values.
 
-    A stated criterion need not be guessed from the picture (an intervention on a concept bottleneck, Koh et al.
-    2020): p^c keeps its ratios among the allowed values, and the others become 0.
+    A stated criterion need not be guessed from the picture (an intervention on a concept bottleneck, Koh et
+    al. 2020): p^c keeps its ratios among the allowed values, and the others become 0.
 
-    allowed : by the name of a criterion; criteria that are no concepts of the model make no difference, nor do
-        values that it does not know.
+    allowed : by the name of a criterion; criteria that are no concepts of the model make no difference, nor
+        do values that it does not know.
     concepts : the values of every concept, in the order of the layout (Manifest.concepts).
     """
     result = descriptor.copy()

@@ -211,12 +211,12 @@ class Encoder:
         return self.archive_engine.embed(np.stack(pixels), None)
 
     def _weight(self, reading: Reading) -> float:
-        """Return the weight of words beside a picture: few findings must not outweigh what the picture shows."""
+        """Return the weight of words beside a picture: few findings must not outweigh what it shows."""
         settled = self._bundle.manifest.checklist.settled(reading.allowed)
         return min(1.0, settled / _FULL_WEIGHT)
 
     def query_maps(self, pixels: Pixels, reading: Reading) -> Maps:
-        """Return the feature maps and masks from which the descriptor of a query with a picture was pooled."""
+        """Return the feature maps and masks that were pooled to the descriptor of a query with a picture."""
         return self._maps(self.engine, pixels, reading)
 
     def case_maps(self, pixels: Pixels) -> Maps:

@@ -52,7 +52,7 @@ def record_queries(
 
 
 def query_hashes(query: Query) -> dict[str, str]:
-    """Return the SHA-256 of the picture, the text, and the canonical words of its findings, if there are any."""
+    """Return the SHA-256 of the picture, the text, and the canonical words of its findings, if any."""
     texts = {"text": query.text, "findings": query.reading.canonical if query.reading else ""}
     hashes = {"image": query.picture.sha256} if query.picture else {}
     return hashes | {name: hashlib.sha256(text.encode()).hexdigest() for name, text in texts.items() if text}

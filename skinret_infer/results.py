@@ -144,8 +144,8 @@ class Results:
     request_id, time :
         the id and the time (UTC) of the query, as in the audit log.
     hashes :
-        SHA-256 of image (decoded pixels), text, findings (their canonical words), bundle, and of the archive's
-        history.
+        SHA-256 of image (decoded pixels), text, findings (their canonical words), bundle, and of the
+        archive's history.
     warnings :
         texts for a person, each with a stable `code`.
     """

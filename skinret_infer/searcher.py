@@ -260,8 +260,8 @@ class Searcher:
             a path, bytes, a binary file object, a PIL image or an H x W x 3 uint8 array; None searches by
             words alone.
         text :
-            findings in the clinician's own words, such as "atypical network, no streaks", in a language of the
-            checklist; None or "" searches by image alone. `Results.findings` has what was understood.
+            findings in the clinician's own words, such as "atypical network, no streaks", in a language of
+            the checklist; None or "" searches by image alone. `Results.findings` has what was understood.
         k :
             how many hits; fewer if the archive has fewer cases, or fewer pass the filter.
         where :

@@ -53,7 +53,8 @@ def check_text(text: object, recipe: TextRecipe) -> str:
             code="text-script",
             expected="words in Latin letters",
             found=repr(text[:40]),
-            cure="write the findings in a language of the checklist, or leave the text out to search by image alone",
+            cure="write the findings in a language of the checklist, "
+            "or leave the text out to search by image alone",
         )
     return text
 

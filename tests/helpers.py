@@ -87,8 +87,8 @@ def tiny_checkpoint(tokenizer: str, *, seed: int = 0, **options: object) -> "Che
         if parameter.ndim > 1:
             torch.nn.init.normal_(parameter, std=0.15)
     return Checkpoint(
-        config=model.config, image=ImageRecipe(size=64), text=TextRecipe(), checklist=CHECKLIST, tokenizer=tokenizer,
-        state=model.state_dict(), name="tiny", version="1",
+        config=model.config, image=ImageRecipe(size=64), text=TextRecipe(), checklist=CHECKLIST,
+        tokenizer=tokenizer, state=model.state_dict(), name="tiny", version="1",
     )  # fmt: skip
 
 

@@ -156,6 +156,7 @@ def test_json_has_the_keys_that_are_documented(workspace: Path, reference: types
         "skinret index": "index bundle new.skinret CASES.csv --images images",
         "skinret query": "query bundle cases.skinret --image lesion.jpg --audit audit.jsonl",
         "skinret evaluate": "evaluate bundle cases.skinret CASES.csv --images images",
+        "skinret parse": "parse streaks",
         "skinret doctor": "doctor bundle cases.skinret",
         "skinret archive info": "archive info cases.skinret",
         "skinret archive check": "archive check cases.skinret",

@@ -122,8 +122,8 @@ _gamma = click.option(
 _recorded = click.option(
     "--recorded-findings",
     is_flag=True,
-    help="The recorded criteria of a case replace what the model reads off its picture. An archive is made with "
-    "this or without.",
+    help="The recorded criteria of a case replace what the model reads off its picture. An archive is made "
+    "with this or without.",
 )
 _level = click.option(
     "--level-weight",
@@ -197,8 +197,8 @@ def index(
 @click.option("--image", type=PATH, help="The dermoscopy image; without it, the words alone are the query.")
 @click.option(
     "--text",
-    help='Findings in your own words, such as "atypical network, no streaks"; without it, the image alone is the '
-    "query. `skinret parse` shows what is understood.",
+    help='Findings in your own words, such as "atypical network, no streaks"; without it, the image alone is '
+    "the query. `skinret parse` shows what is understood.",
 )
 @click.option("-k", default=DEFAULT_K, show_default=True, type=click.IntRange(1), help="How many hits.")
 @click.option(

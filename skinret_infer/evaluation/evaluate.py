@@ -39,18 +39,18 @@ def evaluate(
     gamma: float | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> dict[str, Any]:
-    """Query with each case: its image with its words, its image alone, its words alone; say how good the hits are.
+    """Query with each case (image with words, image alone, words alone) and say how good the hits are.
 
     Each query ranks the whole archive. The query's own case is left out: the case with its id, and any case
     with the same picture under another id ("same_picture" counts the latter). A hit is right if its group is
-    the query's. The words are the case's attributes in the canonical phrases of the bundle's checklist. For the
-    figures of each kind of query, and for equal scores, see `retrieval_metrics`.
+    the query's. The words are the case's attributes in the canonical phrases of the bundle's checklist. For
+    the figures of each kind of query, and for equal scores, see `retrieval_metrics`.
 
     ways : other ways of writing the same findings. The figures of each are in "ways", with "gain_kept": how
         much of what the canonical words add to the shared criteria of the image alone it adds, in per cent;
         "read_precision" and "read_recall" of what was understood of it, in per cent; and "agree" and
-        "agree_image": with how many of the stated findings the records of the first five hits agree, with these
-        words and by the image alone.
+        "agree_image": with how many of the stated findings the records of the first five hits agree, with
+        these words and by the image alone.
     """
     return evaluate_parts(searcher, cases, {"": None}, ways=ways, beta=beta, gamma=gamma, progress=progress)[
         ""
@@ -194,13 +194,17 @@ def _rank_archive(
     gamma: float | None,
     progress: Callable[[int, int], None] | None,
 ) -> _Ranked:
-    """Query with every case in every kind of query."""
+    """Query with every case in every kind of query. Texts with the same findings make one query."""
     ranked = _Ranked([], [], {kind: [None] * len(cases) for kind in kinds})
     numbers: dict[str, int] = {}  # case id -> index in the archive
     for start in range(0, len(cases), BATCH):
         batch = range(start, min(start + BATCH, len(cases)))
+        known: dict[tuple[int, bool, str], Ranking] = {}  # case, with its image, findings
         for name, kind in kinds.items():
-            asked = [n for n in batch if kind.with_image or kind.texts[n]]
+            keys = {n: (n, kind.with_image, searcher.read(kind.texts[n]).canonical) for n in batch}
+            for n in batch:
+                ranked.rankings[name][n] = known.get(keys[n])
+            asked = [n for n in batch if ranked.rankings[name][n] is None and (kind.with_image or keys[n][2])]
             queries = [(cases[n].image if kind.with_image else None, kind.texts[n]) for n in asked]
             answers = searcher.query_batch(queries, k=max(len(searcher), 1), beta=beta, gamma=gamma)
             for n, results in zip(asked, answers, strict=True):
@@ -209,7 +213,8 @@ def _rank_archive(
                         numbers[hit.case_id] = len(ranked.archive)
                         ranked.archive.append(hit)
                 order = np.array([numbers[hit.case_id] for hit in results], np.int64)
-                ranked.rankings[name][n] = Ranking(order, np.array([hit.score for hit in results]))
+                known[keys[n]] = Ranking(order, np.array([hit.score for hit in results]))
+                ranked.rankings[name][n] = known[keys[n]]
                 if name == IMAGE:
                     ranked.pictures.append(results.hashes["image"])
         if progress:
@@ -254,15 +259,17 @@ def table(report: dict[str, Any]) -> str:
 
 def _ways_table(ways: Mapping[str, Mapping[str, Any]]) -> list[str]:
     """Return a line for each way of writing."""
-    width = max(len(printable(name)) for name in ways) + 2
+    width = max(16, max(len(printable(name)) for name in ways) + 2)
     lines = [
-        f"{'way of writing':<{max(width, 16)}}{'mAP':>8}{'Acc@1':>8}{SHARED:>10}{'gain kept':>11}{'read':>8}{'agree':>15}"
+        f"{'way of writing':<{width}}{'mAP':>8}{'Acc@1':>8}{SHARED:>10}"
+        f"{'gain kept':>11}{'read':>8}{'agree':>15}"
     ]
     for name, of_way in ways.items():
         kept = "-" if of_way["gain_kept"] is None else f"{of_way['gain_kept']:.0f} %"
         agree = f"{of_way['agree']:.2f} ({of_way['agree_image']:.2f})" if of_way.get("agree") else "-"
         lines.append(
-            f"{printable(name):<{max(width, 16)}}{of_way['mAP']:>8.1f}{of_way['Acc@1']:>8.1f}{_cell(SHARED, dict(of_way)):>10}"
+            f"{printable(name):<{width}}{of_way['mAP']:>8.1f}{of_way['Acc@1']:>8.1f}"
+            f"{_cell(SHARED, dict(of_way)):>10}"
             f"{kept:>11}{of_way['read_recall']:>6.0f} %{agree:>15}"
         )
     return [*lines, "agree: with the stated findings, in brackets by the image alone"]

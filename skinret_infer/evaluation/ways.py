@@ -1,7 +1,7 @@
 """Ways of writing: turn the recorded findings of a case into the words of some clinician, to measure with.
 
-A file of ways is TOML with an array [[ways]]. Each has a name, and any of the fields of `Way`. The same way, case
-and checklist always give the same words.
+A file of ways is TOML with an array [[ways]]. Each has a name, and any of the fields of `Way`. The same way,
+case and checklist always give the same words.
 """
 
 import hashlib
@@ -33,8 +33,8 @@ class Way:
     join, last :
         between two findings, and before the last of them.
     say :
-        for a criterion and a value, expressions of which each case takes one; "" leaves the finding out. Without
-        any, the canonical words.
+        for a criterion and a value, expressions of which each case takes one; "" leaves the finding out.
+        Without any, the canonical words.
     names, denied, denied_join, denied_last :
         names of criteria, and a template with {} for a list of those that are absent, such as "no {}".
     only_present :

@@ -1,1 +1,1 @@
-"""The words of a query: a checklist as data, its vocabulary in several languages, and the reader of free text."""
+"""The words of a query: a checklist as data, its vocabulary in several languages, a reader of free text."""

@@ -1,7 +1,7 @@
 """A checklist as data: criteria, their values, and the ways to say each value in several languages.
 
-The file is TOML. `seven_point.toml` beside this module is the checklist that ships, and its head explains every
-field. A bundle has its checklist in the manifest, so that another site can use criteria of its own.
+The file is TOML. `seven_point.toml` beside this module is the checklist that ships, and its head explains
+every field. A bundle has its checklist in the manifest, so that another site can use criteria of its own.
 """
 
 import functools
@@ -213,7 +213,7 @@ class Checklist:
         return [self.criteria[n]._phrase(value) for n, value in self.values_of(attributes).items()]
 
     def text_of(self, attributes: Mapping[str, Any]) -> str:
-        """Return the canonical words of a case, such as "atypical pigment network, flat lesion"; "" if none."""
+        """Return the canonical words of a case, such as "atypical pigment network, flat lesion", or ""."""
         return ", ".join(self.phrases_of(attributes))
 
     def text(self, allowed: Mapping[str, Collection[str]]) -> str:
@@ -227,8 +227,8 @@ class Checklist:
     def settled(self, allowed: Mapping[str, Collection[str]]) -> float:
         """Return how many criteria are settled by their allowed values.
 
-        One value counts 1, m of M values 1 - log m / log M. "absent" counts a quarter: observers differ most in
-        when they write it.
+        One value counts 1, m of M values 1 - log m / log M. "absent" counts a quarter: observers differ most
+        in when they write it.
         """
         total = 0.0
         for name, values in allowed.items():
@@ -248,7 +248,7 @@ class Checklist:
 
 
 def fold(word: str) -> str:
-    """Return a word without case and accents, as the reader compares words; a single letter keeps its accent."""
+    """Return a word without case and accents, to compare it; a single letter keeps its accent."""
     lower = unicodedata.normalize("NFKD", unicodedata.normalize("NFKC", word).casefold())
     letters = "".join(c for c in lower if not unicodedata.combining(c))
     return letters if len(letters) > 1 else unicodedata.normalize("NFC", lower)  # the Italian "è" is not "e"
@@ -269,12 +269,22 @@ def is_capital(expression: str) -> bool:
 # -- the checks of a file --
 
 
-def _fault(where: str, expected: str, found: str, code: str = "checklist-field") -> InputError:
+def _fault(where: str, expected: str, found: str) -> InputError:
     return InputError(
         f"the checklist cannot be used: {where}",
-        code=code,
+        code="checklist-field",
         expected=expected,
         found=f"{found:.200}",
+        cure=_CURE,
+    )
+
+
+def _duplicate(expression: str, language: str, expected: str, meanings: tuple[str, str]) -> InputError:
+    return InputError(
+        f"the checklist cannot be used: {expression!r} in the language {language}",
+        code="checklist-duplicate",
+        expected=expected,
+        found=f"{' and '.join(meanings):.200}",
         cure=_CURE,
     )
 
@@ -366,8 +376,13 @@ def _resolve(groups: Mapping[str, Sequence[str]], values: Sequence[str], where: 
 
     def members(name: str, above: tuple[str, ...]) -> Iterator[str]:
         if name in above:
-            raise _fault(f"{where}.{name}", "groups of values", f"a cycle: {' > '.join((*above, name))}",
-                         "checklist-cycle")  # fmt: skip
+            raise InputError(
+                f"the checklist cannot be used: {where}.{name}",
+                code="checklist-cycle",
+                expected="groups of values",
+                found=f"a cycle: {' > '.join((*above, name))}",
+                cure=_CURE,
+            )
         for member in groups[name]:
             if member in values:
                 yield member
@@ -432,12 +447,7 @@ def _check_duplicates(code: str, roles: Mapping[str, Sequence[str]], ways: Seque
     def note(expression: str, meaning: str) -> None:
         key = (expression,) if is_capital(expression) else split_words(expression)
         if (other := meanings.setdefault(key, meaning)) != meaning:
-            raise _fault(
-                f"{expression!r} in the language {code}",
-                "one meaning for each expression",
-                f"{other} and {meaning}",
-                "checklist-duplicate",
-            )
+            raise _duplicate(expression, code, "one meaning for each expression", (other, meaning))
 
     beside: dict[tuple[str, tuple[str, ...]], str] = {}
     for way in ways:
@@ -452,11 +462,8 @@ def _check_duplicates(code: str, roles: Mapping[str, Sequence[str]], ways: Seque
             for word in words:
                 other = beside.setdefault((way.criterion, split_words(word)), name)
                 if other != name:
-                    raise _fault(
-                        f"{word!r} in the language {code}",
-                        f"one meaning beside a name of {way.criterion}",
-                        f"{other} and {name}",
-                        "checklist-duplicate",
+                    raise _duplicate(
+                        word, code, f"one meaning beside a name of {way.criterion}", (other, name)
                     )
     for role in ROLES:
         if role not in ("abbreviations", "plain", "copulas"):

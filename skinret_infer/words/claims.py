@@ -1,4 +1,4 @@
-"""What a sentence claims: its items, what each states of a criterion, and what one item says of its neighbours."""
+"""What a sentence claims: its items, what each states of a criterion, and what one says of its neighbours."""
 
 import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -17,7 +17,7 @@ _NEAR = 2  # words between a finding and an unknown word before it that may deny
 
 @dataclass(slots=True)
 class Claim:
-    """What an item states of one criterion; or of none, where it has only words that may concern its neighbours.
+    """What an item states of one criterion, or of none if its words may only concern its neighbours.
 
     links : the roles of what stands between it and the item before.
     criterion : "" for an item without a name of one.
@@ -81,7 +81,7 @@ class Claim:
 
 
 def sentences(elements: Sequence[Element]) -> Iterator[list[Element]]:
-    """Yield the sentences: up to a dot, a line, a word such as "but", or a bracket with findings of its own."""
+    """Yield the sentences: up to a dot, a line, a word such as "but", or a bracket with its own findings."""
     sentence: list[Element] = []
     closing = -1  # up to here a bracket is left out
     for n, e in enumerate(elements):
@@ -164,7 +164,7 @@ def read_sentence(
 
 
 def speaks_of_others(sentence: Sequence[Element], claims: Sequence[Claim]) -> bool:
-    """Say whether a sentence without a finding may deny or doubt other sentences: "None of these.", "Absent:"."""
+    """Say whether a sentence without a finding may deny or doubt others: "None of these.", "Absent:"."""
     if any(claim.joined for claim in claims):
         return False
     roles = {e.role for e in sentence}
@@ -383,7 +383,7 @@ def _unknown_near(roles: Sequence[str], distance: int) -> bool:
 
 
 def _join_words(claims: Sequence[Claim], criteria: Mapping[str, Criterion]) -> None:
-    """Give value words without a name to the neighbour that they fit: "network, atypical", "comma or dotted"."""
+    """Give value words without a name to the neighbour they fit: "network, atypical", "comma or dotted"."""
     for one, other in itertools.pairwise(claims):  # "absent or regular streaks": absent is a value here
         roles = {e.role for e in one.elements if e.role not in _LIGHT}
         if roles == {"absent"} and "or" in other.links and other.values:
@@ -490,7 +490,7 @@ def _reach_forward(claims: Sequence[Claim]) -> None:
 
 
 def _ends_open(claim: Claim) -> bool:
-    """Say whether an item without a finding ends with a denial or a doubt, which then is about what follows."""
+    """Say whether an item without a finding ends with a denial or a doubt, which is about what follows."""
     if claim.criterion:
         return False
     heavy = [e for e in claim.elements if e.is_content or e.role not in _LIGHT]
@@ -498,7 +498,7 @@ def _ends_open(claim: Claim) -> bool:
 
 
 def _is_time(head: Claim) -> bool:
-    """Say whether an item says nothing but another time, which then is that of its sentence: "two years ago, ..."."""
+    """Say whether an item says only another time, which is then its sentence's: "two years ago, ..."."""
     return not head.criterion and not any(e.is_content for e in head.elements)
 
 

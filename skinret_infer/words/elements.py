@@ -23,7 +23,8 @@ _ARTICLE = 3  # letters of the longest plain word that may be an article
 class Element(NamedTuple):
     """An expression or sign of a text.
 
-    role : of ROLES or SIGNS; "term", "needs_value", "phrase" or "word", as of an Entry; "number" or "unknown".
+    role : of ROLES or SIGNS; "term", "needs_value", "phrase" or "word", as of an Entry; "number" or
+        "unknown".
     start, end : its place in the text.
     criterion, allowed, beside : of an Entry.
     text : its last word, folded.

@@ -1,4 +1,4 @@
-"""The vocabulary of a checklist, ready to find its expressions in a text: words with endings, typing errors."""
+"""The vocabulary of a checklist, ready to find its expressions in text: with endings and typing errors."""
 
 import functools
 import re
@@ -225,9 +225,9 @@ class Lexicon:
             vocabulary = self._languages[code]
             found = self._longest(tokens, place, place, vocabulary.root, vocabulary.forms)
             is_cue = found is not None and found.entry.role in _CUES
-            if found and (is_cue or code in languages):
-                if best is None or (found.last > best.last and not is_cue):
-                    best = found
+            is_allowed = is_cue or code in languages
+            if found and is_allowed and (best is None or (found.last > best.last and not is_cue)):
+                best = found
         return best
 
     def _longest(

@@ -1,11 +1,12 @@
 """Read findings from free text, and compare them with a case.
 
-The reader says nothing where it is not sure. A text is split into sentences, and a sentence into items between
-commas and words such as "and" or "with". An item states a finding by a name of a criterion ("streaks"), with
-words for its value ("irregular") or without, or by an expression of its own ("crown vessels"). What denies or
-doubts an item may reach over its neighbours, as in "no streaks, dots or veil" and "streaks and veil absent". Where
-that is not clear the neighbours are not used: in "no streaks, veil" the veil may be denied or not. An unknown
-word beside a finding may deny it too, so that such a finding is not used either.
+The reader says nothing where it is not sure. A text is split into sentences, and a sentence into items
+between commas and words such as "and" or "with". An item states a finding by a name of a criterion
+("streaks"), with words for its value ("irregular") or without, or by an expression of its own ("crown
+vessels"). What denies or doubts an item may reach over its neighbours, as in "no streaks, dots or veil" and
+"streaks and veil absent". Where that is not clear the neighbours are not used: in "no streaks, veil" the veil
+may be denied or not. An unknown word beside a finding may deny it too, so that such a finding is not used
+either.
 """
 
 import functools
@@ -135,10 +136,10 @@ class Reading:
 def compare(
     allowed: Mapping[str, Allowed], attributes: Mapping[str, Any], checklist: Checklist
 ) -> tuple[dict[str, str], dict[str, str]]:
-    """Return the criteria in which a case matches the findings of a text, and those in which it contradicts them.
+    """Return the criteria in which a case matches the findings of a text, and in which it contradicts them.
 
-    Both are by name, with the case's value. A criterion that the text or the case leaves open is in neither, nor
-    is a case with a value such as "combinations" of which the text names a part.
+    Both are by name, with the case's value. A criterion that the text or the case leaves open is in neither,
+    nor is a case with a value such as "combinations" of which the text names a part.
     """
     matching: dict[str, str] = {}
     conflicting: dict[str, str] = {}

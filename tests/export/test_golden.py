@@ -105,8 +105,8 @@ def golden(**options: Any) -> Checkpoint:
     model = Skinret(tiny_config(**options))
     of_formula = {name: weights(name, parameter) for name, parameter in model.named_parameters()}
     return Checkpoint(
-        config=model.config, image=ImageRecipe(size=64), text=TextRecipe(), checklist=CHECKLIST, tokenizer=words.to_str(),
-        state=model.state_dict() | of_formula, name="golden", version="1",
+        config=model.config, image=ImageRecipe(size=64), text=TextRecipe(), checklist=CHECKLIST,
+        tokenizer=words.to_str(), state=model.state_dict() | of_formula, name="golden", version="1",
     )  # fmt: skip
 
 

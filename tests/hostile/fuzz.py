@@ -70,7 +70,8 @@ _CHECKLIST = Checklist.from_dict(
         "languages": {"en": {"name": "English", "endings": ["s"], "deny": ["no"], "absent": ["absent"]}},
         "ways": {
             "en": [
-                {"criterion": "streaks", "source": "usage", "terms": ["streaks"], "words": {"regular": ["regular"]}}
+                {"criterion": "streaks", "source": "usage", "terms": ["streaks"],
+                 "words": {"regular": ["regular"]}}
             ]
         },
     }
@@ -271,8 +272,9 @@ def _write_bundle(folder: Path) -> None:
     level = Level(height=2, width=2, channels=2)
     files = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(folder.iterdir())}
     manifest = Manifest(
-        schema=2, model="m", version="1", image=ImageRecipe(size=64), text=TextRecipe(), checklist=_CHECKLIST, files=files,
-        levels=(level, level, level), layout=_LAYOUT, regions=2, aggregation="mean", beta=0.6, gamma=0.5,
+        schema=2, model="m", version="1", image=ImageRecipe(size=64), text=TextRecipe(),
+        checklist=_CHECKLIST, files=files, levels=(level, level, level), layout=_LAYOUT, regions=2,
+        aggregation="mean", beta=0.6, gamma=0.5,
         concepts={"group": ["bkl", "mel", "nevus"]}, precision="fp32", opset=18,
         origin={"checkpoint_sha256": "f" * 64, "packages": {"torch": "2"}}, metrics={"mAP": {"all": [1]}},
         precision_checks={"openvino/bf16": {"passed": False, "faults": ["a fault"], "rows": {}}},

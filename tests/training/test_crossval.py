@@ -121,7 +121,7 @@ def timeless(value: Any) -> Any:
 
 def test_both_archives_and_every_kind_of_query_are_measured_in_every_run(measured: Path) -> None:
     for row, kinds, seeds in (
-        ("skinret", ["image_words", "image_only"], [0]),
+        ("skinret", ["image_words", "image_only", "words_alone"], [0]),
         ("linear-probe", ["image_words", "image_only", "words_alone"], [0, 1]),
     ):
         result = read(measured / f"{row}.json")

@@ -28,6 +28,7 @@ from skinret_export.demo import write_small_tokenizer
 from skinret_infer import Case, InputError
 from skinret_infer.imaging.recipe import ImageRecipe
 from skinret_infer.tables import CaseTable
+from skinret_infer.words.reading import reader_of
 from skinret_training import cli
 from skinret_training.checkpoint import Checkpoint
 from skinret_training.data import Dataset, load_dataset, split, text_views
@@ -230,8 +231,8 @@ def test_a_model_that_tells_nothing_apart_measures_a_random_order() -> None:
     """The table is sorted by group, and so are the case ids and the columns of the product."""
     groups = ["bkl"] * 49 + ["mel"] * 202 + ["nevus"] * 460
     dataset = Dataset(
-        [f"{n:03}" for n in range(711)], groups, {}, np.zeros((711, 1), np.int64), CHECKLIST, [{}] * 711, [""] * 711,
-        np.zeros((711, 1, 1, 3), np.uint8),
+        [f"{n:03}" for n in range(711)], groups, {}, np.zeros((711, 1), np.int64), CHECKLIST, [{}] * 711,
+        [""] * 711, np.zeros((711, 1, 1, 3), np.uint8),
     )  # fmt: skip
     torch.manual_seed(0)
     same, everything = torch.randn(402).expand(711, -1), np.arange(711)
@@ -259,13 +260,20 @@ def test_eight_symmetries_are_eight_and_the_first_is_the_picture() -> None:
     assert all(torch.equal(invert_dihedral(v, n), pixels) for n, v in enumerate(views))
 
 
-def test_the_first_view_says_all_and_the_others_a_part() -> None:
-    phrases = ["irregular streaks", "flat lesion", "blue-whitish veil", "back location"]
-    said = text_views(phrases, 20, np.random.default_rng(0))
-    assert said[0] == ", ".join(phrases)
-    assert all(set(view.split(", ")) <= set(phrases) for view in said)
-    assert len(set(said)) > 5
-    assert text_views([], 3, np.random.default_rng(0)) == ["", "", ""]
+def test_the_first_view_says_all_and_the_others_a_part_or_less_exactly_and_nothing_false() -> None:
+    findings = {
+        "streaks": "irregular", "pigmentation": "diffuse irregular", "dots_and_globules": "absent",
+        "blue_whitish_veil": "present", "elevation": "flat", "location": "back",
+    }  # fmt: skip
+    views = text_views(findings, CHECKLIST, 60, np.random.default_rng(0))
+    assert views[0] == CHECKLIST.text_of(findings)
+    assert len(set(views)) > 30
+    for view in views:
+        for name, allowed in reader_of(CHECKLIST).read(view).allowed.items():
+            assert findings[name] in allowed, view
+    assert any("not " in view for view in views) and any("absent" not in view for view in views)
+    assert views == text_views(findings, CHECKLIST, 60, np.random.default_rng(0))
+    assert text_views({}, CHECKLIST, 3, np.random.default_rng(0)) == ["", "", ""]
 
 
 def test_bad_data_and_options_are_named(weights: Path, cases: list[Case], tmp_path: Path) -> None:

@@ -380,7 +380,7 @@ class CaseTexts:
 
 
 def _key(encoder: torch.nn.Module, facts: bytes) -> str:
-    """Return the name of what an encoder makes of something: 16 digits of a hash of its weights and `facts`."""
+    """Return the name of what an encoder makes of something: 16 digits of a hash of weights and `facts`."""
     key = hashlib.sha256(facts)
     for name, tensor in sorted(encoder.state_dict().items()):
         key.update(name.encode() + tensor.cpu().numpy().tobytes())
