@@ -195,7 +195,7 @@ def _rank_archive(
     progress: Callable[[int, int], None] | None,
 ) -> _Ranked:
     """Query with every case in every kind of query. Texts with the same findings make one query."""
-    ranked = _Ranked([], [], {kind: [None] * len(cases) for kind in kinds})
+    ranked = _Ranked([""] * len(cases), [], {kind: [None] * len(cases) for kind in kinds})
     numbers: dict[str, int] = {}  # case id -> index in the archive
     for start in range(0, len(cases), BATCH):
         batch = range(start, min(start + BATCH, len(cases)))
@@ -215,8 +215,8 @@ def _rank_archive(
                 order = np.array([numbers[hit.case_id] for hit in results], np.int64)
                 known[keys[n]] = Ranking(order, np.array([hit.score for hit in results]))
                 ranked.rankings[name][n] = known[keys[n]]
-                if name == IMAGE:
-                    ranked.pictures.append(results.hashes["image"])
+                if kind.with_image:
+                    ranked.pictures[n] = results.hashes["image"]
         if progress:
             progress(batch.stop, len(cases))
     return ranked
