@@ -13,6 +13,7 @@ from skinret_infer.engines.build import build_engines
 from skinret_infer.errors import SkinretError, printable
 from skinret_infer.tables import read_cases
 from skinret_infer.trust.signing import KEY
+from skinret_infer.words.checklist import Checklist
 
 from .export import export_bundle
 
@@ -37,6 +38,11 @@ _PATH = click.Path(path_type=Path)
     help="CASES.csv or Derm7pt folder of at least 200 cases, to measure lower precisions on.  "
     "[default: drawn ones]",
 )
+@click.option(
+    "--checklist",
+    type=_PATH,
+    help="A TOML file with other words for the criteria and values of the model.  [default: the model's]",
+)
 @click.option("--fp16", is_flag=True, help="Also write the graphs in fp16, for graphics cards.")
 @click.option(
     "--check-precision/--no-check-precision",
@@ -55,6 +61,7 @@ def main(
     out: Path | None,
     images: Path | None,
     cases: Path | None,
+    checklist: Path | None,
     fp16: bool,
     check_precision: bool,
     overwrite: bool,
@@ -78,6 +85,7 @@ def main(
         out,
         images=images,
         cases=table.cases if table else (),
+        checklist=Checklist.read(checklist) if checklist else None,
         fp16=fp16,
         check_precision=check_precision,
         overwrite=overwrite,

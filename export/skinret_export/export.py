@@ -31,6 +31,7 @@ from skinret_infer.imaging.recipe import preprocess
 from skinret_infer.text import TextEncoderInput
 from skinret_infer.trust.signing import SIGNATURE
 from skinret_infer.words.checklist import Checklist
+from skinret_infer.words.reading import reader_of
 from skinret_training.checkpoint import Checkpoint
 from skinret_training.model import Skinret
 from skinret_training.synthetic import random_lesions
@@ -53,6 +54,7 @@ def export_bundle(
     *,
     images: str | Path | None = None,
     cases: Sequence[Case] = (),
+    checklist: Checklist | None = None,
     fp16: bool = False,
     check_precision: bool = True,
     overwrite: bool = False,
@@ -62,6 +64,7 @@ def export_bundle(
 
     images : a folder of at least 64 images to prove the bundle on; None draws them.
     cases : at least 200 cases with words, to measure lower precisions on; without any, cases are drawn.
+    checklist : other words for the criteria and values that the model was trained with.
     fp16 : also write the graphs in fp16, for graphics cards; the bundle then takes half as much again.
     check_precision : measure the lower precisions of the runtimes that are installed here.
     overwrite : replace an old bundle, once the new one is proven; nothing but a bundle is replaced.
@@ -76,6 +79,8 @@ def export_bundle(
     out = out.resolve() if out.is_symlink() else out  # the folder is replaced, and the link stays
     torch.set_num_threads(min(torch.get_num_threads(), available_cpus()))  # torch ignores CPU quotas
     loaded = Checkpoint.load(checkpoint)
+    if checklist is not None:
+        loaded = _with_words(loaded, checklist)
     probe = make_probe(loaded, images)
     model = loaded.model()
     report_path = out.with_name(out.name + ".parity.json")
@@ -100,6 +105,20 @@ def export_bundle(
         _check_out(out, overwrite)  # another export may have come first
     report_path.unlink(missing_ok=True)
     return Bundle.unverified(out)
+
+
+def _with_words(checkpoint: Checkpoint, checklist: Checklist) -> Checkpoint:
+    """Return a checkpoint with the words of a checklist that has the same criteria. Raises InputError."""
+    reader_of(checklist)  # checks that every canonical phrase can be read
+    if checklist.criteria != checkpoint.checklist.criteria:
+        raise InputError(
+            f"the checklist {checklist.name!r} has other criteria than the model",
+            code="checklist-criteria",
+            expected=f"the phrases and values of {', '.join(checkpoint.checklist.criteria)}",
+            found=", ".join(checklist.criteria),
+            cure="change only languages and ways, or train with this checklist",
+        )
+    return dataclasses.replace(checkpoint, checklist=checklist)
 
 
 def _write_files(

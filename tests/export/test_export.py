@@ -9,7 +9,7 @@ import onnx
 import pytest
 import torch
 from click.testing import CliRunner
-from helpers import CONCEPTS, take_graphs, tiny_checkpoint, tiny_config
+from helpers import CHECKLIST, CONCEPTS, take_graphs, tiny_checkpoint, tiny_config
 
 from skinret_export import parity
 from skinret_export.cli import main
@@ -25,6 +25,7 @@ from skinret_infer.evaluation import precision
 from skinret_infer.imaging.decode import decode
 from skinret_infer.imaging.recipe import ImageRecipe, preprocess
 from skinret_infer.text import TextEncoderInput
+from skinret_infer.words.checklist import Checklist
 from skinret_training.checkpoint import Checkpoint
 from skinret_training.model import ModelConfig
 
@@ -245,3 +246,13 @@ def test_an_export_measures_what_lower_precision_does_to_the_ranks(
         assert record["queries"] == precision.MIN_QUERIES and len(record["rows"]) == 4
         assert record["passed"] is not bool(record["faults"])
         assert precision.format_record(record) in said
+
+
+def test_other_words_must_have_the_criteria_of_the_model(checkpoint: Path, tmp_path: Path) -> None:
+    data = CHECKLIST.to_dict()
+    fewer = {name: data["criteria"][name] for name in ("streaks", "sex")}
+    ways = [way for way in data["ways"]["en"] if way["criterion"] in fewer]
+    other = Checklist.from_dict({**data, "criteria": fewer, "ways": {"en": ways}})
+    with pytest.raises(InputError, match="other criteria than the model") as caught:
+        export_bundle(checkpoint, tmp_path / "bundle", checklist=other)
+    assert caught.value.code == "checklist-criteria" and not (tmp_path / "bundle").exists()
