@@ -1,16 +1,15 @@
 """What a sentence claims: its items, what each states of a criterion, and what one says of its neighbours."""
 
 import itertools
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from .checklist import ABSENT, Allowed, Criterion
 from .elements import FINDINGS, NAMES, Element
 
 _LINKS = frozenset({"comma", "and", "or", "nor", "with"})
-_JOINS = frozenset({"and", "or", "nor"})
 _OPEN = frozenset({"deny", "concord", "doubt_next"})  # what follows them belongs to them
-_LIGHT = frozenset({"plain", "copulas", "number", "colon", "abbreviations", "clear"})
+LIGHT = frozenset({"plain", "copulas", "number", "colon", "abbreviations", "clear"})
 _BREAKS = frozenset({"deny", "absent", "doubt", "doubt_next", "elsewhere", "unknown", "question", "back"})
 _NEAR = 2  # words between a finding and an unknown word before it that may deny it
 
@@ -74,7 +73,7 @@ class Claim:
 
     @property
     def _telling(self) -> list[Element]:
-        telling = [e for e in self.elements if e.role not in _LIGHT | {"diagnoses", "open", "close"}]
+        telling = [e for e in self.elements if e.role not in LIGHT | {"diagnoses", "open", "close"}]
         while telling and telling[-1].role == "doubt_next":  # "irregular streaks suggestive of melanoma"
             telling.pop()
         return telling or self.elements
@@ -128,39 +127,13 @@ def _has_own_finding(elements: Iterable[Element]) -> bool:
     return bool(NAMES & inside) or not answers & inside
 
 
-def read_sentence(
-    sentence: Sequence[Element], criteria: Mapping[str, Criterion], previous: Claim | None = None
-) -> list[Claim]:
-    """Return the claims of a sentence, each with what its neighbours say of it.
-
-    previous : the last claim before, to which words without a name may belong: "streaks, but not irregular".
-    """
-    claims = [
+def claims_of(sentence: Sequence[Element], criteria: Mapping[str, Criterion]) -> list[Claim]:
+    """Return the claims of a sentence, without what its items say of each other."""
+    return [
         _claim(links if n == 0 else frozenset({"with"}), part, criteria)
         for links, item in _items(sentence)
         for n, part in enumerate(_parts(item, criteria))
     ]
-    if previous and not any(claim.criterion for claim in claims):
-        _join_words([previous, *claims], criteria)
-        return claims
-    _join_words(claims, criteria)
-    _share_values(claims)
-    _reach_forward(claims)
-    _reach_back(claims)
-    for one, other in itertools.pairwise(claims):
-        if "or" not in other.links or not other.criterion or one.denied or other.denied:
-            continue
-        if one.criterion == other.criterion and one.values and other.values:  # "back or flank"
-            either = {*one.values, *other.values}
-            one.values = other.values = tuple(v for v in criteria[one.criterion].values if v in either)
-        elif one.criterion not in ("", other.criterion):  # "streaks or a veil": which of them?
-            one.unsure = other.unsure = True
-    for claim in claims:
-        claim.unsure |= claim.before in ("doubt", "elsewhere") or claim.after in ("doubt", "back")
-    open_names = {claim.criterion for claim in claims if claim.unsure}
-    for claim in claims:
-        claim.unsure |= claim.criterion in open_names
-    return claims
 
 
 def speaks_of_others(sentence: Sequence[Element], claims: Sequence[Claim]) -> bool:
@@ -218,23 +191,29 @@ def _parts(item: list[Element], criteria: Mapping[str, Criterion]) -> list[list[
     cuts = [0]
     for one, other in itertools.pairwise(named):
         first = item[one].criterion
-        if first == item[other].criterion:
-            continue
-        cut = other  # the words before the other name belong to it, unless they answer the first one
-        while cut - 1 > one:
-            e = item[cut - 1]
-            if e.role == "colon" and not criteria[first].from_image:
-                break  # a heading, as in "Back: doubtful network"
-            if any(x.role == "colon" for x in item[one:cut]) and not criteria[first].from_image:
-                cut -= 1
-                continue
-            if e.role in answers or (e.role == "word" and not values_first and first in e.beside):
-                break
-            cut -= 1
-            if e.role in ("deny", "doubt_next"):
-                break
-        cuts.append(cut)
+        if first != item[other].criterion:
+            colon = next((n for n in range(one, other) if item[n].role == "colon"), None)
+            if colon is not None and not criteria[first].from_image:  # a heading: "Back: doubtful network"
+                cuts.append(colon + 1)
+            else:
+                cuts.append(_cut(item, one, other, "" if values_first else first, answers))
     return [item[a:b] for a, b in itertools.pairwise([*cuts, len(item)])]
+
+
+def _cut(item: Sequence[Element], one: int, other: int, first: str, answers: Collection[str]) -> int:
+    """Return where the words of the name `other` begin: those before it, unless they answer the name `one`.
+
+    first : the criterion of `one`, if its values stand after it.
+    """
+    cut = other
+    while cut - 1 > one:
+        e = item[cut - 1]
+        if e.role in answers or is_value_of(e, first):
+            break
+        cut -= 1
+        if e.role in ("deny", "doubt_next"):
+            break
+    return cut
 
 
 def _claim(links: frozenset[str], elements: list[Element], criteria: Mapping[str, Criterion]) -> Claim:
@@ -246,7 +225,7 @@ def _claim(links: frozenset[str], elements: list[Element], criteria: Mapping[str
         return claim
     claim.criterion = named[0].criterion
     claim.needs_value = all(e.role == "needs_value" for e in named)
-    own = [n for n, e in enumerate(elements) if e.role in NAMES or _is_value_of(e, claim.criterion)]
+    own = [n for n, e in enumerate(elements) if e.role in NAMES or is_value_of(e, claim.criterion)]
     first, last = own[0], own[-1]
     _read_values(claim, elements[first : last + 1], criteria[claim.criterion])
     before, after = elements[:first], elements[last + 1 :]
@@ -262,14 +241,15 @@ def _claim(links: frozenset[str], elements: list[Element], criteria: Mapping[str
     return claim
 
 
-def _is_value_of(e: Element, criterion: str) -> bool:
+def is_value_of(e: Element, criterion: str) -> bool:
+    """Say whether an element is a word for a value of a criterion."""
     return e.role == "word" and criterion in e.beside
 
 
 def _read_nameless(claim: Claim) -> None:
     """Read an item without a name: the words for a value, and what it denies or doubts."""
     denied = False
-    roles = [e.role for e in claim.elements if e.role not in _LIGHT]
+    roles = [e.role for e in claim.elements if e.role not in LIGHT]
     claim.of_diagnosis = _without_diagnoses(roles) != roles
     for e in claim.elements:
         if e.role == "word":
@@ -289,7 +269,7 @@ def _read_values(claim: Claim, elements: Sequence[Element], criterion: Criterion
     stated: list[Allowed] = []
     deny_next = False
     for e in elements:
-        if e.role == "phrase" or _is_value_of(e, claim.criterion):
+        if e.role == "phrase" or is_value_of(e, claim.criterion):
             values = e.allowed or e.beside[claim.criterion]
             stated.append(criterion.without(values) if deny_next else values)
             deny_next = False
@@ -305,7 +285,7 @@ def _read_values(claim: Claim, elements: Sequence[Element], criterion: Criterion
 
 def _read_before(claim: Claim, before: Sequence[Element], later: set[str]) -> None:
     """Read what stands before the finding. `later` are the roles after it."""
-    roles = _without_diagnoses([e.role for e in before if e.role not in _LIGHT])
+    roles = _without_diagnoses([e.role for e in before if e.role not in LIGHT])
     claim.unsure |= _heads_another(before)
     denials = max(roles.count("deny"), int("nor" in claim.links or "concord" in roles))
     negative = {"deny", "absent", "concord", "doubt", "doubt_next", "elsewhere"} & set(roles)
@@ -375,189 +355,5 @@ def _without_diagnoses(roles: Sequence[str]) -> list[str]:
 
 def _unknown_near(roles: Sequence[str], distance: int) -> bool:
     """Say whether the first of these words that is not light is unknown, and at most so many words away."""
-    place = next((n for n, role in enumerate(roles) if role not in _LIGHT | {"word"}), None)
+    place = next((n for n, role in enumerate(roles) if role not in LIGHT | {"word"}), None)
     return place is not None and place <= distance and roles[place] == "unknown"
-
-
-# -- what an item says of its neighbours --
-
-
-def _join_words(claims: Sequence[Claim], criteria: Mapping[str, Criterion]) -> None:
-    """Give value words without a name to the neighbour they fit: "network, atypical", "comma or dotted"."""
-    for one, other in itertools.pairwise(claims):  # "absent or regular streaks": absent is a value here
-        roles = {e.role for e in one.elements if e.role not in _LIGHT}
-        if roles == {"absent"} and "or" in other.links and other.values:
-            other.values, one.before = (ABSENT, *other.values), ""
-    for n, claim in enumerate(claims):
-        if not claim.words:
-            continue
-        before = next((c for c in reversed(claims[:n]) if c.criterion), None)
-        after = next((c for c in claims[n + 1 :] if c.criterion or not c.words), None)
-        is_back = any(e.role == "back" for e in claim.elements)
-        if "with" in claim.links or is_back:
-            before = None
-        if is_back:  # "none of them irregular"
-            after = None
-        denies = claim.before == "deny"
-        if after and (not after.criterion or "with" in after.links or ("nor" in after.links and not denies)):
-            after = None
-        for beside, denied in claim.words:
-            fitting = [c for c in (before, after) if c and c.criterion in beside]
-            if not fitting:
-                continue
-            target = fitting[0]
-            if len(fitting) == 2 and target.values is not None and _begins_with_value(fitting[1]):
-                target = fitting[1]
-            criterion = criteria[target.criterion]
-            values = beside[target.criterion]
-            if target is before and (denied or "nor" in claim.links):
-                is_there = not target.denied and target.values is None  # "globules, not irregular"
-                values = criterion.without({*values, ABSENT} if is_there else values)
-            links = claim.links if target is before else target.links
-            either = "or" in links or (target is after and "nor" in links)
-            _add_values(target, criterion, values, either)
-            if target is after and claim.before:  # "neither comma nor dotted vessels" denies both
-                target.before = target.before or claim.before
-                target.denied |= claim.before == "deny"
-            roles = {e.role for e in claim.elements}
-            target.unsure |= claim.before in ("doubt", "elsewhere") and target is before
-            target.unsure |= target is before and bool({"doubt", "question", "unknown"} & roles)
-            target.elements = [*target.elements, *(e for e in claim.elements if e.role == "word")]
-            claim.before, claim.joined = "", True
-
-
-def _begins_with_value(claim: Claim) -> bool:
-    return next(e.role for e in claim.elements if e.role in FINDINGS) == "word"
-
-
-def _add_values(claim: Claim, criterion: Criterion, values: Allowed, either: bool) -> None:
-    if claim.values is None:
-        claim.values = values
-        if either and claim.denied and claim.after == "deny":  # "streaks: absent or regular"
-            claim.values, claim.denied, claim.after = (ABSENT, *values), False, ""
-    elif either:
-        claim.values = tuple(v for v in criterion.values if v in {*values, *(claim.values or ())})
-    else:
-        claim.values = combine(criterion, [claim.values, values])
-        claim.conflict |= not claim.values
-
-
-def _share_values(claims: Sequence[Claim]) -> None:
-    """Give the value of the last of several subjects to all: "the streaks and globules are irregular"."""
-    for other, claim in itertools.pairwise(claims):
-        roles = [e.role for e in claim.elements]
-        if (
-            not other.bare
-            or "and" not in claim.links
-            or "copulas" not in roles
-            or claim.before
-            or claim.after
-        ):
-            continue
-        after = claim.elements[roles.index("copulas") :]
-        words = [e for e in after if _is_value_of(e, claim.criterion)]
-        if claim.values and len(words) == 1 and other.criterion in words[0].beside:
-            other.values = words[0].beside[other.criterion]
-
-
-def _reach_forward(claims: Sequence[Claim]) -> None:
-    """Apply a denial or doubt to the items after it, where it reaches over them."""
-    head: Claim | None = None  # the last item with a denial or doubt that may reach further
-    for n, claim in enumerate(claims):
-        opens = "with" in claim.links
-        if claim.links == {"nor"} and n and claim.criterion and not claims[n - 1].denied:
-            claims[n - 1].unsure = True  # "veil nor streaks"
-        if head and head.before == "elsewhere" and (opens or _is_time(head)):
-            claim.unsure = True
-            continue
-        if opens and n and _ends_open(claims[n - 1]):  # "not showing streaks"
-            claim.before = claim.before or claims[n - 1].before
-            claim.unsure |= claim.denied
-            claim.denied = claim.before == "deny"
-        elif claim.links == {"with"} and head and head.criterion and head.before == "deny" and claim.bare:
-            claim.unsure = True  # "no streaks with a veil"
-        if claim.before or claim.answered or opens:
-            head = claim if claim.before else None
-        elif head is None or not claim.criterion:
-            head = None if claim.words else head
-        elif _reaches(head, claims, n):
-            claim.denied |= head.before not in ("doubt", "elsewhere")
-            claim.unsure |= head.unsure or head.before in ("doubt", "elsewhere")
-        elif _ends_reach(head, claim):
-            head = None
-        elif "and" in claim.links or head.before != "absent":
-            claim.unsure = True
-
-
-def _ends_open(claim: Claim) -> bool:
-    """Say whether an item without a finding ends with a denial or a doubt, which is about what follows."""
-    if claim.criterion:
-        return False
-    heavy = [e for e in claim.elements if e.is_content or e.role not in _LIGHT]
-    return bool(heavy) and heavy[-1].role in ("deny", "doubt", "doubt_next", "concord")
-
-
-def _is_time(head: Claim) -> bool:
-    """Say whether an item says only another time, which is then its sentence's: "two years ago, ..."."""
-    return not head.criterion and not any(e.is_content for e in head.elements)
-
-
-def _reaches(head: Claim, claims: Sequence[Claim], n: int) -> bool:
-    """Say whether a denial or doubt surely reaches over the item n: "no A or B", "no A, B or C"."""
-    claim = claims[n]
-    if head.is_header or claim.links & {"or", "nor"}:
-        return True
-    if "and" in claim.links and head.reaches and (claim.values is None or claim.criterion == head.criterion):
-        return True
-    last_links = {"or", "nor", *(("and",) if head.reaches else ())}
-    for other in claims[n:]:
-        if other is not claim and other.links & last_links:
-            return True
-        plain_list = other.links == {"comma"} and other.values is None
-        if not plain_list or other.before or other.answered:
-            return False
-    return False
-
-
-def _ends_reach(head: Claim, claim: Claim) -> bool:
-    """Say whether a denial or doubt surely ends before an item after a comma: "no A, irregular B"."""
-    if claim.links != {"comma"}:
-        return False
-    if head.before == "elsewhere":  # "mother had melanoma, ..." ends
-        return not _is_time(head)
-    return head.before == "absent" or head.of_diagnosis or claim.values is not None
-
-
-def _reach_back(claims: Sequence[Claim]) -> None:
-    """Apply what stands after an item to those before it, as in "streaks and veil absent"."""
-    for n, claim in enumerate(claims):
-        if not claim.criterion and (not claim.words or any(e.role == "back" for e in claim.elements)):
-            asks = bool(claim.links & _JOINS) and any(e.role == "question" for e in claim.elements)
-            if asks or _points_back(claim):
-                for other in itertools.takewhile(lambda c: c.criterion, reversed(claims[:n])):
-                    other.unsure = True
-                    if not other.bare or "with" in other.links:
-                        break
-            continue
-        if not claim.answered:
-            continue
-        linked = bool(claim.links & _JOINS)
-        for other, following in zip(reversed(claims[:n]), reversed(claims[1 : n + 1]), strict=True):
-            joined = bool(following.links & _JOINS)
-            if not other.bare or "with" in following.links:
-                stops = not other.criterion or other.before or other.answered or "with" in following.links
-                other.unsure |= joined and not stops
-                break
-            if claim.after == "doubt" and not linked and following.links == {"comma"}:
-                break
-            other.denied |= claim.after == "deny" and linked
-            other.unsure |= claim.unsure or not (claim.after == "deny" and linked)
-
-
-def _points_back(claim: Claim) -> bool:
-    """Say whether an item without a name denies or doubts the item before it: "streaks, not seen"."""
-    roles = {e.role for e in claim.elements}
-    denies = bool(roles & {"deny", "concord"})
-    negative = (denies and bool(roles & {"present", "back"})) or bool(roles & {"absent", "concord", "doubt"})
-    alone = (denies and roles <= {"deny", "concord", "copulas"}) or "back" in roles
-    return alone or (negative and not any(e.is_content for e in claim.elements))

@@ -16,9 +16,10 @@ from typing import Any
 
 from ..errors import InputError, SkinretWarning, printable
 from .checklist import ABSENT, Allowed, Checklist
-from .claims import Claim, combine, read_sentence, sentences, speaks_of_others
+from .claims import Claim, combine, sentences, speaks_of_others
 from .elements import FINDINGS, Element, count_words, elements_of
 from .lexicon import Lexicon, Token, tokenize
+from .neighbours import read_sentence
 
 _FOREIGN = 2  # unknown words of a text that may be in another language
 _NOTES = {"diagnoses": "words-diagnosis", "unknown": "words-unknown"}  # of elements by their role
