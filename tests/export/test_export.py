@@ -18,7 +18,7 @@ from skinret_export.graphs import OUTPUTS, check_graph, graph_specs, write_graph
 from skinret_infer import Case, InputError, ParityError, Searcher
 from skinret_infer._files import file_sha256
 from skinret_infer.bundle import FILES, GRAPHS, Bundle
-from skinret_infer.descriptor import score_weights
+from skinret_infer.descriptor import score_weights, state
 from skinret_infer.engines import openvino
 from skinret_infer.engines.registry import open_engine
 from skinret_infer.evaluation import precision
@@ -26,6 +26,7 @@ from skinret_infer.imaging.decode import decode
 from skinret_infer.imaging.recipe import ImageRecipe, preprocess
 from skinret_infer.text import TextEncoderInput
 from skinret_infer.words.checklist import Checklist
+from skinret_infer.words.reading import reader_of
 from skinret_training.checkpoint import Checkpoint
 from skinret_training.model import ModelConfig
 
@@ -75,7 +76,9 @@ def test_the_searcher_scores_as_pytorch_does(
 ) -> None:
     loaded = Checkpoint.load(checkpoint)
     model = loaded.model()
-    text = "typical pigment network, flat lesion"
+    text = "typical pigment network, absent streaks, flat lesion, back location, female patient"
+    reading = reader_of(CHECKLIST).read(text)
+    assert reading.canonical == text and CHECKLIST.settled(reading.allowed) >= 4  # words of full weight
     ids, mask, _ = TextEncoderInput(loaded.tokenizer, loaded.text)([text])
     pixels = torch.from_numpy(
         np.stack([preprocess(decode(c.image), loaded.image) for c in [*cases[:40], cases[50]]])
@@ -83,7 +86,9 @@ def test_the_searcher_scores_as_pytorch_does(
     with torch.no_grad():
         d_t = model(pixels[:40])
         d_q = model(pixels[40:], torch.from_numpy(ids), torch.from_numpy(mask))
-    expected = ((d_q.numpy() * score_weights(model.similarity_head.layout, 0.6, 0.5)) @ d_t.numpy().T)[0]
+    layout = model.similarity_head.layout
+    d_q = torch.from_numpy(state(d_q[0].numpy(), reading.allowed, model.config.concepts, layout)[None])
+    expected = ((d_q.numpy() * score_weights(layout, 0.6, 0.5)) @ d_t.numpy().T)[0]
     by_id = {case.case_id: n for n, case in enumerate(cases)}
     with Searcher(bundle, archive) as searcher:
         hits = searcher.query(cases[50].image, text, k=40)
