@@ -1,6 +1,7 @@
 """A bundle: four ONNX graphs, a tokenizer and a manifest that describes them and has their hashes."""
 
 import dataclasses
+import functools
 import hashlib
 import json
 from collections.abc import Mapping
@@ -358,9 +359,15 @@ def _build_manifest(data: dict[str, Any]) -> Manifest:
 def _build_checklist(data: Any) -> Checklist:
     """Return the checklist of a manifest. Raises ValueError."""
     try:
-        return Checklist.from_dict(data)
+        return _parse_checklist(json.dumps(data))
     except InputError as error:
         raise ValueError(f"checklist: {error}") from None
+
+
+@functools.lru_cache(maxsize=8)
+def _parse_checklist(text: str) -> Checklist:
+    """Return a checklist from JSON: the same object for the same text, because its check takes time."""
+    return Checklist.from_dict(json.loads(text))
 
 
 def _read(path: Path) -> bytes:

@@ -26,6 +26,7 @@ from .text import TextEncoderInput
 from .words.reading import Reading
 
 BATCH = 8  # images that are encoded at once
+_NO_WEIGHT = 1.0  # settled criteria up to which words move no maps: they only set the criteria
 _FULL_WEIGHT = 4.0  # settled criteria from which words have their full weight beside a picture
 _STEP = 4  # tokens: texts are padded to a multiple of this
 _CACHED_TEXTS = 128  # the last ones: 25 MB at 64 tokens of 768 numbers
@@ -213,7 +214,7 @@ class Encoder:
     def _weight(self, reading: Reading) -> float:
         """Return the weight of words beside a picture: few findings must not outweigh what it shows."""
         settled = self._bundle.manifest.checklist.settled(reading.allowed)
-        return min(1.0, settled / _FULL_WEIGHT)
+        return min(1.0, max(0.0, (settled - _NO_WEIGHT) / (_FULL_WEIGHT - _NO_WEIGHT)))
 
     def query_maps(self, pixels: Pixels, reading: Reading) -> Maps:
         """Return the feature maps and masks that were pooled to the descriptor of a query with a picture."""
