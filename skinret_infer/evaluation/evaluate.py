@@ -147,7 +147,7 @@ def _gain_kept(way: Mapping[str, Any], words: Mapping[str, Any], image: Mapping[
 
 
 def _reading(searcher: Searcher, kind: "_Kind") -> dict[str, float]:
-    """Return precision and recall of what is read of the texts of a way, in per cent."""
+    """Return how precise and how complete the reader is on the texts of a way, in per cent."""
     right = read = said = 0
     for text, findings in zip(kind.texts, kind.said, strict=True):
         allowed = searcher.read(text).allowed if text else {}

@@ -125,7 +125,7 @@ def _way(path: str | Path, row: Mapping[str, Any], checklist: Checklist) -> Way:
     values: dict[str, Any] = {}
     for key, value in row.items():
         kind: Any = kinds.get(key)
-        if key in ("text",) and isinstance(value, str):
+        if key == "text" and isinstance(value, str):
             value = [value]
         if key == "say":
             value = _sayings(path, name, value, checklist)

@@ -191,7 +191,7 @@ class Reader:
             tokens[n] = tokens[n]._replace(text=word)
         elements = list(elements_of(tokens, self._lexicon, languages))
         known, unknown = count_words(elements)
-        claims = list(self._claims(elements))
+        claims = self._claims(elements)
         if unknown >= max(known, _FOREIGN):  # a language without a lexicon may deny in its own way
             for claim in claims:
                 claim.unsure = True

@@ -1,4 +1,4 @@
-"""What is read of a text: nothing false, nothing where it is not sure, and what was not used is reported."""
+"""The reader states nothing false, stays silent where it is not sure, and reports what it did not use."""
 
 import itertools
 import unicodedata
