@@ -24,7 +24,7 @@ from .trust.onnx_check import check_graph
 from .words.checklist import Checklist
 
 Shapes = dict[str, tuple[int | str | None, ...]]
-SCHEMA = 2
+SCHEMA = 3
 TOKENS = "tokens"  # an axis of any length; a graph that fixes it breaks the contract
 GRAPHS = ("visual_encoder", "text_encoder", "composer", "similarity_head")
 FILES = (*(f"{name}.onnx" for name in GRAPHS), "tokenizer.json")
@@ -184,14 +184,14 @@ class Bundle:
         return all(graph_file(name, precision) in self.manifest.files for name in GRAPHS)
 
     def concept_head(self) -> npt.NDArray[np.float32] | None:
-        """Return [W b] of the linear concept heads, float32 [values, length of the six vectors + 1].
+        """Return [W b] of the linear concept heads, float32 [values, channels of the three maps + 1].
 
         None for a model without concepts. The evidence of a hit needs it. Raises BundleError.
         """
         layout = self.manifest.layout
         if not layout.concepts:
             return None
-        shape = (sum(layout.concepts), layout.visual_length + 1)
+        shape = (sum(layout.concepts), sum(level.channels for level in self.manifest.levels) + 1)
         try:
             head = read_array(self.path / CONCEPT_HEAD)
             found = f"{head.shape} of {head.dtype}"
@@ -310,7 +310,7 @@ def parse_manifest(content: bytes, path: Path) -> Manifest:
         raise BundleError(
             f"{path} is older than this package",
             code="bundle-older",
-            expected=f"schema {SCHEMA}, which has the checklist",
+            expected=f"schema {SCHEMA}",
             found=f"schema {schema}",
             cure="train the model again with this version and export it, or install the version that made it",
         )

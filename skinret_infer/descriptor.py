@@ -6,9 +6,9 @@
 
 e^i is the aggregated region descriptor and g^i the spatial mean of level i, each of unit length (Wang et al.
 2026, Eq. 6-9). p^c is a distribution over the values of concept c, the group first and then the criteria of
-the checklist, predicted from the six vectors by a linear layer and a softmax. A is the concept similarity:
-the probability that the concepts of q and t coincide, and to rank by it is the probability ranking principle
-(Robertson 1977). A model without concepts has gamma = 0 and scores S/3, as the paper does.
+the checklist, predicted from the means of the three maps by a linear layer and a softmax. A is the concept
+similarity: the probability that the concepts of q and t coincide, and to rank by it is the probability
+ranking principle (Robertson 1977). A model without concepts has gamma = 0 and scores S/3, as the paper does.
 
 The score is one dot product, for a descriptor is d = [e^L e^M e^H g^L g^M g^H p^1 ... p^C].
 """
@@ -106,22 +106,6 @@ def state(
             continue
         p = np.where(kept, result[start : start + len(values)].astype(np.float64), 0.0)
         result[start : start + len(values)] = p / p.sum() if p.any() else np.array(kept) / sum(kept)
-    return result
-
-
-def predict_concepts(descriptor: Vector, concept_head: Vector, layout: Layout) -> Vector:
-    """Return a descriptor [D] with the concepts as its six vectors predict them, without what was stated.
-
-    concept_head : [W b] of Bundle.concept_head.
-    """
-    result, six = descriptor.copy(), layout.visual_length
-    weights = concept_head.astype(np.float64)
-    logits = weights[:, :six] @ descriptor[:six] + weights[:, six]
-    ends = np.cumsum(layout.concepts)
-    for end, length in zip(ends, layout.concepts, strict=True):
-        z = logits[end - length : end]
-        p = np.exp(z - z.max())
-        result[six + end - length : six + end] = p / p.sum()
     return result
 
 

@@ -7,15 +7,15 @@ Both poolings of a level are weighted sums over the positions p of its map X (Eq
 where c_j depends on how the k regions are aggregated. So cos(g_q, g_t) is the sum over the positions of the
 query of X_q(p) . g_t / (h w |mean X_q|), and also a sum over the positions of the case.
 
-The logits of a concept are z = W d + b, where d is the six vectors, so z is a sum over positions too. The
-concept similarity f(z) = softmax(z) . p_t is attributed by integrated gradients along the straight path from
-z = b, the prediction without any image, to z (Aumann & Shapley 1974; Sundararajan et al. 2017). Each position
-gets its share of z times the mean gradient on the path. The shares sum to f(z) - f(b). The baseline f(b) is
-the same for every image.
+The logits of a concept are z = W m + b, where m is the means of the three maps, so z is a sum over positions
+too. The concept similarity f(z) = softmax(z) . p_t is attributed by integrated gradients along the straight
+path from z = b, the prediction without any image, to z (Aumann & Shapley 1974; Sundararajan et al. 2017).
+Each position gets its share of z times the mean gradient on the path. The shares sum to f(z) - f(b). The
+baseline f(b) is the same for every image.
 """
 
 import functools
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -171,14 +171,15 @@ def split_score(
     terms = products(descriptor, compared[None], layout)[0]
     split, baseline = _split_cosines(maps, compared, manifest), dict.fromkeys(manifest.concepts, 0.0)
     six, ends = layout.visual_length, np.cumsum(layout.concepts)
+    means = np.concatenate([x.mean((0, 1)) for x in maps.maps])
     if concept_head is not None:
         for name, end, length in zip(baseline, ends, layout.concepts, strict=True):
             # Where words or a record state values, the others are 0, and p^c is the softmax of the stated.
             stated = descriptor[six + end - length : six + end] > 0
             w = concept_head[end - length : end][stated].astype(np.float64)
             p = compared[six + end - length : six + end][stated].astype(np.float64)
-            gradient, baseline[name] = integrated_gradient(w[:, :six] @ descriptor[:six], w[:, six], p)
-            split[name] = add_up(_split_cosines(maps, gradient @ w[:, :six], manifest).values())
+            gradient, baseline[name] = integrated_gradient(w[:, :-1] @ means, w[:, -1], p)
+            split[name] = mean_map(maps.maps, gradient @ w[:, :-1])
     residual = 0.0
     for (name, term_map), weight, product in zip(split.items(), weights, terms, strict=True):
         error = float(product - baseline.get(name, 0.0) - term_map.sum())
@@ -199,6 +200,12 @@ def _split_cosines(maps: Maps, compared: npt.NDArray[Any], manifest: Manifest) -
     ]
     global_ = [global_map(x, g) for x, g in zip(maps.maps, vectors[3:6], strict=True)]
     return dict(zip(COSINES, local + global_, strict=True))
+
+
+def mean_map(maps: Sequence[Map], other: Map) -> Map:
+    """Split m . other over the positions; m is the means of maps [h, w, d], side by side."""
+    vectors = np.split(other, np.cumsum([x.shape[2] for x in maps[:-1]]))
+    return add_up(x @ v / (x.shape[0] * x.shape[1]) for x, v in zip(maps, vectors, strict=True))
 
 
 def global_map(x: Map, other: Map) -> Map:

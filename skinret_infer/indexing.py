@@ -14,7 +14,7 @@ from . import _forks
 from .archive.store import AddReport, Record, Store, check_on_duplicate, keeps_old
 from .bundle import Manifest
 from .cases import Case
-from .descriptor import Vector, predict_concepts, state
+from .descriptor import Vector, state
 from .encoder import Encoder
 from .engines.cpus import available_cpus
 from .errors import InputError, SkinretError
@@ -43,23 +43,36 @@ class RecordedFindings:
     """Puts the recorded criteria of a case into its descriptor, in place of what its picture shows."""
 
     manifest: Manifest
-    concept_head: Vector | None  # [W b], of Bundle.concept_head
 
     def state(self, descriptor: Vector, record: Record) -> Vector:
         """Return a descriptor [D] with the recorded criteria that the checklist has; others stay."""
+        return state(descriptor, self._allowed(record), self.manifest.concepts, self.manifest.layout)
+
+    def restate(self, descriptor: Vector, record: Record, old: Record) -> Vector:
+        """Return a stored descriptor [D] with the criteria of a new record in place of the old one's.
+
+        Raises InputError if the new record leaves a criterion open that the old one had: the descriptor has
+        lost what the picture shows of it.
+        """
+        opened = set(self._allowed(old)) & set(self.manifest.concepts) - set(self._allowed(record))
+        if opened:
+            raise InputError(
+                f"the recorded findings of case {record.case_id!r} cannot be taken back without its picture",
+                code="recorded-open",
+                expected="a value of each criterion that the archive has for the case",
+                found=f"no value of {', '.join(sorted(opened))}",
+                cure='add the case again with its picture and on_duplicate="replace"',
+                case_id=record.case_id,
+            )
+        return self.state(descriptor, record)
+
+    def _allowed(self, record: Record) -> dict[str, tuple[str]]:
         criteria = self.manifest.checklist.criteria
-        allowed = {
+        return {
             name: (value,)
             for name, value in self.manifest.checklist.values_of(record.attributes).items()
             if value in criteria[name].values
         }
-        return state(descriptor, allowed, self.manifest.concepts, self.manifest.layout)
-
-    def restate(self, descriptor: Vector, record: Record) -> Vector:
-        """Return a stored descriptor [D] with the criteria of a new record in place of the old one's."""
-        if self.concept_head is None:
-            return descriptor
-        return self.state(predict_concepts(descriptor, self.concept_head, self.manifest.layout), record)
 
 
 class Indexer:

@@ -103,7 +103,7 @@ class Searcher:
         self._encoder = Encoder(opened, runtime, precision, threads, cache)
         self._reader = reader_of(manifest.checklist)
         concept_head = opened.concept_head()
-        self._recorded = RecordedFindings(manifest, concept_head) if recorded_findings else None
+        self._recorded = RecordedFindings(manifest) if recorded_findings else None
         self._indexer = Indexer(self._encoder, self._store, manifest.image, self._recorded)
         self._explainer = Explainer(
             encoder=self._encoder,
@@ -223,7 +223,7 @@ class Searcher:
             if self._recorded:
                 stored = self._store.get_with_descriptors([record.case_id]).get(record.case_id)
                 if stored is not None:
-                    self._store.write([record], self._recorded.restate(stored[1], record)[None])
+                    self._store.write([record], self._recorded.restate(stored[1], record, old)[None])
                     return record
             elif self._store.update(record):
                 return record

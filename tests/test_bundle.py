@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from skinret_infer import BundleError, Case, Searcher, SkinretError
-from skinret_infer.bundle import CONCEPT_HEAD, FILES, GRAPHS, Bundle, Manifest
+from skinret_infer.bundle import CONCEPT_HEAD, FILES, GRAPHS, SCHEMA, Bundle, Manifest
 from skinret_infer.descriptor import Layout
 from skinret_infer.imaging.recipe import ImageRecipe
 from skinret_infer.text import TextRecipe
@@ -130,11 +130,11 @@ def test_what_is_no_folder_is_no_bundle(what: str, tmp_path: Path) -> None:
         b"7",
         b'"schema"',
         b"{}",
-        b'{"schema": 2}',
+        b'{"schema": %d}' % SCHEMA,
         b"\xff\xfe{}",
         b"[" * 100_000,
         b"1" * 5000,
-        b'{"schema": 2, "levels": [], "image": [], "text": [], "layout": []}',
+        b'{"schema": %d, "levels": [], "image": [], "text": [], "layout": []}' % SCHEMA,
     ],
     ids=lambda content: repr(content[:20]),
 )
@@ -143,7 +143,7 @@ def test_a_manifest_that_is_none_is_refused_by_name(content: bytes, copy: Path) 
     _refusal(copy, "bundle-manifest", copy / "manifest.json")
 
 
-@pytest.mark.parametrize("schema", [3, 99, 10**30])
+@pytest.mark.parametrize("schema", [SCHEMA + 1, 99, 10**30])
 def test_a_newer_schema_asks_for_a_newer_package(schema: int, copy: Path) -> None:
     _set(copy, "schema", schema)
     _rewrite(copy, lambda manifest: manifest.update(what_comes_next={}))
@@ -152,14 +152,15 @@ def test_a_newer_schema_asks_for_a_newer_package(schema: int, copy: Path) -> Non
 
 
 def test_a_command_in_a_cure_can_be_copied_as_it_stands(copy: Path) -> None:
-    _set(copy, "schema", 3)
+    _set(copy, "schema", SCHEMA + 1)
     assert "pip install" in _refusal(copy, "bundle-newer")
 
 
-def test_an_older_schema_asks_for_a_new_training(copy: Path) -> None:
-    _set(copy, "schema", 1)
+@pytest.mark.parametrize("schema", range(1, SCHEMA))
+def test_an_older_schema_asks_for_a_new_training(schema: int, copy: Path) -> None:
+    _set(copy, "schema", schema)
     message = _refusal(copy, "bundle-older", copy / "manifest.json")
-    assert "schema 1" in message and "train the model again" in message
+    assert f"schema {schema}" in message and "train the model again" in message
 
 
 @pytest.mark.parametrize("schema", [0, -1, None, "1", 1.0, 1.5, True, [1]], ids=repr)

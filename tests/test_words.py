@@ -392,15 +392,28 @@ def test_an_update_of_the_attributes_changes_the_ranking_and_of_the_diagnosis_ne
         assert recorded.get(case.case_id).diagnosis == "another"
 
 
-def test_without_a_record_the_picture_decides_also_after_an_update(
-    recorded: Searcher, searcher: Searcher, cases: list[Case]
+@pytest.mark.parametrize("attributes", [{}, {"streaks": "branched"}, {"streaks": ""}, {"age": 3}])
+def test_a_record_is_not_taken_back_without_the_picture(
+    recorded: Searcher, cases: list[Case], attributes: dict[str, Any]
 ) -> None:
     case = cases[16]
-    for attributes in ({}, {"streaks": "branched"}, {"streaks": ""}, {"age": 3}):
+    before = _descriptor(recorded, case.case_id)
+    with pytest.raises(InputError, match="without its picture") as caught:
         recorded.update(case.case_id, attributes=attributes)
-        np.testing.assert_allclose(
-            _descriptor(recorded, case.case_id), _descriptor(searcher, case.case_id), atol=1e-5
-        )
+    assert caught.value.code == "recorded-open" and caught.value.case_id == case.case_id
+    assert recorded.get(case.case_id).attributes["streaks"] == case.attributes["streaks"]
+    np.testing.assert_array_equal(_descriptor(recorded, case.case_id), before)
+
+
+def test_without_a_record_the_picture_decides_and_a_record_may_follow(
+    recorded: Searcher, searcher: Searcher, cases: list[Case]
+) -> None:
+    case = replace(cases[17], attributes={"age": 3})
+    recorded.add([case], on_duplicate="replace")
+    stored = _descriptor(recorded, case.case_id)
+    np.testing.assert_allclose(stored, _descriptor(searcher, case.case_id), atol=1e-5)
+    recorded.update(case.case_id, attributes={"streaks": "regular"})
+    assert _streaks(recorded, case.case_id) == [0, 0, 1]
 
 
 def test_a_case_of_another_diagnosis_has_the_same_descriptor(

@@ -207,6 +207,12 @@ def _take_config(context: click.Context, parameter: click.Parameter, path: Path 
 )
 @click.option("--smoothing", default=_D.smoothing, help="Label smoothing of the group.")
 @click.option(
+    "--group-balance",
+    default=_D.group_balance,
+    type=click.FloatRange(0, 1),
+    help="Weight of rare groups in the group's loss: with 0 all cases count alike, with 1 all groups.",
+)
+@click.option(
     "--criteria-loss-weight",
     default=_D.criteria_loss_weight,
     help="Weight of the loss of the seven criteria.",

@@ -25,11 +25,33 @@ def multi_positive_contrastive(similarity: Tensor, labels: Tensor) -> Tensor:
     return per_query.sum() / (counts > 0).sum().clamp_min(1)
 
 
-def concept_loss(logits: list[Tensor], labels: Tensor, smoothing: float = 0.0) -> Tensor:
-    """Return the mean cross-entropy of the concepts, of logits (B, values) each and labels (B, concepts)."""
+def concept_loss(
+    logits: list[Tensor], labels: Tensor, smoothing: float = 0.0, weights: Tensor | None = None
+) -> Tensor:
+    """Return the mean cross-entropy of the concepts, of logits (B, values) each and labels (B, concepts).
+
+    weights : of the values, (values,); None: all equal.
+    """
     losses = [
-        F.cross_entropy(scores, targets, ignore_index=UNKNOWN, label_smoothing=smoothing, reduction="sum")
+        F.cross_entropy(
+            scores,
+            targets,
+            weight=weights,
+            ignore_index=UNKNOWN,
+            label_smoothing=smoothing,
+            reduction="sum",
+        )
         / (targets != UNKNOWN).sum().clamp_min(1)
         for scores, targets in zip(logits, labels.T, strict=True)
     ]
     return torch.stack(losses).mean()
+
+
+def balancing_weights(labels: Tensor, values: int, power: float) -> Tensor:
+    """Return weights (values,) by 1 / count^power, whose mean over the labels (N,) is 1.
+
+    power : 0 counts every case alike, 1 every value alike.
+    """
+    counts = torch.bincount(labels[labels != UNKNOWN], minlength=values).clamp_min(1).float()
+    weights = counts**-power
+    return weights * counts.sum() / (weights * counts).sum()

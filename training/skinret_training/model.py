@@ -24,6 +24,7 @@ from skinret_infer.errors import InputError
 
 Maps: TypeAlias = tuple[Tensor, Tensor, Tensor]  # X^L, X^M, X^H
 _USUAL_TOKENS = 40  # of a text; only keeps the sum of its vectors at the size of their mean
+_CONCEPT_GAIN = 3.0  # of the maps' means before the concept heads, which weight decay then holds less
 EPS = 1e-6  # the smallest norm that a vector is divided by
 _ATTENTION = "eager"  # the exporter does not support Swin's fused attention with a dynamic batch
 AGGREGATIONS = ("normalized", "mean", "max", "concat")
@@ -364,8 +365,7 @@ class SimilarityHead(nn.Module):
             global_=(channels[0], channels[1], channels[2]),
             concepts=tuple(map(len, config.concepts.values())),
         )
-        self.visual_length = sum(local) + sum(channels)
-        self.concepts = nn.ModuleList(nn.Linear(self.visual_length, n) for n in self.layout.concepts)
+        self.concepts = nn.ModuleList(nn.Linear(sum(channels), n) for n in self.layout.concepts)
         for parameter in self.concepts.parameters():
             nn.init.zeros_(parameter)
 
@@ -380,19 +380,22 @@ class SimilarityHead(nn.Module):
             local.append(unit(self._aggregate(regions)))  # e^i
             global_.append(unit(x.mean(1)))  # g^i
             masks.append(alpha.reshape(-1, alpha.shape[1], h, w))
-        six = torch.cat(local + global_, dim=1)
-        concepts = [logits.softmax(-1) for logits in self.concept_logits(six)]  # p^c
-        return torch.cat([six, *concepts], dim=1), masks[0], masks[1], masks[2]
+        concepts = [logits.softmax(-1) for logits in self.concept_logits(low, mid, high)]  # p^c
+        return torch.cat([*local, *global_, *concepts], dim=1), masks[0], masks[1], masks[2]
 
-    def concept_logits(self, descriptor: Tensor) -> list[Tensor]:
-        """Descriptor (B, D), or only its six vectors -> the logits (B, values) of each concept."""
-        six = 6 * descriptor[:, : self.visual_length]  # so that the logits start at the size of the vectors
-        return [concept(six) for concept in self.concepts]
+    def concept_logits(self, low: Tensor, mid: Tensor, high: Tensor) -> list[Tensor]:
+        """Three maps (B, h, w, d) -> the logits (B, values) of each concept.
+
+        They are linear in the maps: the evidence of positions adds up, and so does that of words, which shift
+        the maps. The unit vectors have lost how strong it is.
+        """
+        means = torch.cat([x.mean((1, 2)) for x in (low, mid, high)], 1)
+        return [concept(_CONCEPT_GAIN * means) for concept in self.concepts]
 
     def concept_head(self) -> Tensor:
-        """Return [W b], (values of all concepts, visual length + 1); the factor 6 is included in W."""
-        rows = [torch.cat([6 * t.weight, t.bias[:, None]], 1) for t in cast(list[nn.Linear], self.concepts)]
-        return torch.cat(rows)
+        """Return [W b], (values of all concepts, channels of the three maps + 1), with the gain in W."""
+        heads = cast(list[nn.Linear], self.concepts)
+        return torch.cat([torch.cat([_CONCEPT_GAIN * t.weight, t.bias[:, None]], 1) for t in heads])
 
     def _aggregate(self, regions: Tensor) -> Tensor:  # (B, k, d) -> (B, d), or (B, k d) when concatenated
         match self.aggregation:

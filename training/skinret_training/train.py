@@ -25,7 +25,7 @@ from skinret_infer.words.reading import reader_of
 
 from .checkpoint import Checkpoint
 from .data import CaseTexts, Dataset, FrozenMaps, ImageMaps, Indices, Split, image_maps, load_dataset, split
-from .loss import concept_loss, multi_positive_contrastive
+from .loss import balancing_weights, concept_loss, multi_positive_contrastive
 from .model import SYMMETRIES, Maps, Skinret, check_choices, last_depth, load_pretrained
 
 log = logging.getLogger(__name__)
@@ -73,8 +73,9 @@ class TrainConfig:
     words_only_start: float = 0.25
     contrastive_weight: float = 3.0  # of the contrastive loss
     group_loss_weight: float = 1.0  # of the group's cross-entropy; 0: no concepts, and the score is S / 3
-    smoothing: float = 0.3  # of the group's labels
-    criteria_loss_weight: float = 1.0  # of the criteria's cross-entropy
+    smoothing: float = 0.05  # of the group's labels
+    group_balance: float = 0.5  # power of the inverse frequency that weighs a group in its cross-entropy
+    criteria_loss_weight: float = 2.0  # of the criteria's cross-entropy
     text_views: int = 12  # texts of each case
     augment_dihedral: int = 4  # symmetries of the square, as augmentation
     validation: float = 0.0  # share of the training data that chooses the epoch; 0: keep the last epoch
@@ -317,6 +318,9 @@ class _Loop:
             torch.from_numpy(score_weights(layout, config.beta, gamma)).float().to(self.device)
             for gamma in (0.0, model.config.gamma)
         )
+        labels = torch.from_numpy(dataset.labels[train])
+        weights = balancing_weights(labels, len(dataset.concepts["group"]), config.group_balance)
+        self.group_weights = weights.to(self.device)
         # A resumed run may change these: they do not change the epochs before them.
         changeable = ("patience",) if config.schedule == "cosine" else ("patience", "epochs")
         self.identity: dict[str, Any] = {  # of the run; computed once, because it hashes every pixel
@@ -374,14 +378,13 @@ class _Loop:
                 tokens, mask = self.texts.get(self.model, batch, text_views)
                 composed = self.model.compose(x, tokens, mask, blank)
                 words = self._words_alone(x, tokens, mask, blank) if self._trains_words(epoch) else None
-            d_q, d_t = (self.model.similarity_head(*(m.float() for m in maps))[0] for maps in (composed, x))
-            loss = self._objective(d_q, d_t, batch)
+            d_t = self.model.similarity_head(*(m.float() for m in x))[0]
+            loss = self._objective(composed, d_t, batch)
             if self.config.image_only_loss_weight:
-                loss = loss + self.config.image_only_loss_weight * self._objective(d_t, d_t, batch)
+                loss = loss + self.config.image_only_loss_weight * self._objective(x, d_t, batch)
             losses.append(float(loss.detach()))  # without the words alone, which come later
             if words is not None:
-                d_w = self.model.similarity_head(*(m.float() for m in words))[0]
-                loss = loss + self.config.words_only_loss_weight * self._objective(d_w, d_t, batch)
+                loss = loss + self.config.words_only_loss_weight * self._objective(words, d_t, batch)
             for group in self.optimizer.param_groups:
                 group["lr"] = group["peak"] * self._rate_factor(epoch + step / steps, steps)
             self.optimizer.zero_grad(set_to_none=True)
@@ -401,15 +404,17 @@ class _Loop:
         zeros = tuple(torch.where(blank[:, None, None, None], m, torch.zeros_like(m)) for m in x)
         return self.model.compose(cast(Maps, zeros), tokens, mask, blank)
 
-    def _objective(self, d_q: torch.Tensor, d_t: torch.Tensor, batch: Indices) -> torch.Tensor:
-        """Return the loss of queries d_q (B, D) against the cases d_t (B, D) of a batch."""
-        config = self.config
+    def _objective(self, maps: Maps, d_t: torch.Tensor, batch: Indices) -> torch.Tensor:
+        """Return the loss of queries, of their maps, against the cases d_t (B, D) of a batch."""
+        config, head = self.config, self.model.similarity_head
+        low, mid, high = (m.float() for m in maps)
+        d_q = head(low, mid, high)[0]
         targets = torch.from_numpy(self.dataset.targets[batch]).to(self.device)
         scores = (d_q * self.visual_weights) @ d_t.T  # S / 3
         loss = multi_positive_contrastive(scores * self.log_scale.exp().clamp(max=100.0), targets[:, 0])
         loss = config.contrastive_weight * loss
-        if logits := self.model.similarity_head.concept_logits(d_q):
-            group_loss = concept_loss(logits[:1], targets[:, :1], config.smoothing)
+        if logits := head.concept_logits(low, mid, high):
+            group_loss = concept_loss(logits[:1], targets[:, :1], config.smoothing, self.group_weights)
             loss = loss + config.group_loss_weight * group_loss
             if logits[1:]:
                 loss = loss + config.criteria_loss_weight * concept_loss(logits[1:], targets[:, 1:])
