@@ -85,6 +85,6 @@ def modules_of(model: Skinret, attention: str) -> Modules:
     """Return the four modules with one of transformers' attentions; they share the weights of `model`."""
     shared = {id(t): t for t in (*model.parameters(), *model.buffers())}
     model = copy.deepcopy(model, shared).eval()
-    for encoder in (model.visual_encoder.backbone, model.text_encoder.encoder):
+    for encoder in (model.visual_encoder.backbone.model, model.text_encoder.encoder):
         encoder.set_attn_implementation(attention)
     return {name: getattr(model, name) for name in GRAPHS}

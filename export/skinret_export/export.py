@@ -259,7 +259,8 @@ def make_probe(checkpoint: Checkpoint, images: str | Path | None, count: int = M
 
 def _manifest(checkpoint: Checkpoint, model: Skinret, sha256: str) -> Manifest:
     low, mid, high = (Level(height=h, width=w, channels=d) for h, w, d in model.visual_encoder.shapes)
-    packages = {name: importlib.metadata.version(name) for name in _PACKAGES}
+    library = checkpoint.config.vision.get("library", "transformers")
+    packages = {name: importlib.metadata.version(name) for name in dict.fromkeys((*_PACKAGES, library))}
     return Manifest(
         schema=SCHEMA,
         model=checkpoint.name,

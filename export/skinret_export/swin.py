@@ -1,13 +1,14 @@
 """The form in which a Swin is exported: the same weights and outputs in fewer steps."""
 
 import copy
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers.modeling_outputs import BackboneOutput
 from transformers.models.swin.modeling_swin import SwinBackbone, SwinEmbeddings, SwinLayer, SwinPatchMerging
 
+from skinret_training.backbones import Backbone
 from skinret_training.model import VisualEncoder
 
 _OFFSET = 128.0  # subtracted from pixels: the results are small, and exact in bfloat16
@@ -23,10 +24,11 @@ def export_form(visual_encoder: VisualEncoder, image_size: int) -> nn.Module:
     every image is computed once, here: the normalisation of pixels, the scale of the attention's queries, and
     the bias of each attention with the mask of its shifted windows.
     """
-    if not _is_plain_swin(visual_encoder.backbone, image_size):
+    if not _is_plain_swin(visual_encoder.backbone.model, image_size):
         return visual_encoder
     form = copy.deepcopy(visual_encoder).eval()
-    form.backbone = _WindowedSwin(form.backbone, image_size, form.mean, form.std)
+    windowed = _WindowedSwin(form.backbone.model, image_size, form.mean, form.std)
+    form.backbone = cast(Backbone, windowed)
     form.mean, form.std = torch.tensor(_OFFSET), torch.tensor(1.0)
     return form
 
@@ -66,14 +68,14 @@ class _WindowedSwin(nn.Module):
                 steps = [_Merge(stage.downsample, order.argsort()[_fours(side)[new].flatten()])]
                 order = new
 
-    def forward(self, pixels: Tensor) -> BackboneOutput:
+    def forward(self, pixels: Tensor) -> tuple[Tensor, ...]:
         """(B, 3, S, S), less the offset -> maps (B, d, h, w) of the output stages."""
         x, maps = pixels, []
         for name, stage in self.stages.items():
             x = stage(x)
             if name in self.maps:
                 maps.append(self.maps[name](x))
-        return BackboneOutput(feature_maps=tuple(maps))
+        return tuple(maps)
 
 
 class _Patches(nn.Module):

@@ -100,3 +100,51 @@ def test_the_graph_does_what_is_needed_and_no_more(tmp_path: Path) -> None:
             expected = model.visual_encoder(pixels)
         for found, x in zip(session.run(None, {"pixels": pixels.numpy()}), expected, strict=True):
             np.testing.assert_allclose(found, x.numpy(), atol=1e-5, rtol=1e-5)
+
+
+VIT = {
+    "hidden_size": 16,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 2,
+    "patch_size": 16,
+    "image_size": 64,
+}
+TIMM_VIT = {"patch_size": 16, "embed_dim": 16, "depth": 3, "num_heads": 2, "img_size": 64}
+FAMILIES: dict[str, dict[str, Any]] = {
+    "dinov2": {**VIT, "model_type": "dinov2", "out_indices": [1, 2, 3]},
+    "resnet": {
+        "model_type": "resnet", "embedding_size": 8, "hidden_sizes": [8, 12, 16, 20], "depths": [1, 1, 1, 1],
+        "layer_type": "bottleneck", "out_indices": [2, 3, 4],
+    },
+    "clip": {**VIT, "model_type": "clip_vision_model", "intermediate_size": 32},
+    "siglip": {**VIT, "model_type": "siglip_vision_model", "intermediate_size": 32, "vision_use_head": False},
+    "timm vit": {"library": "timm", "architecture": "vit_tiny_patch16_224", "arguments": TIMM_VIT},
+    "timm eva02": {"library": "timm", "architecture": "eva02_tiny_patch14_224", "arguments": TIMM_VIT},
+    "timm convnext": {
+        "library": "timm", "architecture": "convnext_atto",
+        "arguments": {"dims": (8, 12, 16, 20), "depths": (1, 1, 1, 1)},
+    },
+    "timm swin": {
+        "library": "timm", "architecture": "swin_tiny_patch4_window7_224",
+        "arguments": {
+            "img_size": 64, "embed_dim": 8, "depths": (2, 1, 1, 1), "num_heads": (1, 1, 2, 2),
+            "window_size": 2,
+        },
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_graph_of_every_family_keeps_the_contract_and_the_numbers(family: str, tmp_path: Path) -> None:
+    if family.startswith("timm"):
+        pytest.importorskip("timm")
+    model = randomized(Skinret(tiny_config(vision=FAMILIES[family])))
+    spec, path = graph_specs(model, 64)["visual_encoder"], tmp_path / "visual_encoder.onnx"
+    write_graph(spec, path)
+    check_graph(path, spec)
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    for pixels in (drawn_pixels(1, 64), drawn_pixels(3, 64)):
+        with torch.no_grad():
+            expected = model.visual_encoder(pixels)
+        for found, x in zip(session.run(None, {"pixels": pixels.numpy()}), expected, strict=True):
+            np.testing.assert_allclose(found, x.numpy(), atol=1e-4, rtol=1e-4)

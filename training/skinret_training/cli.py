@@ -98,7 +98,7 @@ def _take_config(context: click.Context, parameter: click.Parameter, path: Path 
 @click.option(
     "--vision",
     default=_D.vision,
-    help="Vision backbone: a hub name or a local folder (Swin, ResNet, DINOv2 ...).",
+    help="Vision backbone: a hub name or a local folder (DINOv2, Swin, ResNet, CLIP ...), or timm:NAME.",
 )
 @click.option(
     "--text", default=_D.text, help="Text encoder of the BERT family: a hub name or a local folder."

@@ -258,7 +258,7 @@ def _vague(criterion: Criterion, value: str, rng: np.random.Generator) -> Allowe
 class FrozenMaps:
     """The maps of a frozen backbone for every case and symmetry, float16, in memory-mapped files.
 
-    last : also store the input of the backbone's last stage, so that this stage can be trained.
+    last : also store the state before the backbone's last stage, so that this stage can be trained.
 
     A file's name depends on everything that its content depends on, so that another run of the same data
     finds it.
@@ -275,7 +275,7 @@ class FrozenMaps:
         quiet: bool = False,
     ) -> None:
         facts = (model.config.max_map_size, model.config.mean, model.config.std, dataset.digest)
-        key = _key(model.visual_encoder.backbone, repr(facts).encode())
+        key = _key(model.visual_encoder.backbone.model, repr(facts).encode())
         self._views = [
             self._load(model, dataset, view, cache, key, last, quiet) for view in range(augment_dihedral)
         ]
@@ -286,7 +286,7 @@ class FrozenMaps:
         return low, mid, high
 
     def last(self, indices: Indices, views: Indices) -> torch.Tensor:
-        """Return the input of the backbone's last stage, float32 (B, ...)."""
+        """Return the state before the backbone's last stage, float32 (B, ...)."""
         return self._gather(3, indices, views)
 
     def _gather(self, array: int, indices: Indices, views: Indices) -> torch.Tensor:
@@ -299,7 +299,7 @@ class FrozenMaps:
     def _load(
         model: Skinret, dataset: Dataset, view: int, cache: Path, key: str, last: bool, quiet: bool
     ) -> list[npt.NDArray[np.float16]]:
-        names = ["low", "mid", "high"] + (["last"] if last else [])
+        names = ["low", "mid", "high"] + (["state"] if last else [])
         paths = [cache / f"maps-{key}-{view}-{name}.npy" for name in names]
         if not all(path.is_file() for path in paths):
             device = next(model.parameters()).device
@@ -308,7 +308,7 @@ class FrozenMaps:
             for batch in batches(len(dataset.labels), 16, f"frozen maps, view {view}", quiet):
                 pixels = apply_dihedral(torch.from_numpy(dataset.pixels[batch]), view).to(device)
                 with torch.inference_mode():
-                    outputs = encoder.maps_and_last_input(pixels) if last else encoder.backbone_maps(pixels)
+                    outputs = encoder.maps_and_state(pixels) if last else encoder.backbone_maps(pixels)
                     for rows, x in zip(arrays, outputs, strict=True):
                         rows.append(x.half().cpu().numpy())
             for path, rows in zip(paths, arrays, strict=True):
@@ -402,7 +402,7 @@ ImageMaps = Callable[[Indices, Indices], Maps]
 def image_maps(model: Skinret, dataset: Dataset, frozen: FrozenMaps | None, tuned: bool = False) -> ImageMaps:
     """Return the function from case indices and views to projected maps, from cached maps or from pixels.
 
-    tuned : the backbone's last stage is trained; it computes the high map from its cached input.
+    tuned : the backbone's last stage is trained; it computes the high map from the cached state.
     """
     device = next(model.parameters()).device
 

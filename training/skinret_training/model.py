@@ -6,27 +6,25 @@ A case passes visual encoder and head.
 """
 
 import json
-import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import Any, TypeAlias, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import AutoConfig, AutoModel
-from transformers.image_processing_base import ImageProcessingMixin
-from transformers.models.auto.modeling_auto import MODEL_FOR_BACKBONE_MAPPING
 
 from skinret_infer.descriptor import Layout
 from skinret_infer.errors import InputError
+
+from .backbones import Backbone, FeatureMaps, build_backbone, load_backbone
+from .hub import ATTENTION, load_error, only_local, plain_config, read_config
 
 Maps: TypeAlias = tuple[Tensor, Tensor, Tensor]  # X^L, X^M, X^H
 _USUAL_TOKENS = 40  # of a text; only keeps the sum of its vectors at the size of their mean
 _CONCEPT_GAIN = 3.0  # of the maps' means before the concept heads, which weight decay then holds less
 EPS = 1e-6  # the smallest norm that a vector is divided by
-_ATTENTION = "eager"  # the exporter does not support Swin's fused attention with a dynamic batch
 AGGREGATIONS = ("normalized", "mean", "max", "concat")
 NECKS = ("level", "fused")
 FUSIONS = ("cross-attention", "additive", "both")
@@ -37,7 +35,7 @@ SYMMETRIES = (1, 2, 4, 8)  # how many symmetries of the square an option can use
 class ModelConfig:
     """Everything that builds the model, as plain values; the weights come from a state dict."""
 
-    vision: Mapping[str, Any]  # a transformers backbone's configuration
+    vision: Mapping[str, Any]  # a backbone's configuration, for build_backbone
     text: Mapping[str, Any]  # a BERT-family encoder's configuration
     image_size: int = 224
     # Of RGB in [0, 1]. The defaults are those of ImageNet, on which the backbones were trained.
@@ -115,14 +113,14 @@ def invert_dihedral(x: Tensor, view: int) -> Tensor:
 
 
 class VisualEncoder(nn.Module):
-    """Compute maps of three depths from pixels: a transformers backbone, pooling, projection to `width`."""
+    """Compute maps of three depths from pixels: a backbone, pooling, projection to `width`."""
 
     mean: Tensor
     std: Tensor
     centre: Tensor
     scale: Tensor
 
-    def __init__(self, config: ModelConfig, backbone: nn.Module | None = None) -> None:
+    def __init__(self, config: ModelConfig, backbone: Backbone | None = None) -> None:
         super().__init__()
         self.backbone = backbone or build_backbone(config.vision)
         self.max_map_size = config.max_map_size
@@ -172,24 +170,28 @@ class VisualEncoder(nn.Module):
 
     def backbone_maps(self, pixels: Tensor) -> Maps:
         """Return the backbone's maps, pooled. Those of a frozen backbone never change and can be cached."""
-        x = (pixels.float() - self.mean) / self.std
-        maps = self.backbone(x.permute(0, 3, 1, 2)).feature_maps
+        return self._pooled(self.backbone(self._normalized(pixels)))
+
+    def maps_and_state(self, pixels: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Return the backbone's maps and what the block before the last stage gave, to be cached."""
+        cut = self.backbone.depths[1]
+        state = self.backbone.prefix(self._normalized(pixels), cut)
+        return (*self._pooled(self.backbone.rest(state, cut)), state[-1])
+
+    def last_map(self, state: Tensor) -> Tensor:
+        """Return the backbone's X^H, as in `backbone_maps`, from the state that `maps_and_state` returned."""
+        x = self.backbone.last_map(state, self.backbone.depths[1])
+        return self._pool(x).permute(0, 2, 3, 1)
+
+    def last_stage(self) -> tuple[nn.Module, ...]:
+        """Return the backbone's blocks between X^M and X^H."""
+        return self.backbone.blocks[self.backbone.depths[1] :]
+
+    def _normalized(self, pixels: Tensor) -> Tensor:  # (B, S, S, 3) -> (B, 3, S, S)
+        return ((pixels.float() - self.mean) / self.std).permute(0, 3, 1, 2)
+
+    def _pooled(self, maps: FeatureMaps) -> Maps:
         return cast(Maps, tuple(self._pool(m).permute(0, 2, 3, 1) for m in maps))
-
-    def maps_and_last_input(self, pixels: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Return the backbone's maps and the input of its last stage, to be cached for training it."""
-        blocks, _ = last_depth(self.backbone)
-        inputs: list[Tensor] = []
-        hook = blocks[0].register_forward_pre_hook(lambda _, arguments: inputs.append(arguments[0]))
-        try:
-            return (*self.backbone_maps(pixels), inputs[0])
-        finally:
-            hook.remove()
-
-    def last_map(self, last_input: Tensor) -> Tensor:
-        """Return the backbone's X^H, as in `backbone_maps`, from the input of the last stage (B, ...)."""
-        _, finish = last_depth(self.backbone)
-        return self._pool(finish(last_input)).permute(0, 2, 3, 1)
 
     def project(self, maps: Maps) -> Maps:
         """Apply the learned projection of each level."""
@@ -413,7 +415,7 @@ class Skinret(nn.Module):
     """The whole model, of four modules."""
 
     def __init__(
-        self, config: ModelConfig, backbone: nn.Module | None = None, encoder: nn.Module | None = None
+        self, config: ModelConfig, backbone: Backbone | None = None, encoder: nn.Module | None = None
     ) -> None:
         super().__init__()
         self.config = config
@@ -461,95 +463,12 @@ def unit(x: Tensor) -> Tensor:
     return x / length.clamp_min(EPS)
 
 
-# -- backbones by name or folder --
-
-
-def build_backbone(vision: Mapping[str, Any]) -> nn.Module:
-    """Build a transformers backbone from its configuration, with random weights."""
-    config = AutoConfig.for_model(**vision)
-    model = cast(nn.Module, _backbone_class(config)._from_config(config, attn_implementation=_ATTENTION))
-    model.eval()
-    return model
+# -- encoders by name or folder --
 
 
 def build_text_encoder(text: Mapping[str, Any]) -> nn.Module:
     """Build a text encoder from its configuration, with random weights."""
-    return _token_encoder(AutoModel.from_config(AutoConfig.for_model(**text), attn_implementation=_ATTENTION))
-
-
-def load_backbone(name: str, image_size: int) -> tuple[nn.Module, dict[str, Any], dict[str, Any]]:
-    """Load a vision backbone by hub name or local folder, with maps at three depths.
-
-    Returns the module, its configuration, and its preprocessing (`mean`, `std`; empty if it states none).
-    """
-    config = _named_config(name, "vision")
-    stages = len(getattr(config, "stage_names", None) or ()) - 1  # the stem is no stage
-    if stages < 3:
-        raise InputError(
-            f"{name} does not give maps at three depths",
-            code="backbone",
-            expected="a transformers backbone such as Swin, ResNet or DINOv2",
-            found=f"model type {config.model_type}",
-        )
-    # A hierarchical backbone gives its last three stages, a plain ViT of n layers its layers n/2, 3n/4 and n.
-    depths = (stages - 2, stages - 1, stages) if stages < 6 else (stages // 2, 3 * stages // 4, stages)
-    config.out_features = None
-    config.out_indices = list(depths)
-    model = _backbone_class(config).from_pretrained(
-        name, config=config, attn_implementation=_ATTENTION, **_offline_if_local(name)
-    )
-    embeddings = getattr(model, "embeddings", None)
-    if (
-        hasattr(embeddings, "interpolate_pos_encoding")
-        and getattr(embeddings, "position_embeddings", None) is not None
-    ):
-        _fix_positions(model, embeddings, image_size)
-    model.eval()
-    try:
-        processor = ImageProcessingMixin.get_image_processor_dict(name, **_offline_if_local(name))[0]
-    except OSError:  # the backbone comes without a preprocessor
-        processor = {}
-    recipe = {k: tuple(processor[f"image_{k}"]) for k in ("mean", "std") if processor.get(f"image_{k}")}
-    return cast(nn.Module, model), _plain(model.config), recipe
-
-
-def last_depth(backbone: nn.Module) -> tuple[list[nn.Module], Callable[[Tensor], Tensor]]:
-    """Return the last stage of a backbone: its blocks, and a function that computes the high map with them.
-
-    The function takes the input of the first block and returns (B, d, h, w).
-    """
-    model = cast(Any, backbone)
-    encoder = getattr(model, "swin", model).encoder
-    family = next((n for n in ("layer", "layers", "stages") if hasattr(encoder, n)), "")
-    if not family:
-        raise InputError(
-            "the last stage of this backbone cannot be trained alone",
-            code="option",
-            expected="a backbone built like Swin, ResNet or DINOv2",
-            found=f"model type {model.config.model_type}",
-            cure="use --finetune-vision full or none",
-        )
-    blocks = list(getattr(encoder, family)[model.config.out_indices[1] :])
-
-    def vit(x: Tensor) -> Tensor:
-        for block in blocks:
-            x = block(x)
-        side = math.isqrt(x.shape[1])  # the tokens before the patches do not belong to the map
-        return _unflattened(model.layernorm(x)[:, -side * side :], side)
-
-    def swin(x: Tensor) -> Tensor:
-        side = math.isqrt(x.shape[1])
-        x = blocks[0](x, (side, side), always_partition=True)[0]
-        return _unflattened(model.hidden_states_norms[model.stage_names[-1]](x), side)
-
-    def resnet(x: Tensor) -> Tensor:
-        return cast(Tensor, blocks[0](x))
-
-    return blocks, {"layer": vit, "layers": swin, "stages": resnet}[family]
-
-
-def _unflattened(x: Tensor, side: int) -> Tensor:
-    return x.transpose(1, 2).reshape(len(x), -1, side, side)
+    return _token_encoder(AutoModel.from_config(AutoConfig.for_model(**text), attn_implementation=ATTENTION))
 
 
 def load_text_encoder(name: str) -> tuple[nn.Module, dict[str, Any], str]:
@@ -559,15 +478,15 @@ def load_text_encoder(name: str) -> tuple[nn.Module, dict[str, Any], str]:
     """
     from transformers import AutoTokenizer
 
-    config = _named_config(name, "text")
+    config = read_config(name, "text")
     try:
-        tokenizer = AutoTokenizer.from_pretrained(name, **_offline_if_local(name)).backend_tokenizer.to_str()
+        tokenizer = AutoTokenizer.from_pretrained(name, **only_local(name)).backend_tokenizer.to_str()
         model = AutoModel.from_pretrained(
-            name, config=config, attn_implementation=_ATTENTION, **_offline_if_local(name)
+            name, config=config, attn_implementation=ATTENTION, **only_local(name)
         )
     except (OSError, ValueError, AttributeError) as error:
-        raise _load_error(name, "text encoder", error) from None
-    return _token_encoder(model), _plain(model.config), tokenizer
+        raise load_error(name, "text encoder", error) from None
+    return _token_encoder(model), plain_config(model.config), tokenizer
 
 
 def _token_encoder(model: Any) -> nn.Module:
@@ -577,77 +496,13 @@ def _token_encoder(model: Any) -> nn.Module:
     return cast(nn.Module, model.eval())
 
 
-def _named_config(name: str, kind: str) -> Any:
-    try:
-        return AutoConfig.from_pretrained(name, **_offline_if_local(name))
-    except (OSError, ValueError) as error:
-        raise _load_error(name, f"{kind} model", error) from None
-
-
-def _offline_if_local(name: str) -> dict[str, bool]:
-    """Return the option that keeps transformers from asking the hub about a local folder."""
-    return {"local_files_only": True} if Path(name).is_dir() else {}
-
-
-def _load_error(name: str, kind: str, error: Exception) -> InputError:
-    return InputError(
-        f"the {kind} {name!r} cannot be loaded",
-        code="backbone",
-        expected="a name on the model hub, with network access, or a local folder of the model",
-        found=str(error).splitlines()[0] if str(error) else type(error).__name__,
-        cure="download the model once and give its folder",
-    )
-
-
-def _backbone_class(config: Any) -> Any:
-    # AutoBackbone.from_pretrained asks the hub even for a local folder; the concrete class does not.
-    try:
-        return MODEL_FOR_BACKBONE_MAPPING[type(config)]
-    except KeyError:
-        raise InputError(
-            "the vision model does not give maps",
-            code="backbone",
-            expected="a transformers backbone such as Swin, ResNet or DINOv2",
-            found=f"model type {config.model_type}",
-        ) from None
-
-
-def _fix_positions(model: Any, embeddings: Any, image_size: int) -> None:
-    """Resample a ViT's position embeddings to the image size once, so that the graph does not."""
-    patch = embeddings.patch_embeddings.patch_size
-    patch = patch[0] if isinstance(patch, tuple | list) else patch
-    if image_size % patch:
-        raise InputError(
-            "the image size cannot be used",
-            code="option",
-            expected=f"a multiple of the patch size, {patch}",
-            found=str(image_size),
-        )
-    side = image_size // patch
-    blank = torch.zeros(1, side * side + 1, model.config.hidden_size)
-    with torch.no_grad():
-        resampled = embeddings.interpolate_pos_encoding(blank, image_size, image_size)
-    embeddings.position_embeddings = nn.Parameter(resampled.clone())
-    embeddings.patch_embeddings.image_size = (image_size, image_size)
-    model.config.image_size = image_size
-
-
-def _plain(config: Any) -> dict[str, Any]:
-    values = json.loads(json.dumps(config.to_dict(), default=str))
-    return {
-        k: v
-        for k, v in values.items()
-        if k not in ("_name_or_path", "transformers_version", "architectures", "dtype")
-    }
-
-
 def load_pretrained(vision: str, text: str, **options: Any) -> tuple[Skinret, str]:
     """Build the model from a vision and a text model by name or folder.
 
     `options` are fields of ModelConfig. Returns the model and the text of tokenizer.json. Raises InputError
     for a model that cannot be loaded or does not fit.
     """
-    backbone, vision_config, recipe = load_backbone(vision, options.get("image_size", 224))
+    backbone, recipe = load_backbone(vision, options.get("image_size", 224))
     encoder, text_config, tokenizer = load_text_encoder(text)
-    config = ModelConfig(vision=vision_config, text=text_config, **{**recipe, **options})
+    config = ModelConfig(vision=backbone.config, text=text_config, **{**recipe, **options})
     return Skinret(config, backbone, encoder), tokenizer

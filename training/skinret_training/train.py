@@ -26,7 +26,7 @@ from skinret_infer.words.reading import reader_of
 from .checkpoint import Checkpoint
 from .data import CaseTexts, Dataset, FrozenMaps, ImageMaps, Indices, Split, image_maps, load_dataset, split
 from .loss import balancing_weights, concept_loss, multi_positive_contrastive
-from .model import SYMMETRIES, Maps, Skinret, check_choices, last_depth, load_pretrained
+from .model import SYMMETRIES, Maps, Skinret, check_choices, load_pretrained
 
 log = logging.getLogger(__name__)
 SCHEDULES = ("cosine", "constant")
@@ -240,7 +240,7 @@ def _build(config: TrainConfig, dataset: Dataset) -> tuple[Skinret, str]:
     model.to("cuda" if torch.cuda.is_available() else "cpu")
     model.visual_encoder.backbone.requires_grad_(config.finetune_vision == "full")
     if config.finetune_vision == "last-stage":
-        for block in last_depth(model.visual_encoder.backbone)[0]:
+        for block in model.visual_encoder.last_stage():
             block.requires_grad_(True)
     model.text_encoder.requires_grad_(config.finetune_text)
     return model, tokenizer
