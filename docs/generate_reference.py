@@ -49,7 +49,7 @@ JSON_OUTPUT = {  # the keys of what a command prints with --json; tests/test_doc
     "skinret query": tuple(sorted(f.name for f in dataclasses.fields(Results) if f.name != "explainer")),
     "skinret evaluate": (
         "archive", "beta", "gamma", "image_only", "image_words", "model", "precision", "queries", "runtime",
-        "same_picture", "words_alone",
+        "same_lesion", "same_picture", "words_alone",
     ),
     "skinret parse": ("allowed", "canonical", "findings", "language", "text", "warnings"),
     "skinret doctor": (

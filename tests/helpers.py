@@ -3,12 +3,13 @@
 import contextlib
 import io
 import itertools
+import json
 import lzma
 import re
 import struct
 import warnings
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +28,8 @@ from skinret_infer.text import TextRecipe
 from skinret_infer.words.checklist import Checklist
 
 if TYPE_CHECKING:  # torch takes seconds to import, and most processes that a test starts need none
+    from click.testing import Result
+
     from skinret_export.graphs import GraphSpec
     from skinret_training.checkpoint import Checkpoint
     from skinret_training.model import ModelConfig
@@ -493,3 +496,18 @@ EXIFS = {  # each says 6, and has something broken beside it
     "a wide orientation": _tags((0x0112, 4, 1, b"\6\0\0\0")),
     "twice": _tags(_SIX, _SIX),
 }
+
+
+def call_train(arguments: Sequence[str], code: int = 0) -> "Result":
+    """Call skinret-train and check its exit code."""
+    from click.testing import CliRunner
+
+    from skinret_training.cli import main
+
+    result = CliRunner().invoke(main, arguments)
+    assert result.exit_code == code, result.output
+    return result
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    return dict(json.loads(path.read_text("utf-8")))

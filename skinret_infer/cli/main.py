@@ -330,7 +330,8 @@ def evaluate_command(
     """Query ARCHIVE with every case of CASES: image and words, each alone; report mAP, Acc@K and nDCG@10.
 
     A hit is right if its group is the query's. A query never finds itself: the case with its id and any case
-    with the same picture are left out. Equal scores have no order: a figure is the mean over all orders.
+    with the same picture or lesion_id are left out. Equal scores have no order: a figure is the mean over all
+    orders. Balanced figures are the means over the groups.
     """
     selection = _select_cases(cases, images, ids)
     with (

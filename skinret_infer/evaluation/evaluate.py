@@ -1,15 +1,17 @@
 """Measure retrieval through the product: every figure comes from a Searcher's rankings."""
 
+import itertools
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from ..cases import Case
 from ..encoder import BATCH
 from ..errors import InputError, printable
-from ..results import Hit
+from ..results import Hit, Results
 from ..searcher import Searcher
 from ..words.checklist import Allowed
 from .metrics import (
@@ -19,8 +21,8 @@ from .metrics import (
     Indices,
     Labels,
     Ranking,
+    own_cases,
     retrieval_metrics,
-    same_picture,
     without_own,
 )
 from .precision import KINDS
@@ -28,6 +30,9 @@ from .ways import Way
 
 WORDS, IMAGE = KINDS  # image_words, image_only
 ALONE = "words_alone"
+# The parts of the score that also rank alone, with their names in tables.
+PARTS = {"visual_alone": "S alone", "concepts_alone": "concepts alone"}
+_SCORE = "score"
 
 
 def evaluate(
@@ -42,9 +47,11 @@ def evaluate(
     """Query with each case (image with words, image alone, words alone) and say how good the hits are.
 
     Each query ranks the whole archive. The query's own case is left out: the case with its id, and any case
-    with the same picture under another id ("same_picture" counts the latter). A hit is right if its group is
-    the query's. The words are the case's attributes in the canonical phrases of the bundle's checklist. For
-    the figures of each kind of query, and for equal scores, see `retrieval_metrics`.
+    with the same picture ("same_picture" counts those under another id) or with the same attribute lesion_id
+    ("same_lesion" counts those in another picture). A hit is right if its group is the query's. The words are
+    the case's attributes in the canonical phrases of the bundle's checklist. For the figures of each kind of
+    query, and for equal scores, see `retrieval_metrics`. With an image, "visual_alone" has those of the
+    ranking by S alone (gamma 0), and "concepts_alone" those by the concepts alone (gamma 1).
 
     ways : other ways of writing the same findings. The figures of each are in "ways", with "gain_kept": how
         much of what the canonical words add to the shared criteria of the image alone it adds, in per cent;
@@ -95,7 +102,9 @@ def evaluate_parts(
         hits = [ranked.archive[n] for n in members]
         archive = Labels.of(hits, checklist.from_image, [hit.image_sha256 for hit in hits])
 
-        def measure(kind: str, said: Sequence[Mapping[str, Allowed]] = ()) -> dict[str, Any]:
+        def measure(
+            kind: str, said: Sequence[Mapping[str, Allowed]] = (), by: str = _SCORE
+        ) -> dict[str, Any]:
             """Return the figures of a kind of query; `said` takes the place of the queries' own findings."""
             asked = [n for n, ranking in enumerate(ranked.rankings[kind]) if ranking is not None]
             labels = Labels.of(
@@ -103,12 +112,15 @@ def evaluate_parts(
             )
             if said:
                 findings = [{c: v[0] for c, v in said[n].items() if c in checklist.from_image} for n in asked]
-                labels = Labels(labels.ids, labels.groups, findings, labels.pictures)
-            rankings = [r for r in ranked.rankings[kind] if r is not None]
+                labels = replace(labels, criteria=findings)
+            rankings = [r[by] for r in ranked.rankings[kind] if r is not None]
             rankings = without_own(_restrict(rankings, index), labels, archive)  # noqa: B023
             return retrieval_metrics(rankings, labels, archive)  # noqa: B023
 
         figures: dict[str, Any] = {kind: measure(kind) for kind in (WORDS, IMAGE)}
+        for kind, part in itertools.product((WORDS, IMAGE), PARTS if searcher.manifest.concepts else ()):
+            figures[kind][part] = measure(kind, by=part)
+            del figures[kind][part]["random_order"]  # the same as that of the score
         if any(ranking is not None for ranking in ranked.rankings[ALONE]):
             figures[ALONE] = measure(ALONE)
         if ways:
@@ -124,7 +136,7 @@ def evaluate_parts(
         reports[name] = {
             "queries": len(cases),
             "archive": len(searcher) if ids is None else len(members),
-            "same_picture": same_picture(Labels.of(cases, (), ranked.pictures), archive),
+            **own_cases(Labels.of(cases, (), ranked.pictures), archive),
             "beta": searcher.manifest.beta if beta is None else beta,
             "gamma": searcher.manifest.gamma if gamma is None else gamma,
             "runtime": searcher.runtime,
@@ -177,13 +189,13 @@ class _Ranked:
 
     pictures : the SHA-256 of each query's picture.
     archive : each case once, as a hit.
-    rankings : for each kind of query, one ranking per query, None for a case without words. Its indices are
-        those of `archive`.
+    rankings : for each kind of query, one per query by the score and by each of PARTS, None for a case
+        without words. Its indices are those of `archive`.
     """
 
     pictures: list[str]
     archive: list[Hit]
-    rankings: dict[str, list[Ranking | None]]
+    rankings: dict[str, list[dict[str, Ranking] | None]]
 
 
 def _rank_archive(
@@ -199,7 +211,7 @@ def _rank_archive(
     numbers: dict[str, int] = {}  # case id -> index in the archive
     for start in range(0, len(cases), BATCH):
         batch = range(start, min(start + BATCH, len(cases)))
-        known: dict[tuple[int, bool, str], Ranking] = {}  # case, with its image, findings
+        known: dict[tuple[int, bool, str], dict[str, Ranking]] = {}  # case, with its image, findings
         for name, kind in kinds.items():
             keys = {n: (n, kind.with_image, searcher.read(kind.texts[n]).canonical) for n in batch}
             for n in batch:
@@ -213,13 +225,30 @@ def _rank_archive(
                         numbers[hit.case_id] = len(ranked.archive)
                         ranked.archive.append(hit)
                 order = np.array([numbers[hit.case_id] for hit in results], np.int64)
-                known[keys[n]] = Ranking(order, np.array([hit.score for hit in results]))
+                scores = _scores(results, name in KINDS and bool(searcher.manifest.concepts))
+                known[keys[n]] = {by: _sorted(order, values) for by, values in scores.items()}
                 ranked.rankings[name][n] = known[keys[n]]
                 if kind.with_image:
                     ranked.pictures[n] = results.hashes["image"]
         if progress:
             progress(batch.stop, len(cases))
     return ranked
+
+
+def _scores(results: Results, with_parts: bool) -> dict[str, npt.NDArray[np.float64]]:
+    """Return the score of each hit, and the parts that rank alone."""
+    scores = {_SCORE: np.array([hit.score for hit in results])}
+    if with_parts:
+        beta = results.beta
+        visual = [beta * hit.local_similarity + (1 - beta) * hit.global_similarity for hit in results]
+        concepts = [hit.concept_similarity or 0.0 for hit in results]
+        scores |= zip(PARTS, (np.array(visual), np.array(concepts)), strict=True)
+    return scores
+
+
+def _sorted(cases: Indices, scores: npt.NDArray[np.float64]) -> Ranking:
+    order = np.argsort(-scores, kind="stable")
+    return Ranking(cases[order], scores[order])
 
 
 def _restrict(rankings: Sequence[Ranking], index: Indices) -> list[Ranking]:
@@ -254,6 +283,8 @@ def table(report: dict[str, Any]) -> str:
         lines += ["", *_ways_table(report["ways"])]
     if twins := report.get("same_picture"):
         lines.append(f"left out: {twins} hits with the query's own picture under another case id")
+    if others := report.get("same_lesion"):
+        lines.append(f"left out: {others} hits with another picture of the query's own lesion")
     return "\n".join(lines)
 
 
@@ -276,11 +307,17 @@ def _ways_table(ways: Mapping[str, Mapping[str, Any]]) -> list[str]:
 
 
 def _rows(kind: str, figures: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
-    """Return the rows of a kind of query: all queries, those of each group, and the mean over the groups."""
+    """Return the rows of a kind of query: the mean over the groups, all queries, each group, the parts."""
     return [
-        (kind.replace("_", " "), figures),
+        (f"{kind.replace('_', ' ')}, balanced", figures["balanced"]),
+        (f"  all ({figures['queries']})", figures),
         *((f"  {printable(group)} ({f['queries']})", f) for group, f in figures["by_group"].items()),
-        ("  balanced", figures["balanced"]),
+        *(
+            row
+            for part, name in PARTS.items()
+            if part in figures
+            for row in ((f"  {name}, balanced", figures[part]["balanced"]), (f"  {name}, all", figures[part]))
+        ),
     ]
 
 

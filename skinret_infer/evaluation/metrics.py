@@ -6,7 +6,6 @@ form (McSherry & Najork 2008). That is exact; random orders would need a seed an
 """
 
 import math
-from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
@@ -24,6 +23,8 @@ Columns = dict[str, npt.NDArray[np.float64]]  # a figure's name -> its value for
 ACC_AT = (1, 2, 4, 5, 10)
 NDCG, NDCG_AT = "nDCG@10", 10
 SHARED, SHARED_AT = "shared@5", 5
+BALANCED = ("mAP", "Acc@1")  # a table begins with the balanced values of these
+LESION = "lesion_id"  # the attribute with the name of a case's lesion
 _NOTHING = 1e-9  # a standard error below it is rounding
 
 
@@ -33,12 +34,14 @@ class Labels:
 
     criteria : for each case, the criteria in which cases may agree, with their values.
     pictures : for each case, a hash of its picture; empty if the hashes are not known.
+    lesions : for each case, the name of its lesion, "" if it is not known; empty if none is.
     """
 
     ids: Sequence[str]
     groups: Sequence[str]
     criteria: Sequence[Mapping[str, str]]
     pictures: Sequence[str] = ()
+    lesions: Sequence[str] = ()
 
     @classmethod
     def of(cls, cases: Iterable[Case | Hit], criteria: Sequence[str], pictures: Sequence[str] = ()) -> Self:
@@ -52,12 +55,17 @@ class Labels:
                 for case in cases
             ],
             pictures,
+            [str(case.attributes.get(LESION, "")) for case in cases],
         )
 
     def identities(self) -> list[dict[str, str]]:
-        """Return the id and the picture of each case: a query's own case shares one of them."""
-        pictures = self.pictures or [""] * len(self.ids)
-        return [{"id": i, **({"picture": p} if p else {})} for i, p in zip(self.ids, pictures, strict=True)]
+        """Return the id, the picture and the lesion of each case: a query's own case shares one of them."""
+        unknown = [""] * len(self.ids)
+        facts = zip(self.ids, self.pictures or unknown, self.lesions or unknown, strict=True)
+        return [
+            {name: value for name, value in (("id", i), ("picture", p), ("lesion", n)) if value}
+            for i, p, n in facts
+        ]
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,7 +149,7 @@ def rank(scores: npt.NDArray[Any], queries: Labels, archive: Labels) -> list[Ran
 
 
 def without_own(rankings: Sequence[Ranking], queries: Labels, archive: Labels) -> list[Ranking]:
-    """Leave the query's own case out of each ranking: its id, or the same picture under another id."""
+    """Leave the query's own case out of each ranking: its id, its picture, or its lesion."""
     query_codes, archive_codes = _encode(queries.identities(), archive.identities())
     remaining = []
     for ranking, query_code in zip(rankings, query_codes, strict=True):
@@ -150,14 +158,21 @@ def without_own(rankings: Sequence[Ranking], queries: Labels, archive: Labels) -
     return remaining
 
 
-def same_picture(queries: Labels, archive: Labels) -> int:
-    """Return how often a query's picture is in the archive under another id."""
-    if not queries.pictures or not archive.pictures:
-        return 0
-    by_picture = Counter(archive.pictures)
-    by_identity = Counter(zip(archive.ids, archive.pictures, strict=True))
-    identities = zip(queries.ids, queries.pictures, strict=True)
-    return sum(by_picture[picture] - by_identity[i, picture] for i, picture in identities if picture)
+def own_cases(queries: Labels, archive: Labels) -> dict[str, int]:
+    """Return how often the archive has a query's picture under another id, and its lesion in another picture.
+
+    The keys are same_picture and same_lesion.
+    """
+    own = {"same_picture": 0, "same_lesion": 0}
+    by_fact: dict[tuple[str, str], list[dict[str, str]]] = {}
+    for case in archive.identities():
+        for fact in case.items():
+            by_fact.setdefault(fact, []).append(case)
+    for query in queries.identities():
+        for name, already in (("picture", ("id",)), ("lesion", ("id", "picture"))):
+            others = by_fact.get((name, query[name]), []) if name in query else []
+            own[f"same_{name}"] += sum(all(o.get(f) != query.get(f, "") for f in already) for o in others)
+    return own
 
 
 def _no_ranking(expected: str, found: str) -> InputError:

@@ -88,6 +88,33 @@ def test_cases_with_equal_scores_have_the_figures_of_a_random_order(
     assert "random order" in table(report)
 
 
+def test_the_parts_of_the_score_rank_alone_as_they_do_with_gamma_0_and_1(
+    searcher: Searcher, cases: list[Case]
+) -> None:
+    queries = cases[30:42]
+    report = evaluate(searcher, queries)
+    for part, gamma in (("visual_alone", 0.0), ("concepts_alone", 1.0)):
+        expected = evaluate(searcher, queries, gamma=gamma)
+        for kind in ("image_words", "image_only"):
+            assert report[kind][part]["mAP"] != report[kind]["mAP"]
+            for name in ("mAP", "Acc@1", "nDCG@10", "shared@5"):  # sums in another order round differently
+                assert report[kind][part][name] == pytest.approx(expected[kind][name], abs=0.2)
+            assert report[kind][part]["balanced"]["mAP"] == pytest.approx(
+                expected[kind]["balanced"]["mAP"], abs=0.2
+            )
+    shown = table(report)
+    assert shown.count("S alone, balanced") == shown.count("concepts alone, balanced") == 2
+
+
+def test_a_model_without_concepts_has_no_parts(
+    bundle_without_concepts: Path, cases: list[Case], tmp_path: Path
+) -> None:
+    with Searcher(bundle_without_concepts, tmp_path / "cases.skinret") as searcher:
+        searcher.add(cases[:9])
+        report = evaluate(searcher, cases[:4])
+    assert "visual_alone" not in report["image_only"] and "S alone" not in table(report)
+
+
 def test_a_query_does_not_find_its_own_picture_under_another_id(
     bundle: Path, cases: list[Case], tmp_path: Path
 ) -> None:

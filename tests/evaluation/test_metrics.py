@@ -18,9 +18,9 @@ from skinret_infer.evaluation.metrics import (
     Labels,
     Ranking,
     average_precision,
+    own_cases,
     rank,
     retrieval_metrics,
-    same_picture,
 )
 from skinret_infer.words.checklist import Checklist
 
@@ -393,8 +393,20 @@ def test_a_querys_own_picture_under_another_id_is_no_hit() -> None:
     queries = Labels(["q", "x"], ["mel", "mel"], [{}] * 2, ["p", ""])
     first, second = rank(np.array([[4, 3, 2, 1], [4, 3, 2, 1]]), queries, archive)
     assert first.cases.tolist() == [2, 3] and second.cases.tolist() == [0, 1, 2, 3]
-    assert same_picture(queries, archive) == 1
-    assert same_picture(QUERY, ARCHIVE) == 0  # no pictures are known
+    assert own_cases(queries, archive) == {"same_picture": 1, "same_lesion": 0}
+    assert own_cases(QUERY, ARCHIVE) == {"same_picture": 0, "same_lesion": 0}  # nothing is known
+
+
+def test_another_picture_of_the_querys_lesion_is_no_hit() -> None:
+    cases = [
+        Case(i, IMAGE, diagnosis="nevus", attributes={"lesion_id": n} if n else {})
+        for i, n in (("q", "A"), ("again", "A"), ("twin", "A"), ("other", "B"), ("unknown", ""))
+    ]
+    archive = Labels.of(cases, (), ["p", "r", "p", "s", "t"])
+    queries = Labels.of([cases[0], cases[4]], (), ["p", "t"])
+    first, second = rank(np.array([[5, 4, 3, 2, 1]] * 2), queries, archive)
+    assert first.cases.tolist() == [3, 4] and second.cases.tolist() == [0, 1, 2, 3]
+    assert own_cases(queries, archive) == {"same_picture": 1, "same_lesion": 1}  # twin, again
 
 
 # -- any ranking --
@@ -511,7 +523,8 @@ def test_the_table_shows_the_figures_of_the_report_and_no_others() -> None:
     assert all(len(line) <= 110 for line in lines)
     assert lines[1].split() == ["mAP", "Acc@1", "Acc@2", "Acc@4", "Acc@5", "Acc@10", "nDCG@10", "shared@5"]
     assert len({len(line) for line in lines[1:7]}) == 1  # the columns are aligned
-    assert lines[6].startswith("  balanced") and lines[6].split()[-2] == "100.0"
+    assert lines[2].startswith("image words, balanced ") and lines[2].split()[-2] == "100.0"
+    assert lines[3].startswith("  all (90) ") and lines[4].startswith("  bkl (")
     assert lines[7].startswith("  shared criteria of the first five: ")
     assert lines[7].endswith(" standard errors)")
     bare = Labels(archive.ids, archive.groups, [{}] * 90)
@@ -521,7 +534,7 @@ def test_the_table_shows_the_figures_of_the_report_and_no_others() -> None:
     assert "shared" not in without and "nDCG" not in without and "balanced" in without
     partly = labels(("q", "mel", QUERY.criteria[0]), ("r", "nevus", {}))
     shown = report(retrieval_metrics(rankings([1, 2, 0, 3], [1, 3, 0, 2]), partly, ARCHIVE)).splitlines()
-    assert shown[4].split()[-2:] == ["-", "-"]
+    assert shown[5].split()[-2:] == ["-", "-"]
 
 
 def test_the_table_shows_a_random_order_and_counts_queries_with_equal_scores() -> None:
@@ -529,8 +542,8 @@ def test_the_table_shows_a_random_order_and_counts_queries_with_equal_scores() -
     metrics = retrieval_metrics(rank(np.zeros((888, 888)), archive, archive), archive, archive)
     facts = {"queries": 888, "archive": 888, "runtime": "openvino", "precision": "bf16", "same_picture": 3}
     lines = table(facts | {"image_words": metrics, "image_only": metrics}).splitlines()
-    (at_random,) = (line.split() for line in lines if line.startswith("random order"))
-    assert at_random == ["random", "order", "50.8", "50.4", "71.4", "86.3", "89.5", "95.6"]
-    assert lines[-2].split()[:3] == ["balanced", "33.7", "33.3"]
+    (at_random,) = (n for n, line in enumerate(lines) if line.startswith("random order, balanced "))
+    assert lines[at_random].split()[3:5] == ["33.7", "33.3"]
+    assert lines[at_random + 1].split() == ["all", "(888)", "50.8", "50.4", "71.4", "86.3", "89.5", "95.6"]
     assert "  in 888 queries a right and a wrong hit have equal scores: means over their orders" in lines
     assert lines[-1] == "left out: 3 hits with the query's own picture under another case id"

@@ -14,7 +14,7 @@ import torch
 from sklearn.linear_model import LogisticRegression
 from torch import Tensor, nn
 
-from skinret_infer.evaluation.metrics import Labels, rank, retrieval_metrics, same_picture
+from skinret_infer.evaluation.metrics import Labels, own_cases, rank, retrieval_metrics
 from skinret_infer.tables import CaseTable
 from skinret_infer.text import TextEncoderInput, TextRecipe
 from skinret_infer.words.checklist import Checklist
@@ -51,6 +51,9 @@ class Features:
         training = images[:, archive]
         scaled: Array = (images - training.mean((0, 1))) / (training.std((0, 1)) + np.float32(1e-6))
         return scaled
+
+
+Method = Callable[[Features, Split, TrainConfig], Scores]
 
 
 def compute_features(
@@ -92,6 +95,23 @@ def one_hot(table: CaseTable, checklist: Checklist) -> Array:
     return np.array([[column in of_case for column in columns] for of_case in facts], np.float32)
 
 
+def join(
+    features: Features, others: Features, labels: Indices, table: CaseTable, checklist: Checklist
+) -> Features:
+    """Return the features of two sets of cases as one set.
+
+    labels : of the others, as the first set counts the groups.
+    table : all cases, in the order of the two sets.
+    """
+    return Features(
+        np.concatenate([features.labels, labels]),
+        np.concatenate([features.images, others.images], 1),
+        features.last,
+        one_hot(table, checklist),
+        np.concatenate([features.tokens, others.tokens]),
+    )
+
+
 def linear_probe(features: Features, subsets: Split, config: TrainConfig) -> Scores:
     """Score with the product of class posteriors of logistic regressions; a case is its image alone."""
 
@@ -107,7 +127,10 @@ def linear_probe(features: Features, subsets: Split, config: TrainConfig) -> Sco
     queries = {"image_words": np.hstack([image, words]), "image_only": image}
     if words.shape[1]:
         queries["words_alone"] = words
-    return {kind: _products(posteriors(x)[subsets.test], cases) for kind, x in queries.items()}
+    scores = {kind: _products(posteriors(x)[subsets.test], cases) for kind, x in queries.items()}
+    worded = words[subsets.test].any(1, keepdims=True)  # a query without words is its image alone
+    scores["image_words"] = np.where(worded, scores["image_words"], scores["image_only"])
+    return scores
 
 
 def resnet50_cossim(features: Features, subsets: Split, config: TrainConfig) -> Scores:
@@ -171,7 +194,7 @@ def _fit(
     return torch.inference_mode()(model)
 
 
-BASELINES: Mapping[str, Callable[[Features, Split, TrainConfig], Scores]] = {
+BASELINES: Mapping[str, Method] = {
     "linear-probe": linear_probe,
     "resnet50-cossim": resnet50_cossim,
     "late-fusion": late_fusion,
@@ -188,23 +211,25 @@ def evaluate_scores(
 ) -> dict[str, Any]:
     """Rank the cases of an archive by their scores and return the metrics of each kind of query.
 
+    scores : of each query with each case of the table. A query without words is no query by words alone.
     pictures : `Dataset.pictures`; if empty, two cases with the same picture are not noticed.
     """
-    query_labels, case_labels = (
-        Labels.of(
-            [table.cases[n] for n in indices],
-            checklist.from_image,
-            [pictures[n] for n in indices] if pictures else (),
-        )
-        for indices in (queries, archive)
-    )
-    figures = {
-        kind: retrieval_metrics(rank(s[:, archive], query_labels, case_labels), query_labels, case_labels)
-        for kind, s in scores.items()
-    }
+
+    def labels(indices: Indices) -> Labels:
+        cases = [table.cases[n] for n in indices]
+        return Labels.of(cases, checklist.from_image, [pictures[n] for n in indices] if pictures else ())
+
+    query_labels, case_labels = labels(queries), labels(archive)
+    worded = [q for q, n in enumerate(queries) if checklist.values_of(table.cases[n].attributes)]
+    figures = {}
+    for kind, of_kind in scores.items():
+        asked, of_asked = query_labels, of_kind[:, archive]
+        if kind == "words_alone":
+            asked, of_asked = labels(queries[worded]), of_asked[worded]
+        figures[kind] = retrieval_metrics(rank(of_asked, asked, case_labels), asked, case_labels)
     return {
         "queries": len(queries),
         "archive": len(archive),
-        "same_picture": same_picture(query_labels, case_labels),
+        **own_cases(query_labels, case_labels),
         **figures,
     }

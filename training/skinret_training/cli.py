@@ -1,9 +1,11 @@
 """skinret-train: train on a Derm7pt-style folder and write ckpt.pt, or cross-validate with --folds."""
 
 import glob
+import itertools
 import json
 import logging
 import tomllib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +13,10 @@ import click
 
 from skinret_infer._files import atomic_write
 from skinret_infer.cli.common import GroupedCommand, report_errors
+from skinret_infer.errors import InputError
 from skinret_infer.tables import CaseTable, read_cases
 
-from .crossval import METHODS, Experiment, cross_validate
+from .crossval import METHODS, Experiment, check_name, cross_validate
 from .crossval_report import overview
 from .model import AGGREGATIONS, FUSIONS, NECKS
 from .train import FINETUNE, PAPER, SCHEDULES, TrainConfig, train
@@ -34,7 +37,9 @@ _GROUPS = {
         "contrastive_weight", "image_only_loss_weight", "words_only_loss_weight", "words_only_start",
         "group_loss_weight", "criteria_loss_weight", "smoothing", "text_views", "augment_dihedral",
     ),
-    "Cross-validation": ("folds", "fold", "seeds", "method", "experiment", "keep_artifacts"),
+    "Cross-validation": (
+        "folds", "fold", "seeds", "method", "experiment", "external", "external_images", "keep_artifacts",
+    ),
 }  # fmt: skip
 
 
@@ -250,6 +255,18 @@ def _take_config(context: click.Context, parameter: click.Parameter, path: Path 
 )
 @click.option("--experiment", help="Name of the cross-validation.  [default: that of the method]")
 @click.option(
+    "--external",
+    multiple=True,
+    type=_PATH,
+    help="CASES.csv of another source, which queries a model that is trained on all of DATA. Repeatable.",
+)
+@click.option(
+    "--external-images",
+    multiple=True,
+    type=_PATH,
+    help="Folder of the images of each --external, in the same order.  [default: the table's own]",
+)
+@click.option(
     "--keep-artifacts", is_flag=True, help="Keep a cross-validation's checkpoints, bundles and archives."
 )
 @click.option("--name", default=_D.name, help="The model's name, for the manifest.")
@@ -267,6 +284,8 @@ def main(
     seeds: str | None,
     method: str | None,
     experiment: str | None,
+    external: tuple[Path, ...],
+    external_images: tuple[Path, ...],
     keep_artifacts: bool,
     cache: Path | None,
     as_json: bool,
@@ -280,7 +299,7 @@ def main(
 
     With --folds and no --fold, every fold of every seed is trained, exported and evaluated. OUT gets
     EXPERIMENT.json, EXPERIMENT.md, and README.md with a line for each experiment that was ever written
-    there.
+    there. --external adds the figures of other sources of cases, which train nothing.
     """
     is_crossval = folds is not None and fold is None
     _check_usage(
@@ -289,8 +308,12 @@ def main(
         seeds=seeds,
         method=method,
         experiment=experiment,
+        external=external or None,
+        external_images=external_images or None,
         keep_artifacts=keep_artifacts or None,
     )
+    if external_images and len(external_images) != len(external):
+        raise click.UsageError("--external-images: give one for each --external, or none.")
     logging.basicConfig(format="%(message)s")
     logging.getLogger("skinret_training").setLevel(logging.INFO)
     config = TrainConfig(
@@ -306,15 +329,44 @@ def main(
         plan = Experiment(
             name=experiment or method, method=method, config=config, seeds=_numbers(seeds or "0,1")
         )
-    table = read_cases(data, images)
-    for note in table.notes:
-        click.echo(note, err=True)
+    table = _read(data, images)
     if plan:
-        result = cross_validate(table, plan, out, cache=cache, keep=keep_artifacts)
-        click.echo(json.dumps(result["summary"], indent=2) if as_json else overview([result]))
+        sources = _read_sources(external, external_images)
+        result = cross_validate(table, plan, out, cache=cache, external=sources, keep=keep_artifacts)
+        if as_json:
+            others = {name: source["summary"] for name, source in result["external"].items()}
+            summary = result["summary"] | ({"external": others} if others else {})
+            click.echo(json.dumps(summary, indent=2))
+        else:
+            click.echo(overview([result]))
         click.echo(f"{out / plan.name}.md written", err=True)
     else:
         _train_one(table, config, out, cache, as_json)
+
+
+def _read(source: Path, images: Path | None) -> CaseTable:
+    table = read_cases(source, images)
+    for note in table.notes:
+        click.echo(note, err=True)
+    return table
+
+
+def _read_sources(tables: Sequence[Path], images: Sequence[Path]) -> dict[str, CaseTable]:
+    """Return the tables of other sources by the name of their file. Raises InputError."""
+    sources: dict[str, CaseTable] = {}
+    for path, folder in itertools.zip_longest(tables, images):
+        name = path.resolve().stem
+        check_name("external source", name)
+        if name in sources:
+            raise InputError(
+                f"two external sources have the name {name}",
+                code="option",
+                expected="tables whose files have different names",
+                found=", ".join(map(str, tables)),
+                cure="rename one: its name stands in the results",
+            )
+        sources[name] = _read(path, folder)
+    return sources
 
 
 def _train_one(table: CaseTable, config: TrainConfig, out: Path, cache: Path, as_json: bool) -> None:

@@ -1,5 +1,10 @@
-"""Stratified cross-validation: train, export and query each fold of each seed, and evaluate it once."""
+"""Stratified cross-validation: train, export and query each fold of each seed, and evaluate it once.
 
+Other sources of cases are queried once a seed, by a model that is trained on all of the data.
+"""
+
+import contextlib
+import functools
 import hashlib
 import importlib.util
 import json
@@ -8,12 +13,13 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Protocol, cast
 
 from skinret_infer._files import atomic_write
+from skinret_infer.cases import Case
 from skinret_infer.errors import InputError, MissingExtra, SkinretError
 from skinret_infer.evaluation.evaluate import evaluate_parts
 from skinret_infer.imaging.recipe import ImageRecipe
@@ -23,13 +29,26 @@ from skinret_infer.tables import CaseTable
 from .baselines import BASELINES, compute_features, evaluate_scores
 from .crossval_report import ARCHIVES, check_folder, experiment_result, write_experiment
 from .data import Dataset, Split, load_dataset, split
-from .train import TrainConfig, read_checklist, train
+from .external import Source, load_source
+from .origin import Adaptation, read_adaptation
+from .train import TrainConfig, Trained, read_checklist, train
 
 log = logging.getLogger(__name__)
 METHODS = ("skinret", *BASELINES)
 _TRAINING, _HELD_OUT = ARCHIVES
 _Report = dict[str, Any]
-_Method = Callable[[TrainConfig, Split, Path], _Report]
+
+
+class _Method(Protocol):
+    """A method that is ready to run."""
+
+    def run_fold(self, run: TrainConfig, subsets: Split, folder: Path) -> _Report:
+        """Train on the training folds and query with the held-out one."""
+        ...
+
+    def run_external(self, run: TrainConfig, sources: Sequence[Source], folder: Path) -> dict[str, _Report]:
+        """Train on all of the data and query with each source; return a report by its name."""
+        ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,18 +61,7 @@ class Experiment:
     seeds: tuple[int, ...]
 
     def __post_init__(self) -> None:
-        if (
-            not self.name
-            or self.name.startswith(".")
-            or not self.name.isprintable()
-            or set(self.name) & {*'/\\|"'}
-        ):
-            raise InputError(
-                "the name of the experiment cannot be used",
-                code="option",
-                expected="a name that a file can have",
-                found=repr(self.name),
-            )
+        check_name("experiment", self.name)
         if self.method not in METHODS:
             raise InputError(
                 "the method is not known", code="option", expected=", ".join(METHODS), found=repr(self.method)
@@ -72,12 +80,24 @@ class Experiment:
         return [replace(self.config, fold=fold, seed=seed) for seed in self.seeds for fold in folds]
 
 
+def check_name(what: str, name: str) -> None:
+    """Raise InputError for a name that cannot be that of a file and stand in a table."""
+    if not name or name.startswith(".") or not name.isprintable() or set(name) & {*'/\\|"'}:
+        raise InputError(
+            f"the name of the {what} cannot be used",
+            code="option",
+            expected="a name that a file can have",
+            found=repr(name),
+        )
+
+
 def cross_validate(
     table: CaseTable,
     experiment: Experiment,
     out: Path,
     *,
     cache: Path,
+    external: Mapping[str, CaseTable] | None = None,
     keep: bool = False,
     quiet: bool = False,
 ) -> dict[str, Any]:
@@ -87,6 +107,7 @@ def cross_validate(
     in the fold and epoch where it stopped.
 
     cache : the folder of the frozen maps.
+    external : other sources of cases by name. They query a model that was trained on all of the table.
     keep : whether checkpoints, bundles and archives stay in out/.work/EXPERIMENT.
 
     Raises InputError for data and options that cannot be used, before the training begins, and SkinretError
@@ -98,51 +119,103 @@ def cross_validate(
     config = experiment.config
     image = ImageRecipe(size=config.image_size, fit=config.fit)
     dataset = load_dataset(table, image, read_checklist(config), quiet=quiet)
-    data = _digest(table, dataset)
+    adaptation = read_adaptation(config.vision)
+    if adaptation:
+        adaptation.check_unseen("the data", dataset.case_ids, dataset.pictures)
+    sources = [
+        load_source(name, found, table, dataset, image, adaptation, quiet=quiet)
+        for name, found in (external or {}).items()
+    ]
     runs = experiment.runs()
     splits = [
         split(dataset, folds=run.folds, fold=run.fold, validation=run.validation, seed=run.seed)
         for run in runs
     ]
-    work = out / ".work" / experiment.name
-    _claim(work, experiment, data)
-    method: _Method | None = None
-    reports: list[_Report] = []
+    data = _digest(table.cases, dataset)
+    work = _claim(out / ".work" / experiment.name, experiment, data, adaptation)
+    opened = functools.cache(lambda: _open(experiment.method, table, dataset, config, cache, quiet))
+    reports = []
     for number, (run, subsets) in enumerate(zip(runs, splits, strict=True), 1):
-        folder = work / f"seed{run.seed}-fold{run.fold}"
         name = f"{experiment.name}, seed {run.seed}, fold {run.fold} ({number} of {len(runs)})"
-        if (folder / "run.json").is_file():
-            log.info("%s: done before", name)
-        else:
-            log.info("%s", name)
-            method = method or _open(experiment.method, table, dataset, config, cache, quiet)
-            report = {"seed": run.seed, "fold": run.fold, **method(run, subsets, folder)}
-            _write_json(folder / "run.json", report)
-        reports.append(_read_json(folder / "run.json"))
+        reports.append(_run_fold(opened, run, subsets, work, name))
         if not keep:
-            for file in ("ckpt.pt", "ckpt.pt.resume"):
-                (folder / file).unlink(missing_ok=True)
-            shutil.rmtree(folder / "product", ignore_errors=True)
+            _remove_artifacts(work / f"seed{run.seed}-fold{run.fold}")
+    others: list[dict[str, _Report]] = []
+    for seed in experiment.seeds if sources else ():
+        others.append(_run_external(opened, replace(config, fold=None, seed=seed), sources, work))
+        if not keep:
+            _remove_artifacts(work / f"seed{seed}-all")
     result = experiment_result(
-        table, experiment.name, experiment.method, config, experiment.seeds, data, reports
-    )
+        table, experiment.name, experiment.method, config, experiment.seeds, data, reports, adaptation,
+        {source.name: source.facts() | {"runs": [o[source.name] for o in others]} for source in sources},
+    )  # fmt: skip
     write_experiment(out, result)
     return result
+
+
+def _run_fold(
+    opened: Callable[[], _Method], run: TrainConfig, subsets: Split, work: Path, name: str
+) -> _Report:
+    """Return the report of a fold, from its file if it is done."""
+    folder = work / f"seed{run.seed}-fold{run.fold}"
+    path = folder / "run.json"
+    if path.is_file():
+        log.info("%s: done before", name)
+    else:
+        log.info("%s", name)
+        report = {"seed": run.seed, "fold": run.fold, **opened().run_fold(run, subsets, folder)}
+        _write_json(path, report)
+    return _read_json(path)
+
+
+def _run_external(
+    opened: Callable[[], _Method], run: TrainConfig, sources: Sequence[Source], work: Path
+) -> dict[str, _Report]:
+    """Return the reports of a seed's external sources, from their files if they are of the same cases."""
+    folder = work / f"seed{run.seed}-all"
+    digests = {source.name: _digest(source.cases, source.dataset) for source in sources}
+    paths = {name: folder / f"{name}.json" for name in digests}
+    missing = [
+        source
+        for source in sources
+        if not (path := paths[source.name]).is_file() or _read_json(path).get("data") != digests[source.name]
+    ]
+    if missing:
+        log.info("seed %d, all cases, for %s", run.seed, ", ".join(source.name for source in missing))
+        for name, report in opened().run_external(run, missing, folder).items():
+            _write_json(paths[name], {"seed": run.seed, "data": digests[name], **report})
+    return {name: _read_json(path) for name, path in paths.items()}
+
+
+def _remove_artifacts(folder: Path) -> None:
+    for file in ("ckpt.pt", "ckpt.pt.resume"):
+        (folder / file).unlink(missing_ok=True)
+    shutil.rmtree(folder / "product", ignore_errors=True)
 
 
 def _open(
     method: str, table: CaseTable, dataset: Dataset, config: TrainConfig, cache: Path, quiet: bool
 ) -> _Method:
-    """Return a function that runs a method for a configuration, a split and a folder."""
-    if method not in BASELINES:
-        return lambda run, subsets, folder: _run_model(table, dataset, run, folder, cache, quiet)
-    began = time.perf_counter()
-    features = compute_features(table, dataset, config, cache, quiet=quiet)
-    log.info("features of %d cases: %.1f minutes", len(table.cases), _minutes(began))
+    kind = _BaselineRuns if method in BASELINES else _ModelRuns
+    return kind(method, table, dataset, config, cache, quiet)
 
-    def run_baseline(run: TrainConfig, subsets: Split, folder: Path) -> _Report:
+
+class _BaselineRuns:
+    """Runs of a baseline, with the features of all cases."""
+
+    def __init__(
+        self, method: str, table: CaseTable, dataset: Dataset, config: TrainConfig, cache: Path, quiet: bool
+    ) -> None:
+        self._fit, self._table, self._dataset = BASELINES[method], table, dataset
+        self._cache, self._quiet = cache, quiet
         began = time.perf_counter()
-        scores = BASELINES[method](features, subsets, run)
+        self._features = compute_features(table, dataset, config, cache, quiet=quiet)
+        log.info("features of %d cases: %.1f minutes", len(table.cases), _minutes(began))
+
+    def run_fold(self, run: TrainConfig, subsets: Split, folder: Path) -> _Report:
+        table, dataset = self._table, self._dataset
+        began = time.perf_counter()
+        scores = self._fit(self._features, subsets, run)
         training = _minutes(began)
         reports = {
             archive: evaluate_scores(scores, table, dataset.checklist, subsets.test, cases, dataset.pictures)
@@ -151,43 +224,84 @@ def _open(
         minutes = {"training": training, "search": round(_minutes(began) - training, 3)}
         return {"minutes": minutes, "archives": reports, **_ids(table, subsets)}
 
-    return run_baseline
+    def run_external(self, run: TrainConfig, sources: Sequence[Source], folder: Path) -> dict[str, _Report]:
+        reports = {}
+        for source in sources:
+            own = compute_features(
+                CaseTable(source.cases, []), source.dataset, run, self._cache, quiet=self._quiet
+            )
+            began = time.perf_counter()
+            archives = source.evaluate_baseline(
+                self._fit, run, self._table, self._dataset, self._features, own
+            )
+            reports[source.name] = {"minutes": {"search": _minutes(began)}, "archives": archives}
+        return reports
 
 
-def _run_model(
-    table: CaseTable, dataset: Dataset, config: TrainConfig, folder: Path, cache: Path, quiet: bool
-) -> _Report:
-    """Train, export with the public command, index both archives and query them through Searcher."""
-    checkpoint, product = folder / "ckpt.pt", folder / "product"
-    resume = checkpoint.with_name("ckpt.pt.resume")
-    shutil.rmtree(product, ignore_errors=True)  # a killed run may leave half an archive, of another bundle
-    resumed, began = resume.is_file(), time.perf_counter()
-    trained = train(table, config, cache=cache, dataset=dataset, resume=resume, measure=False, quiet=quiet)
-    trained.checkpoint.save(checkpoint)
-    minutes = {"training": _minutes(began)}
+class _ModelRuns:
+    """Runs of the model: train, export with the public command, index cases and query through Searcher."""
 
-    began = time.perf_counter()
-    _export(checkpoint, product / "bundle")
-    minutes["export"] = _minutes(began)
+    def __init__(
+        self, method: str, table: CaseTable, dataset: Dataset, config: TrainConfig, cache: Path, quiet: bool
+    ) -> None:
+        self._table, self._dataset, self._cache, self._quiet = table, dataset, cache, quiet
+        self._cases = {case.case_id: case for case in table.cases}
 
-    began = time.perf_counter()
-    cases = {case.case_id: case for case in table.cases}
-    queries = [cases[i] for i in trained.query_ids]
-    archives = {_TRAINING: set(trained.archive_ids), _HELD_OUT: set(trained.query_ids)}
-    with Searcher(
-        product / "bundle", product / "cases.skinret", precision="fp32", cache=product / "engines"
-    ) as searcher:
-        searcher.add([cases[i] for i in (*trained.archive_ids, *trained.query_ids)])
-        reports = evaluate_parts(searcher, queries, archives)
-    minutes["search"] = _minutes(began)
-    return {
-        "minutes": minutes,
-        "resumed": resumed,  # if true, the minutes of training count from the last resume only
-        "archives": reports,
-        "training": dict(trained.checkpoint.metrics),
-        "archive_ids": trained.archive_ids,
-        "query_ids": trained.query_ids,
-    }
+    def run_fold(self, run: TrainConfig, subsets: Split, folder: Path) -> _Report:
+        trained, report = self._train(run, folder)
+        began = time.perf_counter()
+        archives = {_TRAINING: set(trained.archive_ids), _HELD_OUT: set(trained.query_ids)}
+        with self._index(folder, [*trained.archive_ids, *trained.query_ids]) as searcher:
+            reports = evaluate_parts(searcher, [self._cases[i] for i in trained.query_ids], archives)
+        report["minutes"]["search"] = _minutes(began)
+        return report | {
+            "archives": reports,
+            "archive_ids": trained.archive_ids,
+            "query_ids": trained.query_ids,
+        }
+
+    def run_external(self, run: TrainConfig, sources: Sequence[Source], folder: Path) -> dict[str, _Report]:
+        trained, report = self._train(run, folder)
+        reports = {}
+        with self._index(folder, trained.archive_ids) as searcher:
+            for source in sources:
+                began = time.perf_counter()
+                searcher.add(source.cases)
+                archives = source.evaluate(searcher)
+                minutes = report["minutes"] | {"search": _minutes(began)}
+                reports[source.name] = report | {"minutes": minutes, "archives": archives}
+        return reports
+
+    def _train(self, run: TrainConfig, folder: Path) -> tuple[Trained, _Report]:
+        """Train and export; return the model's ids and what the report says about its training."""
+        checkpoint, product = folder / "ckpt.pt", folder / "product"
+        resume = checkpoint.with_name("ckpt.pt.resume")
+        shutil.rmtree(product, ignore_errors=True)  # a killed run may leave half an archive
+        resumed, began = resume.is_file(), time.perf_counter()
+        trained = train(
+            self._table, run, cache=self._cache, dataset=self._dataset, resume=resume, measure=False,
+            quiet=self._quiet,
+        )  # fmt: skip
+        trained.checkpoint.save(checkpoint)
+        minutes = {"training": _minutes(began)}
+        began = time.perf_counter()
+        _export(checkpoint, product / "bundle")
+        minutes["export"] = _minutes(began)
+        return trained, {
+            "minutes": minutes,
+            "resumed": resumed,  # if true, the minutes of training count from the last resume only
+            "training": dict(trained.checkpoint.metrics),
+        }
+
+    @contextlib.contextmanager
+    def _index(self, folder: Path, case_ids: Sequence[str]) -> Iterator[Searcher]:
+        """Open the exported bundle with a new archive of cases of the table."""
+        product = folder / "product"
+        with Searcher(
+            product / "bundle", product / "cases.skinret", precision="fp32", cache=product / "engines"
+        ) as searcher:
+            searcher.add([self._cases[i] for i in case_ids])
+            yield searcher
 
 
 def _check_export() -> None:
@@ -225,15 +339,17 @@ def _ids(table: CaseTable, subsets: Split) -> dict[str, list[str]]:
     }
 
 
-def _digest(table: CaseTable, dataset: Dataset) -> str:
+def _digest(cases: Sequence[Case], dataset: Dataset) -> str:
     """Return the SHA-256 of the cases: their pixels, groups and attributes."""
-    facts = [(case.case_id, case.group, sorted(case.attributes.items())) for case in table.cases]
+    facts = [(case.case_id, case.group, sorted(case.attributes.items())) for case in cases]
     return hashlib.sha256(f"{dataset.digest} {facts!r}".encode("utf-8", "backslashreplace")).hexdigest()
 
 
-def _claim(work: Path, experiment: Experiment, data: str) -> None:
-    """Record the experiment of the folder. Raises InputError if its runs have other options or data."""
+def _claim(work: Path, experiment: Experiment, data: str, adaptation: Adaptation | None) -> Path:
+    """Record the experiment of the folder and return it. Raises InputError for other options or data."""
     options = {k: v for k, v in asdict(experiment.config).items() if k not in ("fold", "seed")}
+    if adaptation:
+        options["adaptation"] = adaptation.sha256
     identity = json.loads(json.dumps({"method": experiment.method, "data": data, **options}))
     path = work / "row.json"
     if not path.is_file():
@@ -251,6 +367,7 @@ def _claim(work: Path, experiment: Experiment, data: str) -> None:
             ),
             cure="give another --experiment, or delete that folder to start again",
         )
+    return work
 
 
 def _write_json(path: Path, value: Any) -> None:
