@@ -18,12 +18,18 @@ from skinret_export.cli import main as export_main
 from skinret_infer import Case
 from skinret_infer.cli.main import main as skinret
 from skinret_infer.trust import signing
+from skinret_training.adaptation.cli import main as adapt_main
 from skinret_training.cli import main as train_main
 
 ROOT = Path(__file__).parent.parent
 SITE = "https://skinret.github.io/skinret/"
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
-COMMANDS = {"skinret": skinret, "skinret-train": train_main, "skinret-export": export_main}
+COMMANDS = {
+    "skinret": skinret,
+    "skinret-adapt": adapt_main,
+    "skinret-train": train_main,
+    "skinret-export": export_main,
+}
 
 
 def _generator() -> types.ModuleType:
@@ -105,7 +111,7 @@ def test_the_shell_lines_of_a_page_are_commands_that_exist(page: Path) -> None:
 
 @pytest.mark.parametrize("page", PAGES, ids=_name)
 def test_the_options_that_a_page_mentions_exist(page: Path) -> None:
-    mentioned = re.findall(r"`(skinret(?:-train|-export)?\s[^`]*--[^`]*)`", page.read_text("utf-8"))
+    mentioned = re.findall(r"`(skinret(?:-adapt|-train|-export)?\s[^`]*--[^`]*)`", page.read_text("utf-8"))
     for text in mentioned:
         command, words = _command(text.split())
         known = {name for each in command.params for name in (*each.opts, *each.secondary_opts)}

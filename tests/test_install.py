@@ -44,7 +44,11 @@ def test_an_empty_environment_with_only_cpu_is_small_and_answers(
         [tmp_path / "env" / "bin" / "skinret", "demo"], capture_output=True, text=True, cwd=tmp_path
     )
     assert demo.returncode == 4 and "skinret-infer[export]" in demo.stderr
-    for command, extra in (("skinret-train", "train"), ("skinret-export", "export")):
+    for command, extra in (
+        ("skinret-adapt", "train"),
+        ("skinret-train", "train"),
+        ("skinret-export", "export"),
+    ):
         done = subprocess.run([tmp_path / "env" / "bin" / command, "x"], capture_output=True, text=True)
         assert done.returncode == 4 and f"skinret-infer[{extra}]" in done.stderr
         assert "Traceback" not in done.stderr

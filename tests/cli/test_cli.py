@@ -31,6 +31,7 @@ from skinret_infer.cli.engines import engines as engines_group
 from skinret_infer.cli.main import _parse_range, main
 from skinret_infer.engines import nvidia
 from skinret_infer.engines.registry import RUNTIMES
+from skinret_training.adaptation.cli import main as adapt_main
 from skinret_training.cli import main as train_main
 
 ROOT = Path(__file__).parents[2]
@@ -60,7 +61,11 @@ def test_every_command_has_help_and_is_documented() -> None:
             result = run(name, command, "-h")
             assert result.exit_code == 0 and "Usage:" in result.stdout
             assert f"## skinret {name} {command}\n" in documented
-    for other, name in ((train_main, "skinret-train"), (export_main, "skinret-export")):
+    for other, name in (
+        (adapt_main, "skinret-adapt"),
+        (train_main, "skinret-train"),
+        (export_main, "skinret-export"),
+    ):
         assert "Usage:" in CliRunner().invoke(other, ["-h"]).stdout
         assert f"## {name}\n" in documented
 
@@ -68,7 +73,7 @@ def test_every_command_has_help_and_is_documented() -> None:
 def test_every_option_has_help() -> None:
     commands = [main.get_command(None, name) for name in COMMANDS]
     grouped = [command for group in GROUPS.values() for command in group.commands.values()]
-    for command in (*commands, *grouped, train_main, export_main):
+    for command in (*commands, *grouped, adapt_main, train_main, export_main):
         for parameter in command.params:
             assert parameter.param_type_name == "argument" or parameter.help, (command.name, parameter.name)
 

@@ -34,9 +34,11 @@ class Backbone(nn.Module):
     config : plain values from which `build_backbone` builds it again.
     blocks : the modules of each block, in order; none if this backbone cannot be cut.
     depths : after how many blocks the three maps are taken.
+    special : of a plain ViT, how many tokens are no patches; None for another backbone.
     """
 
     model: Any
+    special: int | None = None
 
     def __init__(
         self,
@@ -60,7 +62,7 @@ class Backbone(nn.Module):
                 code="option",
                 expected="a DINOv2, Swin, ResNet, CLIP or SigLIP, or a ViT of timm",
                 found=type(self.model).__name__,
-                cure="use --finetune-vision full or none",
+                cure="with skinret-train, use --finetune-vision full or none",
             )
         return self._blocks
 
@@ -164,9 +166,10 @@ def _check_patch(image_size: int, patch: Any) -> int:
     return side
 
 
-def _as_map(tokens: Tensor, special: int = 0) -> Tensor:
+def _as_map(tokens: Tensor, special: int | None = None) -> Tensor:
     """(B, special + h w, d) -> (B, d, h, w); the special tokens, such as the class token, are dropped."""
     batch, count, channels = tokens.shape  # len() would fix the batch of the exported graph
+    special = special or 0
     side = math.isqrt(count - special)
     return tokens[:, special:].transpose(1, 2).reshape(batch, channels, side, side)
 
@@ -452,10 +455,11 @@ class _TimmViT(Backbone):
 
     def __init__(self, model: Any, config: Mapping[str, Any], depths: Sequence[int]) -> None:
         super().__init__(model, config, [[block] for block in model.blocks], depths)
+        self.special = model.num_prefix_tokens
 
     def _embed(self, x: Tensor) -> Tensor:
         x = self.model._pos_embed(self.model.patch_embed(x))
         return cast(Tensor, self.model.norm_pre(x))
 
     def _map(self, level: int, x: Tensor) -> Tensor:
-        return _as_map(self.model.norm(x) if level == 2 else x, self.model.num_prefix_tokens)
+        return _as_map(self.model.norm(x) if level == 2 else x, self.special)
