@@ -37,7 +37,7 @@ def literal_score(
         return float(a @ b / (np.linalg.norm(a) * np.linalg.norm(b)))
 
     total = 0.0
-    six: tuple[list[np.ndarray], ...] = ([], [], [], [])  # e_q, e_t, g_q, g_t
+    means: tuple[list[np.ndarray], list[np.ndarray]] = ([], [])  # of the maps of q and of t
     for level in range(3):
         weight = part.masks[level].weight.detach().numpy().astype(np.float64)
         bias = part.masks[level].bias.detach().numpy().astype(np.float64)
@@ -61,15 +61,13 @@ def literal_score(
                     e.append(np.concatenate(regions))
             g.append(positions.mean(0))
         total += beta * cos(*e) + (1 - beta) * cos(*g)
-        for vectors, v in zip(six, (*e, *g), strict=True):
-            vectors.append(6 * v / np.linalg.norm(v))
+        for side, mean in zip(means, g, strict=True):
+            side.append(mean)
     agreed = []
     for reader in part.concepts:
         p = []
-        for side in (0, 1):
-            logits = reader.weight.detach().numpy().astype(np.float64) @ np.concatenate(
-                six[side] + six[2 + side]
-            )
+        for side in means:
+            logits = 3 * reader.weight.detach().numpy().astype(np.float64) @ np.concatenate(side)
             p.append(np.exp(logits) / np.exp(logits).sum())
         agreed.append(p[0] @ p[1])
     agreement = (agreed[0] + np.mean(agreed[1:])) / 2 if len(agreed) > 1 else sum(agreed)
@@ -116,14 +114,14 @@ def test_a_descriptor_is_six_unit_vectors_and_a_distribution_of_each_trait() -> 
 def test_cases_that_are_read_alike_agree() -> None:
     part = head()
     labels = torch.tensor([[0, 1], [1, 2], [2, 0]])
-    d = torch.cat([part(*maps(n))[0].detach() for n in range(3)])
+    batch = [torch.cat(level) for level in zip(*(maps(n) for n in range(3)), strict=True)]
     optimizer = torch.optim.Adam(part.concepts.parameters(), lr=0.1)
-    before = concept_loss(part.concept_logits(d), labels)
+    before = concept_loss(part.concept_logits(*batch), labels)
     for _ in range(30):
         optimizer.zero_grad()
-        concept_loss(part.concept_logits(d), labels).backward()
+        concept_loss(part.concept_logits(*batch), labels).backward()
         optimizer.step()
-    assert concept_loss(part.concept_logits(d), labels) < before / 10
+    assert concept_loss(part.concept_logits(*batch), labels) < before / 10
     learned = torch.cat([part(*maps(n))[0].detach() for n in range(3)]).numpy()
     agreed = np.stack([products(row, learned, part.layout)[:, 6] for row in learned])
     assert (np.diag(agreed) > 0.8).all() and (agreed[~np.eye(3, dtype=bool)] < 0.2).all()
