@@ -50,6 +50,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         type=Path,
         help="The folder of a cross-validation with --keep-artifacts: test ways of writing.",
     )
+    group.addoption(
+        "--runs",
+        type=Path,
+        help="A folder of trainings with --fold and of their bundles: test the warnings of what is unlike.",
+    )
     group.addoption("--soak", type=int, default=0, help="Query --product this many times, from 8 threads.")
     group.addoption("--fuzz", type=int, default=0, help="Try this many hostile inputs, such as 20000.")
     out = Path("build/benchmarks-short" if SHORT else "build/benchmarks")

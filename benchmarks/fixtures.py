@@ -189,7 +189,9 @@ def write_archive(path: Path, bundle: Bundle, images: Sequence[Path]) -> np.ndar
     matrix = np.concatenate([*learned_like(CASES, layout, seed=5)])
     engine = open_engine(bundle, "onnxruntime-cpu", precision="fp32")
     pixels = np.stack([preprocess(decode(image), manifest.image) for image in images])
-    embedded = np.concatenate([engine.embed(pixels[n : n + 8], None) for n in range(0, len(pixels), 8)])
+    embedded = np.concatenate(
+        [engine.embed(pixels[n : n + 8], None).descriptors for n in range(0, len(pixels), 8)]
+    )
     share = np.random.default_rng(7).uniform(*ALIKE, (len(matrix[::10]), 1)).astype(np.float32)
     alike = embedded[np.arange(len(share)) % len(embedded)] + share * matrix[::10]
     matrix[::10] = to_descriptors(alike, layout)  # so that a query finds similar cases

@@ -14,7 +14,7 @@ import skinret_infer
 from skinret_export.cli import main as export_command
 from skinret_infer import AddReport, Hit, Manifest, Results, SkinretError
 from skinret_infer.archive import database
-from skinret_infer.bundle import Level
+from skinret_infer.bundle import Calibration, Level
 from skinret_infer.cli.main import main as skinret_command
 from skinret_infer.descriptor import Layout
 from skinret_infer.imaging.recipe import ImageRecipe
@@ -217,7 +217,7 @@ def _manifest() -> str:
     ]
     for cls, title in (
         (Manifest, "Top level"), (ImageRecipe, "image"), (TextRecipe, "text"), (Level, "levels"),
-        (Layout, "layout"),
+        (Layout, "layout"), (Calibration, "calibration"),
     ):  # fmt: skip
         text.append(f"\n## {title}\n\n{_paragraphs(cls)}\n\n| field | type | meaning |\n|---|---|---|")
         comments = _comments(cls)

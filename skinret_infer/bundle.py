@@ -25,6 +25,8 @@ from .words.checklist import Checklist
 
 Shapes = dict[str, tuple[int | str | None, ...]]
 SCHEMA = 3
+DISTANCE = "distance"  # an output of the visual encoder of a bundle with a calibration
+QUERY_KINDS = ("image_words", "image_only", "words_alone")  # of queries
 TOKENS = "tokens"  # an axis of any length; a graph that fixes it breaks the contract
 GRAPHS = ("visual_encoder", "text_encoder", "composer", "similarity_head")
 FILES = (*(f"{name}.onnx" for name in GRAPHS), "tokenizer.json")
@@ -57,6 +59,14 @@ class Level:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Calibration:
+    """What is usual for cases that the model was not trained on. A query beyond it gets a warning."""
+
+    pictures: int  # training pictures that set the limit of the visual encoder's `distance`, which is 1
+    first_hits: Mapping[str, float]  # by kind of query: the score that 99 % of first hits exceed
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Manifest:
     """The description of a bundle.
 
@@ -86,6 +96,7 @@ class Manifest:
     parity: Mapping[str, Any] = field(default_factory=dict)
     precision_checks: Mapping[str, Any] = field(default_factory=dict)
     intended_use: str = INTENDED_USE
+    calibration: Calibration | None = None  # none: no query gets a warning that it is unusual
 
     @classmethod
     def read(cls, bundle: str | Path) -> "Manifest":
@@ -125,11 +136,19 @@ def contract(manifest: Manifest) -> dict[str, tuple[Shapes, Shapes]]:
     size, mask = manifest.image.size, (TOKENS,)
     tokens: Shapes = {"tokens": (TOKENS, None)}
     return {
-        "visual_encoder": ({"pixels": (size, size, 3)}, maps),
+        "visual_encoder": (
+            {"pixels": (size, size, 3)},
+            maps | ({DISTANCE: ()} if manifest.calibration else {}),
+        ),
         "text_encoder": ({"input_ids": mask, "attention_mask": mask}, tokens),
         "composer": ({**maps, **tokens, "attention_mask": mask}, composed),
         "similarity_head": (maps, {"descriptor": (manifest.layout.length,), **masks}),
     }
+
+
+def visual_outputs(manifest: Manifest) -> tuple[str, ...]:
+    """Return the names of the visual encoder's outputs."""
+    return tuple(contract(manifest)["visual_encoder"][1])
 
 
 @dataclass(frozen=True, slots=True)
@@ -341,6 +360,7 @@ def _build_manifest(data: dict[str, Any]) -> Manifest:
         "checklist": _build_checklist(data["checklist"]),
         "layout": build(Layout, data["layout"], "layout"),
         "levels": levels,
+        "calibration": _build_calibration(data.get("calibration")),
     }
     manifest = build(Manifest, {**data, **nested}, "manifest")
     if tuple(map(len, manifest.concepts.values())) != manifest.layout.concepts:
@@ -354,6 +374,20 @@ def _build_manifest(data: dict[str, Any]) -> Manifest:
     _check_limits(manifest)
     json.dumps(data, allow_nan=False, ensure_ascii=False).encode("utf-8")  # no NaN, no lone surrogate
     return manifest
+
+
+def _build_calibration(data: Any) -> Calibration | None:
+    """Return the calibration of a manifest, or None. Raises TypeError or ValueError."""
+    if data is None:
+        return None
+    calibration = build(Calibration, data, "calibration")
+    limits = calibration.first_hits
+    if not isinstance(limits, dict) or not set(limits) <= set(QUERY_KINDS):
+        raise ValueError(f"calibration.first_hits: {limits!r:.80}")
+    for name, limit in limits.items():
+        if isinstance(limit, bool) or not isinstance(limit, int | float) or not -1 <= limit <= 1:
+            raise ValueError(f"calibration.first_hits.{name}: {limit!r:.80}")
+    return calibration
 
 
 def _build_checklist(data: Any) -> Checklist:

@@ -14,11 +14,11 @@ import numpy as np
 from . import _forks
 from .bundle import Bundle
 from .descriptor import COMPOSED, LEVELS, MASKS, Vector, state
-from .engines.base import Array, Engine, TextFeatures, as_levels
+from .engines.base import Array, Embedded, Engine, TextFeatures, as_levels
 from .engines.cache import cache_folder
 from .engines.registry import RUNTIMES, open_engine
 from .engines.verdicts import refusal
-from .errors import RuntimeUnavailable
+from .errors import RuntimeUnavailable, SkinretWarning
 from .evidence import Box, Maps
 from .imaging.decode import ImageSource, decode
 from .imaging.recipe import ImageRecipe, Pixels, crop_box, pixel_sha256, preprocess
@@ -170,10 +170,18 @@ class Encoder:
         """
         began = time.perf_counter()
         descriptors: dict[int, Vector] = {}
+        distances: dict[int, float] = {}
         warnings: dict[int, list[str]] = {}
         timings: dict[str, float] = {}
         with_text = [n for n, reading in enumerate(readings) if reading.canonical]
         composed = [n for n in with_text if pictures[n]]
+
+        def embed(queries: Sequence[int], text: TextFeatures | None) -> None:
+            embedded = self._embed([pictures[n] for n in queries], text)
+            descriptors.update(zip(queries, embedded.descriptors, strict=True))
+            if embedded.distances is not None:
+                distances.update(zip(queries, map(float, embedded.distances), strict=True))
+
         words_alone = [n for n in with_text if not pictures[n]]
         if started:
             places = {n: row for row, n in enumerate(with_text)}
@@ -186,14 +194,13 @@ class Encoder:
                 return tokens, encoded_texts.mask[rows]
 
             if composed:
-                vectors = self._embed([pictures[n] for n in composed], lambda: features(composed))
-                descriptors |= zip(composed, vectors, strict=True)
+                embed(composed, lambda: features(composed))
             if words_alone:
                 descriptors |= zip(words_alone, self._embed_words(*features(words_alone)), strict=True)
             warnings |= zip(with_text, started.result().warnings, strict=True)
             timings["text"] = started.result().milliseconds
         if alone := [n for n in range(len(readings)) if n not in descriptors]:
-            descriptors |= zip(alone, self._embed([pictures[n] for n in alone], None), strict=True)
+            embed(alone, None)
         timings["encode"] = (time.perf_counter() - began) * 1e3
         manifest = self._bundle.manifest
         encoded = [
@@ -201,7 +208,12 @@ class Encoder:
                 picture=picture,
                 reading=reading,
                 descriptor=state(descriptors[n], reading.allowed, manifest.concepts, manifest.layout),
-                warnings=(*(picture.warnings if picture else ()), *reading.warnings, *warnings.get(n, ())),
+                warnings=(
+                    *(picture.warnings if picture else ()),
+                    *_unlike(distances.get(n, 0.0)),
+                    *reading.warnings,
+                    *warnings.get(n, ()),
+                ),
             )
             for n, (picture, reading) in enumerate(zip(pictures, readings, strict=True))
         ]
@@ -209,7 +221,7 @@ class Encoder:
 
     def embed_cases(self, pixels: Sequence[Pixels]) -> Vector:
         """Return the descriptors of cases, float32 [N, D], from their model inputs [S, S, 3]."""
-        return self.archive_engine.embed(np.stack(pixels), None)
+        return self.archive_engine.embed(np.stack(pixels), None).descriptors
 
     def _weight(self, reading: Reading) -> float:
         """Return the weight of words beside a picture: few findings must not outweigh what it shows."""
@@ -224,7 +236,7 @@ class Encoder:
         """Return the feature maps and masks from which a case's descriptor was pooled."""
         return self._maps(self.archive_engine, pixels, None)
 
-    def _embed(self, pictures: Sequence[Picture | None], text: TextFeatures | None) -> Vector:
+    def _embed(self, pictures: Sequence[Picture | None], text: TextFeatures | None) -> Embedded:
         return self.engine.embed(np.stack([picture.pixels for picture in pictures if picture]), text)
 
     def _embed_words(self, tokens: Array, mask: Array) -> Vector:
@@ -279,3 +291,15 @@ class Encoder:
         for row, key in zip(tokens, keys, strict=True):
             row[: len(known[key])] = known[key]
         return EncodedTexts(tokens, mask[:, :n], warnings, (time.perf_counter() - began) * 1e3)
+
+
+def _unlike(distance: float) -> tuple[str, ...]:
+    """Return a warning for a picture that is too far from the training pictures, or whose distance is NaN."""
+    if distance <= 1:
+        return ()
+    return (
+        SkinretWarning(
+            "the picture is unlike the dermoscopy that the model was made for: its hits may mean nothing",
+            "image-unlike",
+        ),
+    )

@@ -15,9 +15,9 @@ from . import _forks
 from ._values import AttributeValue, nfc
 from .archive.archive import Archive
 from .archive.store import AddReport, Match, Record, SearchResult, Store
-from .bundle import Bundle
+from .bundle import QUERY_KINDS, Bundle
 from .cases import Case
-from .descriptor import COSINES, Vector, part_weights
+from .descriptor import COSINES, Vector, check_levels, part_weights
 from .encoder import BATCH, Encoded, Encoder, Picture
 from .errors import InputError, SkinretError, SkinretWarning
 from .explain import Explainer, QueryExplainer
@@ -29,6 +29,12 @@ from .results import Hit, Results
 from .text import check_text
 from .trust.audit import AuditLog
 from .words.reading import Reading, reader_of
+
+_NOTHING_ALIKE = SkinretWarning(
+    "the archive has nothing alike: the first hit is less similar than 99 % of the first hits of cases that "
+    "the model had not seen",
+    "archive-unlike",
+)
 
 
 class Searcher:
@@ -473,6 +479,8 @@ class Searcher:
         warnings = encoded.warnings
         if query.text and not encoded.reading.findings:
             warnings += (SkinretWarning("no finding was understood: searched by image alone", "words-none"),)
+        if self._has_nothing_alike(encoded, options, matches):
+            warnings += (_NOTHING_ALIKE,)
         if not result.searched and (options.where or options.exclude):
             warnings += (SkinretWarning("no case passes the filter", "filter-empty"),)
         return Results(
@@ -498,6 +506,18 @@ class Searcher:
             warnings=warnings,
             explainer=explainer,
         )
+
+    def _has_nothing_alike(self, encoded: Encoded, options: QueryOptions, matches: Sequence[Match]) -> bool:
+        """Say whether the first hit is less similar than is usual, if the limit holds for these options."""
+        manifest = self.manifest
+        model_weights = (manifest.beta, manifest.gamma, check_levels(None))
+        if not manifest.calibration or not matches or self._recorded:
+            return False
+        if (options.beta, options.gamma, options.levels) != model_weights:
+            return False
+        words, image, alone = QUERY_KINDS
+        kind = image if not encoded.reading.canonical else words if encoded.picture else alone
+        return matches[0].score < manifest.calibration.first_hits.get(kind, -1.0)
 
     def _hits(
         self, matches: Sequence[Match], options: QueryOptions, explainer: QueryExplainer

@@ -1,7 +1,9 @@
 """What the tests stand on: drawn cases, and a tiny model that really went through checkpoint and export."""
 
 import gc
+import json
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,6 +11,7 @@ from pathlib import Path
 # thread costs more than it does, and each core has a worker of its own (`make test`).
 os.environ["OMP_NUM_THREADS"] = os.environ["OPENBLAS_NUM_THREADS"] = "1"
 
+import numpy as np
 import pytest
 import torch
 from filelock import FileLock
@@ -17,13 +20,18 @@ from helpers import CHECKLIST, tiny_checkpoint
 from skinret_export import export
 from skinret_export.demo import write_small_tokenizer
 from skinret_export.export import export_bundle
+from skinret_export.graphs import graph_specs, write_graph
 from skinret_infer import Case, Searcher
-from skinret_infer.imaging.recipe import ImageRecipe
+from skinret_infer._files import file_sha256
+from skinret_infer.bundle import QUERY_KINDS
+from skinret_infer.imaging.decode import decode
+from skinret_infer.imaging.recipe import ImageRecipe, preprocess
 from skinret_infer.tables import read_cases
 from skinret_infer.text import TextRecipe
 from skinret_training.checkpoint import Checkpoint
 from skinret_training.model import ModelConfig, Skinret
 from skinret_training.synthetic import write_dataset
+from skinret_training.typicality import Typicality
 
 LONGEST = (
     "full_size",
@@ -130,6 +138,31 @@ def bundle_without_concepts(tokenizer: str, tmp_path_factory: pytest.TempPathFac
         export_bundle(checkpoint, folder, check_precision=False)
 
     return made_once(tmp_path_factory, "without-concepts", make)
+
+
+@pytest.fixture(scope="session")
+def calibrated(
+    bundle: Path, tokenizer: str, cases: list[Case], tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """The tiny bundle with a visual encoder that knows which pictures are typical. Its limits are -1."""
+
+    def make(folder: Path) -> None:
+        checkpoint = tiny_checkpoint(tokenizer, typicality=True)
+        model = checkpoint.model()
+        pixels = np.stack([preprocess(decode(case.image), checkpoint.image) for case in cases])
+        with torch.inference_mode():
+            low = model.visual_encoder.backbone_maps(torch.from_numpy(pixels))[0]
+        model.visual_encoder.typicality.fit(Typicality.pool(low), torch.empty(0, low.shape[-1]), seed=0)
+        shutil.copytree(bundle, folder)
+        graph = folder / "visual_encoder.onnx"
+        write_graph(graph_specs(model, checkpoint.text.length)["visual_encoder"], graph)
+        manifest = json.loads((folder / "manifest.json").read_text("utf-8"))
+        manifest["files"][graph.name] = file_sha256(graph)
+        limits = dict.fromkeys(QUERY_KINDS, -1.0)
+        manifest["calibration"] = {"pictures": len(cases), "first_hits": limits}
+        (folder / "manifest.json").write_text(json.dumps(manifest), "utf-8")
+
+    return made_once(tmp_path_factory, "calibrated", make)
 
 
 @pytest.fixture(scope="session")

@@ -89,6 +89,8 @@ def tiny_checkpoint(tokenizer: str, *, seed: int = 0, **options: object) -> "Che
     for parameter in model.parameters():  # wider than the libraries' start, so that cases differ
         if parameter.ndim > 1:
             torch.nn.init.normal_(parameter, std=0.15)
+    if model.visual_encoder.typicality:
+        torch.nn.init.normal_(model.visual_encoder.typicality.whitening)
     return Checkpoint(
         config=model.config, image=ImageRecipe(size=64), text=TextRecipe(), checklist=CHECKLIST,
         tokenizer=tokenizer, state=model.state_dict(), name="tiny", version="1",

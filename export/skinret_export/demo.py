@@ -61,7 +61,7 @@ def demo(out: Path, data: Path | None, vision: str, text: str, epochs: int | Non
     logging.basicConfig(format="  %(message)s")
     logging.getLogger("skinret_training").setLevel(logging.INFO)
     _claim_folder(out)
-    options: dict[str, Any] = {"fold": 0, "vision": vision, "text": text}
+    options: dict[str, Any] = {"fold": 0, "vision": vision, "text": text, "calibration": 0.0}
     if data:
         case_table = read_cases(data)
     else:

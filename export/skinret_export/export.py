@@ -14,7 +14,17 @@ import onnx
 import torch
 
 from skinret_infer._files import atomic_folder, atomic_write, file_sha256
-from skinret_infer.bundle import CONCEPT_HEAD, FILES, GRAPHS, SCHEMA, Bundle, Level, Manifest, graph_file
+from skinret_infer.bundle import (
+    CONCEPT_HEAD,
+    FILES,
+    GRAPHS,
+    SCHEMA,
+    Bundle,
+    Calibration,
+    Level,
+    Manifest,
+    graph_file,
+)
 from skinret_infer.cases import Case
 from skinret_infer.engines.cpus import available_cpus
 from skinret_infer.engines.registry import RUNTIMES, open_engine, precisions, why_not
@@ -280,4 +290,5 @@ def _manifest(checkpoint: Checkpoint, model: Skinret, sha256: str) -> Manifest:
         origin={"checkpoint_sha256": sha256, "packages": packages, **checkpoint.origin},
         metrics=checkpoint.metrics,
         files=dict.fromkeys((f"{g}.onnx" for g in GRAPHS), ""),
+        calibration=Calibration(**checkpoint.calibration) if checkpoint.calibration else None,
     )

@@ -12,10 +12,10 @@ import onnxscript  # noqa: F401 - torch.onnx needs it, and would fail late witho
 import torch
 from torch import Tensor, nn
 
-from skinret_infer.bundle import GRAPHS
+from skinret_infer.bundle import DISTANCE, GRAPHS
 from skinret_infer.descriptor import COMPOSED, LEVELS
 from skinret_infer.errors import ParityError
-from skinret_training.model import Skinret
+from skinret_training.model import Skinret, VisualEncoder
 
 from .portable import check_portable
 from .swin import export_form
@@ -23,11 +23,28 @@ from .swin import export_form
 OPSET = 18
 _MASKS = tuple(f"masks_{level}" for level in LEVELS)
 OUTPUTS = {
-    "visual_encoder": LEVELS,
+    "visual_encoder": LEVELS,  # and DISTANCE, if the model knows what is typical
     "text_encoder": ("tokens",),
     "composer": COMPOSED,
     "similarity_head": ("descriptor", *_MASKS),
 }
+
+
+def outputs_of(model: Skinret, graph: str) -> tuple[str, ...]:
+    """Return the names of the outputs of a model's graph."""
+    has_distance = graph == "visual_encoder" and model.config.typicality
+    return (*OUTPUTS[graph], DISTANCE) if has_distance else OUTPUTS[graph]
+
+
+class _WithDistance(nn.Module):
+    """A visual encoder that gives the distance of a picture too."""
+
+    def __init__(self, encoder: VisualEncoder) -> None:
+        super().__init__()
+        self.encoder = encoder
+
+    def forward(self, pixels: Tensor) -> tuple[Tensor, ...]:
+        return self.encoder.with_distance(pixels)
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +74,8 @@ def graph_specs(model: Skinret, tokens: int) -> dict[str, GraphSpec]:
         "similarity_head": maps,
     }
     modules: dict[str, nn.Module] = {name: getattr(model, name) for name in GRAPHS}
-    modules["visual_encoder"] = export_form(model.visual_encoder, size)
+    encoder = export_form(model.visual_encoder, size)
+    modules["visual_encoder"] = _WithDistance(encoder) if model.config.typicality else encoder
     batch = torch.export.Dim("batch", min=1, max=4096)
     length = torch.export.Dim("tokens", min=1, max=tokens)
     text_axes = {name: {0: batch, 1: length} for name in ("input_ids", "attention_mask", "tokens")}
@@ -65,7 +83,7 @@ def graph_specs(model: Skinret, tokens: int) -> dict[str, GraphSpec]:
         name: GraphSpec(
             modules[name],
             examples[name],
-            OUTPUTS[name],
+            outputs_of(model, name),
             {n: text_axes.get(n, {0: batch}) for n in examples[name]},
         )
         for name in GRAPHS

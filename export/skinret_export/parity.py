@@ -7,14 +7,14 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from skinret_infer.bundle import GRAPHS
+from skinret_infer.bundle import DISTANCE, GRAPHS
 from skinret_infer.descriptor import COMPOSED, LEVELS, score_weights
 from skinret_infer.engines.base import Engine
 from skinret_infer.errors import ParityError
 from skinret_infer.evaluation.precision import ValidationSet
 from skinret_training.model import Skinret
 
-from .graphs import OUTPUTS
+from .graphs import OUTPUTS, outputs_of
 
 Array = npt.NDArray[Any]
 Feeds = dict[str, Array]
@@ -43,7 +43,7 @@ def measure(model: Skinret, engine: Engine, probe: ValidationSet) -> dict[str, A
         expected = _reference(model, pixels, ids, mask)
         outputs: dict[str, Array] = {}
         for graph, feeds in _reference_feeds(expected, pixels, ids, mask).items():
-            for name, found in _run(engine, graph, feeds).items():
+            for name, found in engine.run(graph, feeds, outputs_of(model, graph)).items():
                 outputs[name] = found
                 error = _error(graph, name, found, expected[name])
                 errors[graph][name] = max(errors[graph].get(name, 0.0), error)
@@ -119,12 +119,15 @@ def _reference(model: Skinret, pixels: Array, ids: Array, mask: Array) -> dict[s
     """Run queries through PyTorch, and their images as cases; return every output of the contract."""
     p, i, m = (torch.from_numpy(a) for a in (pixels, ids, mask))
     maps = model.visual_encoder(p)
+    distance = (
+        {DISTANCE: model.visual_encoder.with_distance(p)[-1].numpy()} if model.config.typicality else {}
+    )
     tokens = model.text_encoder(i, m)
     composed = model.composer(*maps, tokens, m)
     head = model.similarity_head(*composed)
     names = (*LEVELS, "tokens", *COMPOSED, *OUTPUTS["similarity_head"], "case_descriptor")
     values = (*maps, tokens, *composed, *head, model.similarity_head(*maps)[0])
-    return {name: value.numpy() for name, value in zip(names, values, strict=True)}
+    return distance | {name: value.numpy() for name, value in zip(names, values, strict=True)}
 
 
 def _reference_feeds(expected: dict[str, Array], pixels: Array, ids: Array, mask: Array) -> dict[str, Feeds]:

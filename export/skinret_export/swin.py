@@ -15,7 +15,7 @@ _OFFSET = 128.0  # subtracted from pixels: the results are small, and exact in b
 
 
 @torch.no_grad()
-def export_form(visual_encoder: VisualEncoder, image_size: int) -> nn.Module:
+def export_form(visual_encoder: VisualEncoder, image_size: int) -> VisualEncoder:
     """Return the module to export in place of a visual encoder: the encoder itself if it has no faster form.
 
     Swin moves its tokens into windows and back around every attention, by rolls, reshapes and transposes.

@@ -5,11 +5,11 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import numpy.typing as npt
 
-from ..bundle import Bundle
+from ..bundle import DISTANCE, Bundle
 from ..descriptor import COMPOSED, LEVELS, Vector
 from ..errors import BundleError, RuntimeUnavailable
 
@@ -17,6 +17,16 @@ Array = npt.NDArray[Any]
 T = TypeVar("T")
 TextFeatures = Callable[[], tuple[Array, Array]]  # returns tokens [B, n, d_T] and attention_mask [B, n]
 Notify = Callable[[str], None]
+
+
+class Embedded(NamedTuple):
+    """Descriptors, float32 [B, D], and the distances of their pictures from those of the training, [B].
+
+    distances : None for a bundle without a calibration.
+    """
+
+    descriptors: Vector
+    distances: Vector | None
 
 
 class Engine(Protocol):
@@ -39,8 +49,8 @@ class Engine(Protocol):
         """Return tokens, float32 [B, n, d_T], for ids and mask, int64 [B, n]."""
         ...
 
-    def embed(self, pixels: Array, text: TextFeatures | None) -> Vector:
-        """Return descriptors, float32 [B, D], of uint8 [B, S, S, 3]: of queries with `text`, else of cases.
+    def embed(self, pixels: Array, text: TextFeatures | None) -> Embedded:
+        """Return the descriptors of uint8 [B, S, S, 3]: of queries with `text`, else of cases.
 
         `text` is called after the visual encoder has started, so that both encoders can run at once.
         """
@@ -75,7 +85,12 @@ class Runtime:
 
 
 class HostEngine(ABC):
-    """An engine whose graphs take and return arrays in main memory."""
+    """An engine whose graphs take and return arrays in main memory.
+
+    visual_outputs : the names of the visual encoder's outputs.
+    """
+
+    visual_outputs: Sequence[str]
 
     @abstractmethod
     def run(self, graph: str, feeds: Mapping[str, Array], outputs: Sequence[str]) -> dict[str, Array]: ...
@@ -83,15 +98,15 @@ class HostEngine(ABC):
     def encode_text(self, ids: Array, mask: Array) -> Array:
         return self.run("text_encoder", {"input_ids": ids, "attention_mask": mask}, ["tokens"])["tokens"]
 
-    def embed(self, pixels: Array, text: TextFeatures | None) -> Vector:
-        maps = self.run("visual_encoder", {"pixels": pixels}, LEVELS)
+    def embed(self, pixels: Array, text: TextFeatures | None) -> Embedded:
+        maps = self.run("visual_encoder", {"pixels": pixels}, self.visual_outputs)
+        distances = maps.pop(DISTANCE, None)
         if text is not None:
             tokens, mask = text()
             maps = as_levels(
                 self.run("composer", {**maps, "tokens": tokens, "attention_mask": mask}, COMPOSED)
             )
-        descriptor: Vector = self.run("similarity_head", maps, ["descriptor"])["descriptor"]
-        return descriptor
+        return Embedded(self.run("similarity_head", maps, ["descriptor"])["descriptor"], distances)
 
     def close(self) -> None:
         """Do nothing: the engine holds nothing but memory."""

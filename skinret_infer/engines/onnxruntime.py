@@ -7,11 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from .. import _telemetry
-from ..bundle import GRAPHS, Bundle, check_contract
-from ..descriptor import COMPOSED, LEVELS, Vector
+from ..bundle import DISTANCE, GRAPHS, Bundle, check_contract, visual_outputs
+from ..descriptor import COMPOSED
 from ..errors import RuntimeUnavailable
 from .base import (
     Array,
+    Embedded,
     HostEngine,
     Notify,
     Runtime,
@@ -55,6 +56,7 @@ class OnnxRuntimeCpu(HostEngine):
 
     def __init__(self, bundle: Bundle, threads: int) -> None:
         self.facts: Mapping[str, Any] = {"onnxruntime": _version(), "threads": threads}
+        self.visual_outputs = visual_outputs(bundle.manifest)
         self._sessions = {
             graph: _session(bundle, graph, self.name, self.precision, threads) for graph in GRAPHS
         }
@@ -76,23 +78,23 @@ class OnnxRuntimeCuda(HostEngine):
         self.precision = precision
         self.facts: Mapping[str, Any] = {"onnxruntime": _version(), "device": device}
         runtime = self.name if device == "cuda" else "onnxruntime-cpu"
-        self._device = device
+        self._device, self._visual_outputs = device, visual_outputs(bundle.manifest)
         self._sessions = {graph: _session(bundle, graph, runtime, precision, threads) for graph in GRAPHS}
 
     def run(self, graph: str, feeds: Mapping[str, Array], outputs: Sequence[str]) -> dict[str, Array]:
         """Run one graph on arrays by name and return the named outputs."""
         return {name: value.numpy() for name, value in self._run_bound(graph, feeds, outputs, "cpu").items()}
 
-    def embed(self, pixels: Array, text: TextFeatures | None) -> Vector:
-        """Return descriptors, float32 [B, D]; only they leave the card."""
-        maps = self._run_bound("visual_encoder", {"pixels": pixels}, LEVELS, self._device)
+    def embed(self, pixels: Array, text: TextFeatures | None) -> Embedded:
+        """Return descriptors, float32 [B, D], and distances; only they leave the card."""
+        maps = self._run_bound("visual_encoder", {"pixels": pixels}, self._visual_outputs, self._device)
+        distances = maps.pop(DISTANCE, None)
         if text is not None:
             tokens, mask = text()
             feeds = {**maps, "tokens": tokens, "attention_mask": mask}
             maps = as_levels(self._run_bound("composer", feeds, COMPOSED, self._device))
         head = self._run_bound("similarity_head", maps, ["descriptor"], "cpu")
-        descriptor: Vector = head["descriptor"].numpy()
-        return descriptor
+        return Embedded(head["descriptor"].numpy(), None if distances is None else distances.numpy())
 
     def _run_bound(
         self, graph: str, feeds: Mapping[str, Any], outputs: Sequence[str], device: str

@@ -22,10 +22,10 @@ from typing import Any
 
 import numpy as np
 
-from ..bundle import GRAPHS, Bundle, check_contract, contract
-from ..descriptor import COMPOSED, LEVELS, Vector
+from ..bundle import DISTANCE, GRAPHS, Bundle, check_contract, contract
+from ..descriptor import COMPOSED, LEVELS
 from ..errors import BundleError, InputError, RuntimeUnavailable
-from .base import Array, Notify, Runtime, TextFeatures, memory_error
+from .base import Array, Embedded, Notify, Runtime, TextFeatures, memory_error
 from .cache import cache_folder, cached, engine_path
 
 MODULES = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
@@ -273,6 +273,7 @@ class TensorRT:
         Raises RuntimeUnavailable if there is no device, or if an engine cannot be built or loaded.
         """
         self.name, self.precision = name, precision
+        self._has_distance = bundle.manifest.calibration is not None
         target = target_here(name)  # must come before the first object of TensorRT
         self._cuda, self._trt = _cuda(), load(name)
         self._log = _log(self._trt)
@@ -308,14 +309,15 @@ class TensorRT:
         """Return the token vectors, float32 [B, n, d_T], of ids and mask, int64 [B, n]."""
         return self.run("text_encoder", {"input_ids": ids, "attention_mask": mask}, ["tokens"])["tokens"]
 
-    def embed(self, pixels: Array, text: TextFeatures | None) -> Vector:
-        """Return the descriptors, float32 [B, D], of pixels, uint8 [B, H, W, 3]; the maps stay on the device.
+    def embed(self, pixels: Array, text: TextFeatures | None) -> Embedded:
+        """Return the descriptors of pixels, uint8 [B, H, W, 3], and distances; the maps stay on the device.
 
         text : returns tokens [B, n, d_T] and mask [B, n] to compose with. It is called after the device has
             started with the first images.
         """
         features: tuple[Array, Array] | None = None
-        descriptors = []
+        descriptors: list[Array] = []
+        distances: list[Array] = []
         with self._borrow_stream("image") as stream:
             for batch in _batches(len(pixels)):
                 stream.put("pixels", pixels[batch])
@@ -329,7 +331,9 @@ class TensorRT:
                     stream.enqueue("composer")
                     stream.enqueue("similarity_head", dict(zip(LEVELS, COMPOSED, strict=True)))
                 descriptors.append(stream.get("descriptor"))
-        return np.concatenate(descriptors)
+                if self._has_distance:
+                    distances.append(stream.get(DISTANCE))
+        return Embedded(np.concatenate(descriptors), np.concatenate(distances) if distances else None)
 
     def close(self) -> None:
         """Free the device memory. A call in another thread finishes first, and then frees its own."""

@@ -74,7 +74,7 @@ def words(batch: int, length: int, valid: int | None = None) -> tuple[np.ndarray
 
 def descriptors_of(engine: Engine, pixels: np.ndarray, ids: np.ndarray, mask: np.ndarray) -> np.ndarray:
     tokens = engine.encode_text(ids, mask)
-    return engine.embed(pixels, lambda: (tokens, mask))
+    return engine.embed(pixels, lambda: (tokens, mask)).descriptors
 
 
 def verdict(passed: bool, **more: Any) -> dict[str, Any]:
@@ -293,7 +293,9 @@ def test_openvino_and_onnxruntime_agree_on_any_number_of_tokens(
             descriptors_of(engine, *inputs), descriptors_of(reference, *inputs), atol=1e-4
         )
     np.testing.assert_allclose(
-        engine.embed(pixels[:batch], None), reference.embed(pixels[:batch], None), atol=1e-4
+        engine.embed(pixels[:batch], None).descriptors,
+        reference.embed(pixels[:batch], None).descriptors,
+        atol=1e-4,
     )
 
 
@@ -334,12 +336,14 @@ def test_the_code_for_cuda_gives_the_descriptors_of_the_cpu(
             descriptors_of(bound, *inputs), descriptors_of(reference, *inputs), atol=1e-6
         )
         part = pixels[:batch]
-        np.testing.assert_allclose(bound.embed(part, None), reference.embed(part, None), atol=1e-6)
+        np.testing.assert_allclose(
+            bound.embed(part, None).descriptors, reference.embed(part, None).descriptors, atol=1e-6
+        )
     maps = bound.run("visual_encoder", {"pixels": pixels}, LEVELS)
     assert all(isinstance(level, np.ndarray) for level in maps.values())
     with ThreadPoolExecutor(4) as pool:
-        rows = list(pool.map(lambda n: bound.embed(pixels[n : n + 1], None)[0], [*range(8)] * 2))
-    np.testing.assert_allclose(rows, np.tile(reference.embed(pixels, None), (2, 1)), atol=1e-5)
+        rows = list(pool.map(lambda n: bound.embed(pixels[n : n + 1], None).descriptors[0], [*range(8)] * 2))
+    np.testing.assert_allclose(rows, np.tile(reference.embed(pixels, None).descriptors, (2, 1)), atol=1e-5)
 
 
 @with_openvino
@@ -446,7 +450,7 @@ def test_openvino_compiles_once_and_again_if_the_file_is_not_its_own(
         built.clear()
         messages.clear()
         engine = open_engine(loaded, "openvino", precision="fp32", cache=tmp_path, notify=messages.append)
-        return engine.embed(pixels[:1], None)
+        return engine.embed(pixels[:1], None).descriptors
 
     first = open_again()
     assert [graph for graph, _, _ in built] == list(GRAPHS) and messages == []
@@ -472,8 +476,8 @@ def test_openvino_compiles_once_and_again_if_the_file_is_not_its_own(
 
     for path, _ in places.values():  # an engine that reads them still works
         path.unlink()
-    assert np.array_equal(still_open.embed(pixels[:1], None), first)
-    assert np.array_equal(still_open.embed(pixels[:1], None), first)
+    assert np.array_equal(still_open.embed(pixels[:1], None).descriptors, first)
+    assert np.array_equal(still_open.embed(pixels[:1], None).descriptors, first)
     assert np.array_equal(open_again(), first)
 
     head.unlink()
@@ -493,7 +497,9 @@ def test_a_cache_that_cannot_be_written_costs_time_not_answers_and_warns_once(
         engine = open_engine(loaded, "openvino", precision="fp32", cache=tmp_path / "file" / "cache")
     (record,) = (record for record in caplog.records if record.levelno == logging.WARNING)
     assert "cannot be written" in record.message and "SKINRET_CACHE" in record.message
-    np.testing.assert_allclose(engine.embed(pixels, None), reference.embed(pixels, None), atol=1e-4)
+    np.testing.assert_allclose(
+        engine.embed(pixels, None).descriptors, reference.embed(pixels, None).descriptors, atol=1e-4
+    )
 
 
 @with_openvino
@@ -520,7 +526,7 @@ def test_openvino_needs_no_folder_for_temporary_files(
     engine = open_engine(
         loaded, "openvino", precision=precision, cache=tmp_path / "file" / "cache", check=False
     )
-    assert engine.embed(pixels[:1], None).shape == (1, loaded.manifest.layout.length)
+    assert engine.embed(pixels[:1], None).descriptors.shape == (1, loaded.manifest.layout.length)
 
 
 def test_a_user_without_a_home_gets_an_answer(
@@ -593,7 +599,7 @@ import numpy as np
 from skinret_infer.bundle import Bundle
 from skinret_infer.engines.registry import open_engine
 engine = open_engine(Bundle.load(sys.argv[1]), "openvino", precision="fp32", cache=sys.argv[2])
-size = engine.embed(np.zeros((1, 64, 64, 3), np.uint8), None)
+size = engine.embed(np.zeros((1, 64, 64, 3), np.uint8), None).descriptors
 print(json.dumps({"sum": float(size.sum()), "openvino": "openvino" in sys.modules,
                   "telemetry": "openvino_telemetry" in sys.modules,
                   "home": os.listdir(os.environ["HOME"])}))

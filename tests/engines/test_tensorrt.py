@@ -583,9 +583,11 @@ def test_maps_stay_on_the_device_and_give_the_same_descriptor(
         return engine.encode_text(ids, mask), mask
 
     tokens = cpu.run("text_encoder", {"input_ids": ids, "attention_mask": mask}, ["tokens"])["tokens"]
-    np.testing.assert_allclose(engine.embed(pixels, None), embed_by_graphs(cpu, pixels, None), atol=2e-6)
     np.testing.assert_allclose(
-        engine.embed(pixels, words), embed_by_graphs(cpu, pixels, (tokens, mask)), atol=2e-6
+        engine.embed(pixels, None).descriptors, embed_by_graphs(cpu, pixels, None), atol=2e-6
+    )
+    np.testing.assert_allclose(
+        engine.embed(pixels, words).descriptors, embed_by_graphs(cpu, pixels, (tokens, mask)), atol=2e-6
     )
     assert calls == [1]
     np.testing.assert_allclose(
@@ -597,13 +599,23 @@ def test_maps_stay_on_the_device_and_give_the_same_descriptor(
         engine.embed(pixels, None)
 
 
+def test_the_distances_of_the_pictures_come_with_the_descriptors(
+    card: Card, calibrated: Path, tmp_path: Path
+) -> None:
+    loaded, (pixels, _, _) = Bundle.load(calibrated), random_inputs(70)
+    engine = TensorRT(loaded, "tensorrt", cache=tmp_path)
+    expected = open_engine(loaded, "onnxruntime-cpu").embed(pixels, None).distances
+    np.testing.assert_allclose(engine.embed(pixels, None).distances, expected, rtol=1e-4)
+    engine.close()
+
+
 def test_threads_do_not_share_their_tensors(card: Card, bundle: Path, tmp_path: Path) -> None:
     engine, n = TensorRT(Bundle.load(bundle), "tensorrt", cache=tmp_path), tokens_of(bundle)
     inputs = [random_inputs(count, tokens=n) for count in (1, 2, 3, 40, 5, 1)]
 
     def embed(one_input: tuple[np.ndarray, np.ndarray, np.ndarray]) -> np.ndarray:
         pixels, ids, mask = one_input
-        return engine.embed(pixels, lambda: (engine.encode_text(ids, mask), mask))
+        return engine.embed(pixels, lambda: (engine.encode_text(ids, mask), mask)).descriptors
 
     alone = [embed(one_input) for one_input in inputs]
     with ThreadPoolExecutor(4) as pool:
@@ -617,13 +629,13 @@ def test_a_card_without_memory_is_an_error_and_works_again_later(
     card: Card, bundle: Path, tmp_path: Path
 ) -> None:
     engine, (pixels, _, _) = TensorRT(Bundle.load(bundle), "tensorrt", cache=tmp_path), random_inputs(8)
-    expected = engine.embed(pixels[:1], None)
+    expected = engine.embed(pixels[:1], None).descriptors
     card.free, free = 10_000, card.free
     with pytest.raises(RuntimeUnavailable, match=r"no memory for .* MiB") as caught:
         engine.embed(pixels, None)
     assert caught.value.code == "gpu-memory" and not card.blocks
     card.free = free
-    np.testing.assert_array_equal(engine.embed(pixels[:1], None), expected)
+    np.testing.assert_array_equal(engine.embed(pixels[:1], None).descriptors, expected)
 
 
 def test_an_engine_that_tensorrt_refuses_is_built_again_once(
@@ -669,7 +681,7 @@ def test_a_real_gpu_gives_the_descriptors_of_the_cpu(
 
     def embed(one_input: tuple[np.ndarray, np.ndarray, np.ndarray]) -> np.ndarray:
         pixels, ids, mask = one_input
-        return engine.embed(pixels, lambda: (engine.encode_text(ids, mask), mask))
+        return engine.embed(pixels, lambda: (engine.encode_text(ids, mask), mask)).descriptors
 
     with ThreadPoolExecutor(3) as pool:
         for (pixels, ids, mask), found in zip(inputs * 2, pool.map(embed, inputs * 2), strict=True):
@@ -678,5 +690,5 @@ def test_a_real_gpu_gives_the_descriptors_of_the_cpu(
             assert np.abs(found - expected).max() < (1e-4 if precision == "fp32" else 1e-2)
     engine.close()
     again = TensorRT(with_fp16, name, precision, cache=tmp_path, notify=pytest.fail)
-    assert again.embed(inputs[0][0], None).shape == (1, with_fp16.manifest.layout.length)
+    assert again.embed(inputs[0][0], None).descriptors.shape == (1, with_fp16.manifest.layout.length)
     again.close()

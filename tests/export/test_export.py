@@ -1,5 +1,6 @@
 """Export: the contract of the four graphs, the proof, and that nothing half-made is left."""
 
+import dataclasses
 import json
 import shutil
 from pathlib import Path
@@ -17,7 +18,7 @@ from skinret_export.export import export_bundle, make_probe
 from skinret_export.graphs import OUTPUTS, check_graph, graph_specs, write_graph
 from skinret_infer import Case, InputError, ParityError, Searcher
 from skinret_infer._files import file_sha256
-from skinret_infer.bundle import FILES, GRAPHS, Bundle
+from skinret_infer.bundle import FILES, GRAPHS, Bundle, Calibration
 from skinret_infer.descriptor import score_weights, state
 from skinret_infer.engines import openvino
 from skinret_infer.engines.registry import open_engine
@@ -107,15 +108,21 @@ def test_every_aggregation_exports(aggregation: str, tokenizer: str, tmp_path: P
 def test_a_model_of_the_default_recipe_exports_with_orientations_and_finds_as_pytorch_does(
     tokenizer: str, cases: list[Case], tmp_path: Path
 ) -> None:
-    options = {"neck": "fused", "width": 16, "fusion": "additive", "tta": 2}
-    checkpoint = tiny_checkpoint(tokenizer, **options)
+    options = {"neck": "fused", "width": 16, "fusion": "additive", "tta": 2, "typicality": True}
+    calibration = {"pictures": 60, "first_hits": {"image_only": 0.25}}
+    checkpoint = dataclasses.replace(tiny_checkpoint(tokenizer, **options), calibration=calibration)
     checkpoint.save(tmp_path / "ckpt.pt")
     bundle = export_bundle(
         tmp_path / "ckpt.pt", tmp_path / "bundle", check_precision=False
     )  # it proves itself
     assert bundle.manifest.layout.length == 6 * 16 + 3 + 3
+    assert bundle.manifest.calibration == Calibration(**calibration)
+    assert bundle.manifest.parity["value_errors"]["visual_encoder"]["distance"] <= 1e-4
     pixels = np.stack([preprocess(decode(c.image), checkpoint.image) for c in cases[:3]])
     engine = open_engine(bundle)
+    with torch.no_grad():
+        distances = checkpoint.model().visual_encoder.with_distance(torch.from_numpy(pixels))[-1]
+    np.testing.assert_allclose(engine.embed(pixels, None).distances, distances.numpy(), rtol=1e-4)
     for batch in (pixels, np.ascontiguousarray(pixels[:, :, ::-1])):  # a picture and its mirror are one case
         maps = engine.run("visual_encoder", {"pixels": batch}, ["low", "mid", "high"])
         with torch.no_grad():

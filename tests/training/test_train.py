@@ -13,6 +13,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 from helpers import BERT, CHECKLIST, SWIN, tiny_config
+from PIL import Image
 from transformers import (
     BertConfig,
     BertModel,
@@ -26,12 +27,13 @@ from transformers import (
 
 from skinret_export.demo import write_small_tokenizer
 from skinret_infer import Case, InputError
+from skinret_infer.bundle import QUERY_KINDS
 from skinret_infer.imaging.recipe import ImageRecipe
 from skinret_infer.tables import CaseTable
 from skinret_infer.words.reading import reader_of
 from skinret_training import cli
 from skinret_training.checkpoint import Checkpoint
-from skinret_training.data import Dataset, load_dataset, split, text_views
+from skinret_training.data import Dataset, hold_out, load_dataset, split, text_views
 from skinret_training.loss import UNKNOWN, concept_loss
 from skinret_training.model import Skinret, apply_dihedral, invert_dihedral, load_pretrained
 from skinret_training.train import PAPER, TrainConfig, _figures, train
@@ -39,7 +41,7 @@ from skinret_training.train import PAPER, TrainConfig, _figures, train
 QUICK = {
     "image_size": 64, "max_map_size": 8, "width": 16, "epochs": 3, "batch": 16, "text_views": 3,
     "augment_dihedral": 2,
-    "validation": 0.2, "folds": 4, "lr": 1e-3,
+    "validation": 0.2, "folds": 4, "lr": 1e-3, "calibration": 0.0,
 }  # fmt: skip
 
 
@@ -489,3 +491,46 @@ def test_a_file_of_options_stands_between_recipe_and_command_line(tmp_path: Path
         config_file.write_text(text)
         with pytest.raises(click.UsageError, match=said):
             taken("--config", str(config_file))
+
+
+# -- calibration --
+
+
+def test_a_training_measures_what_is_usual_and_the_model_is_the_same_without(
+    weights: Path, cases: list[Case], tmp_path: Path
+) -> None:
+    others = tmp_path / "others"
+    others.mkdir()
+    for n in range(3):
+        noise = np.random.default_rng(n).integers(0, 256, (70, 70, 3), np.uint8)
+        Image.fromarray(noise).save(others / f"{n}.png")
+    options = {"validation": 0.0, "fold": 0, "epochs": 2}
+    more = {"calibration": 0.3, "unlike": str(others)}
+    configs = [config(weights, **options), *[config(weights, **options, **more)] * 2]
+    table, cache = CaseTable(cases, []), tmp_path / "maps"
+    plain, measured, again = (
+        train(table, each, cache=cache, measure=False, quiet=True).checkpoint for each in configs
+    )
+    assert plain.calibration == {"pictures": 45, "first_hits": {}}
+    assert measured.calibration == again.calibration
+    assert set(measured.calibration["first_hits"]) == set(QUERY_KINDS)
+    assert all(-1 < limit < 1 for limit in measured.calibration["first_hits"].values())
+    changed = [name for name, x in plain.state.items() if not torch.equal(x, measured.state[name])]
+    assert changed and all(".typicality." in name for name in changed)
+    assert measured.origin["training"]["unlike"] == "others"
+    measured.save(tmp_path / "ckpt.pt")
+    loaded = Checkpoint.load(tmp_path / "ckpt.pt")
+    assert loaded.calibration == measured.calibration and loaded.config.typicality
+    black = torch.zeros(1, 64, 64, 3, dtype=torch.uint8)
+    with torch.inference_mode():
+        assert loaded.model().visual_encoder.with_distance(black)[-1] > 1
+
+
+def test_a_share_that_leaves_a_group_without_cases_is_an_error(cases: list[Case]) -> None:
+    few = [case for case in cases if case.group != "bkl"]
+    few.append(next(case for case in cases if case.group == "bkl"))
+    dataset = load_dataset(CaseTable(few, []), ImageRecipe(size=64), CHECKLIST, quiet=True)
+    everything = split(dataset, folds=4, fold=None, validation=0.0, seed=0)
+    with pytest.raises(InputError, match="--calibration 0") as caught:
+        hold_out(dataset, everything, 0.3, 0)
+    assert caught.value.code == "data-split"

@@ -34,6 +34,7 @@ class Checkpoint:
     version: str
     origin: Mapping[str, Any] = field(default_factory=dict)
     metrics: Mapping[str, Any] = field(default_factory=dict)
+    calibration: Mapping[str, Any] = field(default_factory=dict)  # the fields of bundle.Calibration
 
     def model(self) -> Skinret:
         """Build the model with its weights, in evaluation mode."""
@@ -43,7 +44,8 @@ class Checkpoint:
 
     def save(self, path: str | Path) -> None:
         """Write the file; a killed process leaves the old file or none."""
-        plain = {name: getattr(self, name) for name in ("tokenizer", "name", "version", "origin", "metrics")}
+        names = ("tokenizer", "name", "version", "origin", "metrics", "calibration")
+        plain = {name: getattr(self, name) for name in names}
         tensors = {k: v.detach().cpu().contiguous() for k, v in self.state.items()}
         recipes = {
             "config": self.config.to_dict(),

@@ -24,14 +24,14 @@ from .train import FINETUNE, PAPER, SCHEDULES, TrainConfig, train
 _D = TrainConfig()
 _PATH = click.Path(path_type=Path)
 _GROUPS = {
-    "Data": ("images", "checklist", "image_size", "fit", "tokens", "cache"),
+    "Data": ("images", "checklist", "unlike", "image_size", "fit", "tokens", "cache"),
     "Model": (
         "vision", "text", "finetune_vision", "finetune_text", "neck", "width", "max_map_size", "fusion",
         "layers", "regions", "aggregation", "beta", "gamma", "dropout", "tta",
     ),
     "Optimization": (
         "epochs", "patience", "batch", "bf16", "lr", "encoder_lr", "schedule", "weight_decay", "temperature",
-        "validation", "seed",
+        "validation", "calibration", "seed",
     ),
     "Loss and augmentation": (
         "contrastive_weight", "image_only_loss_weight", "words_only_loss_weight", "words_only_start",
@@ -99,6 +99,12 @@ def _take_config(context: click.Context, parameter: click.Parameter, path: Path 
     "--checklist",
     default=_D.checklist,
     help="A TOML file of criteria, values and the words for them.  [default: the seven-point checklist]",
+)
+@click.option(
+    "--unlike",
+    default=_D.unlike,
+    help="Pictures that are no dermoscopy, which sharpen the warning of them: a folder, or a Derm7pt "
+    "release_v0 folder, for its clinical photographs.",
 )
 @click.option(
     "--vision",
@@ -236,6 +242,13 @@ def _take_config(context: click.Context, parameter: click.Parameter, path: Path 
     default=_D.validation,
     type=click.FloatRange(0, 1, max_open=True),
     help="Share of the training data that chooses the epoch. 0 trains on all of it.",
+)
+@click.option(
+    "--calibration",
+    default=_D.calibration,
+    type=click.FloatRange(0, 1, max_open=True),
+    help="Share of the training cases for the limits of first hits: a second model is trained without "
+    "them. 0 sets no limits. A cross-validation sets none.",
 )
 @click.option(
     "--folds",

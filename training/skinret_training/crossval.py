@@ -278,8 +278,9 @@ class _ModelRuns:
         resume = checkpoint.with_name("ckpt.pt.resume")
         shutil.rmtree(product, ignore_errors=True)  # a killed run may leave half an archive
         resumed, began = resume.is_file(), time.perf_counter()
+        uncalibrated = replace(run, calibration=0.0)  # it only serves warnings, and doubles the work
         trained = train(
-            self._table, run, cache=self._cache, dataset=self._dataset, resume=resume, measure=False,
+            self._table, uncalibrated, cache=self._cache, dataset=self._dataset, resume=resume, measure=False,
             quiet=self._quiet,
         )  # fmt: skip
         trained.checkpoint.save(checkpoint)

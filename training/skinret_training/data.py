@@ -166,6 +166,24 @@ def split(dataset: Dataset, *, folds: int, fold: int | None, validation: float, 
     return Split(np.sort(train), np.sort(stopping), np.sort(test))
 
 
+def hold_out(dataset: Dataset, case_split: Split, share: float, seed: int) -> Split:
+    """Return a split whose test is a share of another one's training cases, by group."""
+    train = case_split.train
+    try:
+        rest, test = train_test_split(
+            train, test_size=share, stratify=dataset.labels[train], random_state=seed
+        )
+    except ValueError as error:
+        raise InputError(
+            "the cases cannot be split for the calibration",
+            code="data-split",
+            expected="enough cases of each group",
+            found=str(error),
+            cure="give more cases, or --calibration 0, which sets no limits of first hits",
+        ) from None
+    return Split(np.sort(rest), case_split.validation, np.sort(test))
+
+
 # How a wording speaks of a case, with the weight of each way. See docs/explain/recipe.md.
 WAYS = {
     "all": 2.0,
@@ -275,7 +293,7 @@ class FrozenMaps:
         quiet: bool = False,
     ) -> None:
         facts = (model.config.max_map_size, model.config.mean, model.config.std, dataset.digest)
-        key = _key(model.visual_encoder.backbone.model, repr(facts).encode())
+        key = encoder_key(model.visual_encoder.backbone.model, repr(facts).encode())
         self._views = [
             self._load(model, dataset, view, cache, key, last, quiet) for view in range(augment_dihedral)
         ]
@@ -305,7 +323,7 @@ class FrozenMaps:
             device = next(model.parameters()).device
             encoder = model.visual_encoder
             arrays: list[list[npt.NDArray[np.float16]]] = [[] for _ in names]
-            for batch in batches(len(dataset.labels), 16, f"frozen maps, view {view}", quiet):
+            for batch in batches(len(dataset.pixels), 16, f"frozen maps, view {view}", quiet):
                 pixels = apply_dihedral(torch.from_numpy(dataset.pixels[batch]), view).to(device)
                 with torch.inference_mode():
                     outputs = encoder.maps_and_state(pixels) if last else encoder.backbone_maps(pixels)
@@ -348,7 +366,7 @@ class CaseTexts:
         self.blank = np.array([not findings for findings in dataset.findings])  # [N], cases without words
         self._tokens: npt.NDArray[np.float16] | None = None
         if frozen:
-            key = _key(model.text_encoder, self.ids.tobytes() + self.mask.tobytes())
+            key = encoder_key(model.text_encoder, self.ids.tobytes() + self.mask.tobytes())
             path = cache / f"words-{key}.npy"
             if not path.is_file():
                 with atomic_write(path) as temporary, temporary.open("wb") as file:
@@ -379,7 +397,7 @@ class CaseTexts:
         return model.text_encoder(torch.from_numpy(self.ids[rows, :n]).to(device), mask), mask
 
 
-def _key(encoder: torch.nn.Module, facts: bytes) -> str:
+def encoder_key(encoder: torch.nn.Module, facts: bytes) -> str:
     """Return the name of what an encoder makes of something: 16 digits of a hash of weights and `facts`."""
     key = hashlib.sha256(facts)
     for name, tensor in sorted(encoder.state_dict().items()):

@@ -20,6 +20,7 @@ from skinret_infer.errors import InputError
 
 from .backbones import Backbone, FeatureMaps, build_backbone, load_backbone
 from .hub import ATTENTION, load_error, only_local, plain_config, read_config
+from .typicality import Typicality
 
 Maps: TypeAlias = tuple[Tensor, Tensor, Tensor]  # X^L, X^M, X^H
 _USUAL_TOKENS = 40  # of a text; only keeps the sum of its vectors at the size of their mean
@@ -57,6 +58,7 @@ class ModelConfig:
     beta: float = 0.6  # Eq. 9
     concepts: Mapping[str, Sequence[str]] = field(default_factory=dict)  # names and values; the group first
     gamma: float = 0.0  # weight of concept similarity; 0: the score is the paper's S alone
+    typicality: bool = False  # the visual encoder also says how unlike the training pictures a picture is
 
     def __post_init__(self) -> None:
         if self.tta not in SYMMETRIES:
@@ -131,6 +133,7 @@ class VisualEncoder(nn.Module):
             blank = torch.zeros(1, config.image_size, config.image_size, 3, dtype=torch.uint8)
             shapes = [tuple(x.shape[1:]) for x in self.backbone_maps(blank)]
         channels = [config.width or d for _, _, d in shapes]
+        self.typicality = Typicality(shapes[0][2]) if config.typicality else None
         self.shapes = tuple((h, w, d) for (h, w, _), d in zip(shapes, channels, strict=True))
         self.fused = config.neck == "fused"
         sides = sorted({h for h, _, _ in shapes})
@@ -157,12 +160,28 @@ class VisualEncoder(nn.Module):
 
     def forward(self, pixels: Tensor) -> Maps:
         """pixels (B, S, S, 3) uint8 RGB -> X^L, X^M, X^H, each (B, h, w, d)."""
+        return self._average(self._oriented_maps(pixels))
+
+    def with_distance(self, pixels: Tensor) -> tuple[Tensor, ...]:
+        """Return the maps, and the distance of each picture from the training pictures (B,)."""
+        assert self.typicality is not None
+        maps = self._oriented_maps(pixels)
+        upright = maps[0].reshape(self.tta, -1, *maps[0].shape[1:])[0]
+        return (*self._average(maps), self.typicality(upright))
+
+    def _oriented_maps(self, pixels: Tensor) -> Maps:
+        """Return the backbone's maps of each orientation of the pictures (tta * B, h, w, d)."""
         if self.tta == 1:
-            return self.project(self.backbone_maps(pixels))
+            return self.backbone_maps(pixels)
+        return self.backbone_maps(torch.cat([apply_dihedral(pixels, view) for view in range(self.tta)]))
+
+    def _average(self, maps: Maps) -> Maps:
+        """Project the maps of all orientations, turn them back and average them."""
+        if self.tta == 1:
+            return self.project(maps)
         views = range(self.tta)
-        orientations = torch.cat([apply_dihedral(pixels, view) for view in views])
         means = []
-        for x in self.project(self.backbone_maps(orientations)):
+        for x in self.project(maps):
             by_view = x.reshape(len(views), -1, *x.shape[1:]).unbind()
             upright = [invert_dihedral(m, view) for m, view in zip(by_view, views, strict=True)]
             means.append(torch.stack(upright).mean(0))

@@ -23,10 +23,23 @@ from skinret_infer.text import TextEncoderInput, TextRecipe
 from skinret_infer.words.checklist import Checklist
 from skinret_infer.words.reading import reader_of
 
+from .calibration import first_hit_limits, fit_typicality
 from .checkpoint import Checkpoint
-from .data import CaseTexts, Dataset, FrozenMaps, ImageMaps, Indices, Split, image_maps, load_dataset, split
+from .data import (
+    CaseTexts,
+    Dataset,
+    FrozenMaps,
+    ImageMaps,
+    Indices,
+    Split,
+    hold_out,
+    image_maps,
+    load_dataset,
+    split,
+)
 from .loss import balancing_weights, concept_loss, multi_positive_contrastive
 from .model import SYMMETRIES, Maps, Skinret, check_choices, load_pretrained
+from .typicality import read_others
 
 log = logging.getLogger(__name__)
 SCHEDULES = ("cosine", "constant")
@@ -78,6 +91,9 @@ class TrainConfig:
     criteria_loss_weight: float = 2.0  # of the criteria's cross-entropy
     text_views: int = 12  # texts of each case
     augment_dihedral: int = 4  # symmetries of the square, as augmentation
+    unlike: str = ""  # pictures that are no dermoscopy (read_others), which sharpen the warning of them
+    # Share of the training cases that set the limits of first hits. A second model is trained without them.
+    calibration: float = 0.2  # 0: no limits
     validation: float = 0.0  # share of the training data that chooses the epoch; 0: keep the last epoch
     folds: int = 5
     fold: int | None = None  # the held-out fold; None trains on everything
@@ -162,6 +178,76 @@ def train(
     case_split = split(
         dataset, folds=config.folds, fold=config.fold, validation=config.validation, seed=config.seed
     )
+    # Before the training, so that what cannot be used is an error at once.
+    others = read_others(Path(config.unlike)) if config.unlike else []
+    inner = hold_out(dataset, case_split, config.calibration, config.seed) if config.calibration else None
+    fitted = _fit(config, dataset, case_split, text, cache, resume, quiet, stop)
+    model, loop, tokenizer = fitted.model, fitted.loop, fitted.tokenizer
+    metrics: dict[str, Any] = {"epochs": len(loop.history), "minutes": fitted.minutes}
+    if len(case_split.validation):
+        metrics["validation"] = loop.best
+    if measure and len(case_split.test):
+        archive, queries = case_split.archive, case_split.test
+        tokenize = TextEncoderInput(tokenizer, text)
+        metrics["held_out"] = held_out_metrics(model, dataset, tokenize, archive, queries)
+        metrics["protocol"] = _protocol(config, case_split)
+    fit_typicality(
+        model,
+        dataset,
+        fitted.frozen,
+        case_split.archive,
+        others=others,
+        cache=cache,
+        image=image,
+        seed=config.seed,
+    )
+    calibration: dict[str, Any] = {"pictures": len(case_split.archive), "first_hits": {}}
+    if inner:
+        other = _fit(config, dataset, inner, text, cache, None, quiet, None)
+        calibration["first_hits"] = first_hit_limits(
+            other.model, dataset, other.maps, other.texts, inner.archive, inner.test
+        )
+    checkpoint = Checkpoint(
+        config=model.config,
+        image=image,
+        text=text,
+        checklist=dataset.checklist,
+        tokenizer=tokenizer,
+        state=model.state_dict(),
+        name=config.name,
+        version=config.version,
+        origin=_origin(config, dataset),
+        metrics=metrics,
+        calibration=calibration,
+    )
+    ids = np.array(dataset.case_ids)
+    return Trained(checkpoint, ids[case_split.archive].tolist(), ids[case_split.test].tolist(), loop.history)
+
+
+@dataclass(frozen=True, slots=True)
+class _Fitted:
+    """A trained model, and what it was trained from."""
+
+    model: Skinret
+    tokenizer: str
+    frozen: FrozenMaps | None
+    texts: CaseTexts
+    maps: ImageMaps
+    loop: "_Loop"
+    minutes: float
+
+
+def _fit(
+    config: TrainConfig,
+    dataset: Dataset,
+    case_split: Split,
+    text: TextRecipe,
+    cache: Path,
+    resume: Path | None,
+    quiet: bool,
+    stop: Callable[[int], bool] | None,
+) -> _Fitted:
+    """Train a model on the training cases of a split."""
     torch.manual_seed(config.seed)
     model, tokenizer = _build(config, dataset)
     tokenize = TextEncoderInput(tokenizer, text)
@@ -184,29 +270,9 @@ def train(
     loop = _Loop(model, dataset, texts, maps, config, case_split.train, case_split.validation)
     start = time.perf_counter()
     loop.run(resume, quiet, stop)
-    minutes = (time.perf_counter() - start) / 60
+    minutes = round((time.perf_counter() - start) / 60, 2)
     model.load_state_dict(loop.best_state, strict=False)
-    metrics: dict[str, Any] = {"epochs": len(loop.history), "minutes": round(minutes, 2)}
-    if len(case_split.validation):
-        metrics["validation"] = loop.best
-    if measure and len(case_split.test):
-        archive, queries = case_split.archive, case_split.test
-        metrics["held_out"] = held_out_metrics(model, dataset, tokenize, archive, queries)
-        metrics["protocol"] = _protocol(config, case_split)
-    checkpoint = Checkpoint(
-        config=model.config,
-        image=image,
-        text=text,
-        checklist=dataset.checklist,
-        tokenizer=tokenizer,
-        state=model.state_dict(),
-        name=config.name,
-        version=config.version,
-        origin=_origin(config, dataset),
-        metrics=metrics,
-    )
-    ids = np.array(dataset.case_ids)
-    return Trained(checkpoint, ids[case_split.archive].tolist(), ids[case_split.test].tolist(), loop.history)
+    return _Fitted(model, tokenizer, frozen, texts, maps, loop, minutes)
 
 
 def read_checklist(config: TrainConfig) -> Checklist:
@@ -236,6 +302,7 @@ def _build(config: TrainConfig, dataset: Dataset) -> tuple[Skinret, str]:
         concepts=dataset.concepts if config.group_loss_weight else {},
         aggregation=config.aggregation,
         dropout=config.dropout,
+        typicality=True,
     )
     model.to("cuda" if torch.cuda.is_available() else "cpu")
     model.visual_encoder.backbone.requires_grad_(config.finetune_vision == "full")
@@ -262,7 +329,7 @@ def _origin(config: TrainConfig, dataset: Dataset) -> dict[str, Any]:
     """Return the manifest's facts about data and options; of paths only the last name."""
     groups = ", ".join(f"{group} {dataset.groups.count(group)}" for group in sorted(set(dataset.groups)))
     options = asdict(config)
-    options |= {name: Path(options[name]).name for name in ("vision", "text", "checklist")}
+    options |= {name: Path(options[name]).name for name in ("vision", "text", "checklist", "unlike")}
     return {
         "data": f"{len(dataset.case_ids)} cases: {groups}",
         "data_sha256": dataset.digest,
