@@ -1,6 +1,7 @@
 """Files: atomic writing (a temporary name, fsync, rename), paths inside a folder, hashes, arrays."""
 
 import contextlib
+import glob
 import hashlib
 import os
 import secrets
@@ -14,6 +15,8 @@ import numpy.typing as npt
 
 from ._values import nfc
 from .errors import InputError
+
+_PICTURE_ENDINGS = (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", ".webp")
 
 
 @contextlib.contextmanager
@@ -55,6 +58,17 @@ def atomic_folder(path: str | Path) -> Iterator[Path]:
 def _temporary_path(path: Path, ending: str) -> Path:
     """Return a path beside `path` that no other thread, process or container has for the same file."""
     return path.with_name(f".{path.name}.{secrets.token_hex(8)}.{ending}")
+
+
+def remove_partial(path: Path) -> None:
+    """Remove what a killed process left of its writing to `path`."""
+    for partial in path.parent.glob(f".{glob.escape(path.name)}.*.partial"):
+        partial.unlink(missing_ok=True)
+
+
+def pictures_below(folder: Path) -> list[Path]:
+    """Return the files below a folder whose endings are those of pictures, sorted."""
+    return sorted(path for path in folder.rglob("*") if path.suffix.lower() in _PICTURE_ENDINGS)
 
 
 def sync(path: Path) -> None:

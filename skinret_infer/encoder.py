@@ -14,7 +14,7 @@ import numpy as np
 from . import _forks
 from .bundle import Bundle
 from .descriptor import COMPOSED, LEVELS, MASKS, Vector, state
-from .engines.base import Array, Embedded, Engine, TextFeatures, as_levels
+from .engines.base import Array, Engine, TextFeatures, as_levels
 from .engines.cache import cache_folder
 from .engines.registry import RUNTIMES, open_engine
 from .engines.verdicts import refusal
@@ -177,7 +177,8 @@ class Encoder:
         composed = [n for n in with_text if pictures[n]]
 
         def embed(queries: Sequence[int], text: TextFeatures | None) -> None:
-            embedded = self._embed([pictures[n] for n in queries], text)
+            pixels = [picture.pixels for n in queries if (picture := pictures[n])]
+            embedded = self.engine.embed(np.stack(pixels), text)
             descriptors.update(zip(queries, embedded.descriptors, strict=True))
             if embedded.distances is not None:
                 distances.update(zip(queries, map(float, embedded.distances), strict=True))
@@ -235,9 +236,6 @@ class Encoder:
     def case_maps(self, pixels: Pixels) -> Maps:
         """Return the feature maps and masks from which a case's descriptor was pooled."""
         return self._maps(self.archive_engine, pixels, None)
-
-    def _embed(self, pictures: Sequence[Picture | None], text: TextFeatures | None) -> Embedded:
-        return self.engine.embed(np.stack([picture.pixels for picture in pictures if picture]), text)
 
     def _embed_words(self, tokens: Array, mask: Array) -> Vector:
         """Return the descriptors of queries by words alone: the composer gets maps of zeros."""

@@ -13,7 +13,7 @@ import numpy as np
 import onnx
 import torch
 
-from skinret_infer._files import atomic_folder, atomic_write, file_sha256
+from skinret_infer._files import atomic_folder, atomic_write, file_sha256, pictures_below
 from skinret_infer.bundle import (
     CONCEPT_HEAD,
     FILES,
@@ -247,11 +247,7 @@ def make_probe(checkpoint: Checkpoint, images: str | Path | None, count: int = M
     if images is None:
         pixels, source = [np.asarray(picture) for _, picture in lesions], "drawn images"
     else:
-        files = sorted(
-            path
-            for path in Path(images).rglob("*")
-            if path.suffix.lower() in (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", ".webp")
-        )
+        files = pictures_below(Path(images))
         if len(files) < count:
             raise InputError(
                 f"{images} has too few images to prove ranks on",

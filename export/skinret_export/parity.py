@@ -7,7 +7,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from skinret_infer.bundle import DISTANCE, GRAPHS
+from skinret_infer.bundle import GRAPHS
 from skinret_infer.descriptor import COMPOSED, LEVELS, score_weights
 from skinret_infer.engines.base import Engine
 from skinret_infer.errors import ParityError
@@ -118,16 +118,21 @@ def judge(report: Mapping[str, Any]) -> None:
 def _reference(model: Skinret, pixels: Array, ids: Array, mask: Array) -> dict[str, Array]:
     """Run queries through PyTorch, and their images as cases; return every output of the contract."""
     p, i, m = (torch.from_numpy(a) for a in (pixels, ids, mask))
-    maps = model.visual_encoder(p)
-    distance = (
-        {DISTANCE: model.visual_encoder.with_distance(p)[-1].numpy()} if model.config.typicality else {}
-    )
+    encoder = model.visual_encoder
+    encoded = encoder.with_distance(p) if model.config.typicality else encoder(p)
+    maps = encoded[:3]
     tokens = model.text_encoder(i, m)
     composed = model.composer(*maps, tokens, m)
     head = model.similarity_head(*composed)
-    names = (*LEVELS, "tokens", *COMPOSED, *OUTPUTS["similarity_head"], "case_descriptor")
-    values = (*maps, tokens, *composed, *head, model.similarity_head(*maps)[0])
-    return distance | {name: value.numpy() for name, value in zip(names, values, strict=True)}
+    names = (
+        *outputs_of(model, "visual_encoder"),
+        "tokens",
+        *COMPOSED,
+        *OUTPUTS["similarity_head"],
+        "case_descriptor",
+    )
+    values = (*encoded, tokens, *composed, *head, model.similarity_head(*maps)[0])
+    return {name: value.numpy() for name, value in zip(names, values, strict=True)}
 
 
 def _reference_feeds(expected: dict[str, Array], pixels: Array, ids: Array, mask: Array) -> dict[str, Feeds]:

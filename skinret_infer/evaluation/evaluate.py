@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from ..bundle import QUERY_KINDS
 from ..cases import Case
 from ..encoder import BATCH
 from ..errors import InputError, printable
@@ -28,8 +29,7 @@ from .metrics import (
 from .precision import KINDS
 from .ways import Way
 
-WORDS, IMAGE = KINDS  # image_words, image_only
-ALONE = "words_alone"
+WORDS, IMAGE, ALONE = QUERY_KINDS
 # The parts of the score that also rank alone, with their names in tables.
 PARTS = {"visual_alone": "S alone", "concepts_alone": "concepts alone"}
 _SCORE = "score"

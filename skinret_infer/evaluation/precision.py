@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ..bundle import Bundle, Manifest
+from ..bundle import QUERY_KINDS, Bundle, Manifest
 from ..cases import Case
 from ..descriptor import COMPOSED, LEVELS, Vector, weigh
 from ..engines.base import Array, Engine, as_levels
@@ -29,7 +29,7 @@ MAX_QUERIES = 1000
 MAX_REGRET = 1e-4  # true score lost per hit of a list, on average
 MIN_OVERLAP = 0.97
 MAX_CHANGE = 0.2  # percentage points of mAP and Acc@1
-KINDS = ("image_words", "image_only")
+KINDS = QUERY_KINDS[:2]  # those with an image
 
 
 @dataclass(frozen=True, slots=True)

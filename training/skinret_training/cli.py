@@ -1,6 +1,5 @@
 """skinret-train: train on a Derm7pt-style folder and write ckpt.pt, or cross-validate with --folds."""
 
-import glob
 import itertools
 import json
 import logging
@@ -11,7 +10,7 @@ from typing import Any
 
 import click
 
-from skinret_infer._files import atomic_write
+from skinret_infer._files import atomic_write, remove_partial
 from skinret_infer.cli.common import GroupedCommand, report_errors
 from skinret_infer.errors import InputError
 from skinret_infer.tables import CaseTable, read_cases
@@ -384,8 +383,7 @@ def _read_sources(tables: Sequence[Path], images: Sequence[Path]) -> dict[str, C
 
 def _train_one(table: CaseTable, config: TrainConfig, out: Path, cache: Path, as_json: bool) -> None:
     resume = out.with_name(out.name + ".resume")
-    for partial in out.parent.glob(f".{glob.escape(resume.name)}.*.partial"):  # of a run killed as it wrote
-        partial.unlink(missing_ok=True)
+    remove_partial(resume)
     trained = train(table, config, cache=cache, resume=resume)
     metrics = trained.checkpoint.metrics
     trained.checkpoint.save(out)

@@ -16,7 +16,7 @@ from sklearn.model_selection import KFold
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from skinret_infer._files import Listings, find_file
+from skinret_infer._files import Listings, find_file, pictures_below
 from skinret_infer.errors import InputError
 from skinret_infer.tables import derm7pt_root
 
@@ -24,7 +24,6 @@ Array = npt.NDArray[np.float64]
 SHARE = 0.01  # of pictures like those of the training that are beyond the limit
 MIN_PICTURES = 10
 _FOLDS = 5
-_ENDINGS = (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", ".webp")
 
 
 class OtherPicture(NamedTuple):
@@ -125,8 +124,7 @@ def read_others(source: Path) -> list[OtherPicture]:
     if (root / "meta" / "meta.csv").is_file():
         pictures = _clinical_photographs(root)
     else:
-        files = sorted(path for path in source.rglob("*") if path.suffix.lower() in _ENDINGS)
-        pictures = [OtherPicture("", path) for path in files]
+        pictures = [OtherPicture("", path) for path in pictures_below(source)]
     if not pictures:
         raise InputError(
             f"{source} has no pictures of another kind",

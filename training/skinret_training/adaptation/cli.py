@@ -1,12 +1,12 @@
 """skinret-adapt: take a vision backbone to dermoscopy with labelled and unlabelled pictures."""
 
-import glob
 import logging
 from pathlib import Path
 from typing import Any
 
 import click
 
+from skinret_infer._files import remove_partial
 from skinret_infer.cli.common import GroupedCommand, report_errors
 from skinret_infer.tables import CaseTable, read_cases
 
@@ -143,10 +143,7 @@ def main(
     logging.basicConfig(format="%(message)s")
     logging.getLogger("skinret_training").setLevel(logging.INFO)
     config = AdaptConfig(**options, findings=None if findings is None else tuple(findings.split(",")))
-    for partial in out.parent.glob(
-        f".{glob.escape(out.name)}.resume.*.partial"
-    ):  # of a run killed as it wrote
-        partial.unlink(missing_ok=True)
+    remove_partial(out.with_name(out.name + ".resume"))
     report = adapt(
         _read(tables, images),
         config,

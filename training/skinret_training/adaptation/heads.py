@@ -9,6 +9,7 @@ from torch.nn import functional as F
 
 from ..loss import UNKNOWN, multi_positive_contrastive
 from ..model import unit
+from ..typicality import Typicality
 
 _CONTRAST = 128  # channels in which lesions are compared
 _HIDDEN = 256  # of the head that predicts the teacher
@@ -17,8 +18,7 @@ _TEMPERATURE = 0.1  # of the contrastive loss
 
 def pooled(maps: Sequence[Tensor]) -> Tensor:
     """Maps (B, d_i, h, w) -> (B, sum of d_i): the mean over positions of maps normed over their channels."""
-    channels_last = [m.float().permute(0, 2, 3, 1) for m in maps]
-    return torch.cat([F.layer_norm(m, m.shape[-1:]).mean((1, 2)) for m in channels_last], 1)
+    return torch.cat([Typicality.pool(m.float().permute(0, 2, 3, 1)) for m in maps], 1)
 
 
 class Heads(nn.Module):
