@@ -44,13 +44,14 @@ class PyTorch:
         """Return descriptors [B, D]: with texts of queries, without texts of cases."""
         pixels = torch.from_numpy(np.stack([preprocess(decode(image), self._image) for image in images]))
         with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16, enabled=self._bf16):
-            maps = self._modules["visual_encoder"](pixels)
+            maps, words = self._modules["visual_encoder"](pixels), None
             if texts:
                 ids, mask, _ = self._tokenize(texts)
                 n = int(mask.sum(axis=1).max())  # the longest text
                 ids, mask = torch.from_numpy(ids[:, :n]), torch.from_numpy(mask[:, :n])
                 maps = self._modules["composer"](*maps, self._modules["text_encoder"](ids, mask), mask)
-            return self._modules["similarity_head"](*maps)[0].float().numpy()
+                words = torch.ones(len(images))
+            return self._modules["similarity_head"](*maps, words)[0].float().numpy()
 
     def query(self, image: Any, text: str, k: int = 10) -> Array:
         """Return the positions of the k best cases, best first."""

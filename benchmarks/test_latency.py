@@ -27,7 +27,7 @@ from report import COLD, GRAPHS, INDEX, MEMORY, QUERY, Report
 
 from skinret_infer import Case, Searcher
 from skinret_infer.descriptor import COMPOSED, LEVELS, weigh
-from skinret_infer.engines.base import Engine
+from skinret_infer.engines.base import Engine, head_inputs
 from skinret_infer.imaging.decode import decode
 from skinret_infer.imaging.recipe import preprocess
 from skinret_infer.text import TextEncoderInput
@@ -243,7 +243,7 @@ def feeds(fixtures: Fixtures, engines: dict[str, Engine]) -> Feeds:
             "visual_encoder": ({"pixels": pixels}, LEVELS),
             "text_encoder": (words, ("tokens",)),
             "composer": ({**maps, "tokens": arrays["tokens"], "attention_mask": mask}, COMPOSED),
-            "similarity_head": (maps, ("descriptor",)),
+            "similarity_head": (head_inputs(maps, np.ones(len(ids), np.float32), True), ("descriptor",)),
         }[graph]
         return {name: np.ascontiguousarray(array[:batch]) for name, array in inputs.items()}, tuple(outputs)
 

@@ -24,8 +24,9 @@ from .trust.onnx_check import check_graph
 from .words.checklist import Checklist
 
 Shapes = dict[str, tuple[int | str | None, ...]]
-SCHEMA = 3
+SCHEMA = 4
 DISTANCE = "distance"  # an output of the visual encoder of a bundle with a calibration
+WORDS = "words"  # an input of the similarity head of a model with concepts: the weight of a query's words
 QUERY_KINDS = ("image_words", "image_only", "words_alone")  # of queries
 TOKENS = "tokens"  # an axis of any length; a graph that fixes it breaks the contract
 GRAPHS = ("visual_encoder", "text_encoder", "composer", "similarity_head")
@@ -142,13 +143,11 @@ def contract(manifest: Manifest) -> dict[str, tuple[Shapes, Shapes]]:
         ),
         "text_encoder": ({"input_ids": mask, "attention_mask": mask}, tokens),
         "composer": ({**maps, **tokens, "attention_mask": mask}, composed),
-        "similarity_head": (maps, {"descriptor": (manifest.layout.length,), **masks}),
+        "similarity_head": (
+            maps | ({WORDS: ()} if manifest.layout.concepts else {}),
+            {"descriptor": (manifest.layout.length,), **masks},
+        ),
     }
-
-
-def visual_outputs(manifest: Manifest) -> tuple[str, ...]:
-    """Return the names of the visual encoder's outputs."""
-    return tuple(contract(manifest)["visual_encoder"][1])
 
 
 @dataclass(frozen=True, slots=True)
@@ -203,14 +202,15 @@ class Bundle:
         return all(graph_file(name, precision) in self.manifest.files for name in GRAPHS)
 
     def concept_head(self) -> npt.NDArray[np.float32] | None:
-        """Return [W b] of the linear concept heads, float32 [values, channels of the three maps + 1].
+        """Return [W b] of the linear concept heads, float32 [2, values, channels of the three maps + 1].
 
-        None for a model without concepts. The evidence of a hit needs it. Raises BundleError.
+        The first is that of a picture alone, the second that beside words of weight 1. None for a model
+        without concepts. The evidence of a hit needs it. Raises BundleError.
         """
         layout = self.manifest.layout
         if not layout.concepts:
             return None
-        shape = (sum(layout.concepts), sum(level.channels for level in self.manifest.levels) + 1)
+        shape = (2, sum(layout.concepts), sum(level.channels for level in self.manifest.levels) + 1)
         try:
             head = read_array(self.path / CONCEPT_HEAD)
             found = f"{head.shape} of {head.dtype}"

@@ -14,7 +14,7 @@ import numpy as np
 from . import _forks
 from .bundle import Bundle
 from .descriptor import COMPOSED, LEVELS, MASKS, Vector, state
-from .engines.base import Array, Engine, TextFeatures, as_levels
+from .engines.base import Array, Engine, TextFeatures, as_levels, head_inputs
 from .engines.cache import cache_folder
 from .engines.registry import RUNTIMES, open_engine
 from .engines.verdicts import refusal
@@ -187,12 +187,13 @@ class Encoder:
         if started:
             places = {n: row for row, n in enumerate(with_text)}
 
-            def features(queries: Sequence[int]) -> tuple[Array, Array]:
+            def features(queries: Sequence[int]) -> tuple[Array, Array, Array]:
                 encoded_texts = started.result()
                 rows = [places[n] for n in queries]
-                weights = [self._weight(readings[n]) if pictures[n] else 1.0 for n in queries]
-                tokens = encoded_texts.tokens[rows] * np.array(weights, np.float32)[:, None, None]
-                return tokens, encoded_texts.mask[rows]
+                weights = np.array([self._weight(readings[n]) if pictures[n] else 1.0 for n in queries])
+                weights = weights.astype(np.float32)
+                tokens = encoded_texts.tokens[rows] * weights[:, None, None]
+                return tokens, encoded_texts.mask[rows], weights
 
             if composed:
                 embed(composed, lambda: features(composed))
@@ -237,31 +238,34 @@ class Encoder:
         """Return the feature maps and masks from which a case's descriptor was pooled."""
         return self._maps(self.archive_engine, pixels, None)
 
-    def _embed_words(self, tokens: Array, mask: Array) -> Vector:
+    def _embed_words(self, tokens: Array, mask: Array, weights: Array) -> Vector:
         """Return the descriptors of queries by words alone: the composer gets maps of zeros."""
         maps = {
             name: np.zeros((len(tokens), level.height, level.width, level.channels), np.float32)
             for name, level in zip(LEVELS, self._bundle.manifest.levels, strict=True)
         }
         composed = self.engine.run("composer", {**maps, "tokens": tokens, "attention_mask": mask}, COMPOSED)
-        descriptors: Vector = self.engine.run("similarity_head", as_levels(composed), ["descriptor"])[
-            "descriptor"
-        ]
+        inputs = head_inputs(as_levels(composed), weights, bool(self._bundle.manifest.concepts))
+        descriptors: Vector = self.engine.run("similarity_head", inputs, ["descriptor"])["descriptor"]
         return descriptors
 
     def _maps(self, engine: Engine, pixels: Pixels, reading: Reading | None) -> Maps:
+        weight = np.zeros(1, np.float32)
         with _forks.no_fork():
             maps = engine.run("visual_encoder", {"pixels": pixels[None]}, LEVELS)
             if reading and reading.canonical:
                 tokens, mask, *_ = self._encode_texts([reading.canonical])
-                tokens = tokens * np.float32(self._weight(reading))
+                weight[:] = self._weight(reading)
+                tokens = tokens * weight
                 maps = as_levels(
                     engine.run("composer", {**maps, "tokens": tokens, "attention_mask": mask}, COMPOSED)
                 )
-            masks = engine.run("similarity_head", maps, MASKS)
+            inputs = head_inputs(maps, weight, bool(self._bundle.manifest.concepts))
+            masks = engine.run("similarity_head", inputs, MASKS)
         return Maps(
             [maps[level][0].astype(np.float64) for level in LEVELS],
             [masks[name][0].astype(np.float64) for name in MASKS],
+            float(weight[0]),
         )
 
     def _encode_texts(self, texts: Sequence[str]) -> EncodedTexts:

@@ -144,10 +144,14 @@ def tint(contribution: Map, strongest: float) -> npt.NDArray[np.uint8]:
 
 
 class Maps(NamedTuple):
-    """The source of a descriptor: for each level the feature map [h, w, d] and its masks [k, h, w]."""
+    """The source of a descriptor: for each level the feature map [h, w, d] and its masks [k, h, w].
+
+    words : the weight of the words that the maps were composed with; 0 for a picture alone.
+    """
 
     maps: list[Map]
     masks: list[Map]
+    words: float = 0.0
 
 
 def split_score(
@@ -163,7 +167,8 @@ def split_score(
     """Split a score over the positions of one picture; return the maps, and the largest error of a product.
 
     descriptor, compared : the descriptors [D] of this picture and of the other picture.
-    concept_head : [W b] of the concepts (Bundle.concept_head); None for a model without concepts.
+    concept_head : [W b] of the concepts, without words and with words (Bundle.concept_head); None for a model
+        without concepts.
     weights : the weight of each product in the score, [6 + C].
     box : the area of the picture under the maps.
     """
@@ -173,6 +178,7 @@ def split_score(
     six, ends = layout.visual_length, np.cumsum(layout.concepts)
     means = np.concatenate([x.mean((0, 1)) for x in maps.maps])
     if concept_head is not None:
+        concept_head = (1 - maps.words) * concept_head[0] + maps.words * concept_head[1]
         for name, end, length in zip(baseline, ends, layout.concepts, strict=True):
             # Where words or a record state values, the others are 0, and p^c is the softmax of the stated.
             stated = descriptor[six + end - length : six + end] > 0
@@ -196,7 +202,8 @@ def _split_cosines(maps: Maps, compared: npt.NDArray[Any], manifest: Manifest) -
     """Split the six products of the vectors that are pooled from maps with `compared` over the positions."""
     vectors = np.split(compared.astype(np.float64), manifest.layout.starts[1:])
     local = [
-        local_map(x, alpha, manifest.aggregation, e) for x, alpha, e in zip(*maps, vectors[:3], strict=True)
+        local_map(x, alpha, manifest.aggregation, e)
+        for x, alpha, e in zip(maps.maps, maps.masks, vectors[:3], strict=True)
     ]
     global_ = [global_map(x, g) for x, g in zip(maps.maps, vectors[3:6], strict=True)]
     return dict(zip(COSINES, local + global_, strict=True))

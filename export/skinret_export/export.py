@@ -141,7 +141,7 @@ def _write_files(
         check_graph(folder / f"{name}.onnx", spec)
     (folder / "tokenizer.json").write_text(checkpoint.tokenizer, "utf-8")
     if model.config.concepts:
-        np.save(folder / CONCEPT_HEAD, model.similarity_head.concept_head().detach().numpy())
+        np.save(folder / CONCEPT_HEAD, model.similarity_head.concept_heads().detach().numpy())
     if fp16:
         notify("fp16")
         write_fp16(folder)

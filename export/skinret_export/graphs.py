@@ -12,7 +12,7 @@ import onnxscript  # noqa: F401 - torch.onnx needs it, and would fail late witho
 import torch
 from torch import Tensor, nn
 
-from skinret_infer.bundle import DISTANCE, GRAPHS
+from skinret_infer.bundle import DISTANCE, GRAPHS, WORDS
 from skinret_infer.descriptor import COMPOSED, LEVELS
 from skinret_infer.errors import ParityError
 from skinret_training.model import Skinret, VisualEncoder
@@ -71,7 +71,7 @@ def graph_specs(model: Skinret, tokens: int) -> dict[str, GraphSpec]:
         "visual_encoder": {"pixels": torch.zeros(2, size, size, 3, dtype=torch.uint8)},
         "text_encoder": {"input_ids": ids, "attention_mask": mask},
         "composer": {**maps, "tokens": torch.zeros(2, tokens, text_width), "attention_mask": mask},
-        "similarity_head": maps,
+        "similarity_head": maps | ({WORDS: torch.zeros(2)} if model.config.concepts else {}),
     }
     modules: dict[str, nn.Module] = {name: getattr(model, name) for name in GRAPHS}
     encoder = export_form(model.visual_encoder, size)

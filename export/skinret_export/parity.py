@@ -9,7 +9,7 @@ import torch
 
 from skinret_infer.bundle import GRAPHS
 from skinret_infer.descriptor import COMPOSED, LEVELS, score_weights
-from skinret_infer.engines.base import Engine
+from skinret_infer.engines.base import Engine, head_inputs
 from skinret_infer.errors import ParityError
 from skinret_infer.evaluation.precision import ValidationSet
 from skinret_training.model import Skinret
@@ -33,6 +33,7 @@ def measure(model: Skinret, engine: Engine, probe: ValidationSet) -> dict[str, A
     PyTorch.
     """
     model.eval()
+    has_concepts = bool(model.config.concepts)
     errors: dict[str, dict[str, float]] = {name: {} for name in GRAPHS}
     not_finite: set[str] = set()
     sides = "torch_query", "torch_case", "onnx_query", "onnx_case"
@@ -42,14 +43,16 @@ def measure(model: Skinret, engine: Engine, probe: ValidationSet) -> dict[str, A
         pixels, ids, mask = probe.pixels[rows], probe.ids[rows], probe.mask[rows]
         expected = _reference(model, pixels, ids, mask)
         outputs: dict[str, Array] = {}
-        for graph, feeds in _reference_feeds(expected, pixels, ids, mask).items():
+        for graph, feeds in _reference_feeds(
+            expected, pixels, ids, mask, bool(model.config.concepts)
+        ).items():
             for name, found in engine.run(graph, feeds, outputs_of(model, graph)).items():
                 outputs[name] = found
                 error = _error(graph, name, found, expected[name])
                 errors[graph][name] = max(errors[graph].get(name, 0.0), error)
                 if not np.isfinite(found).all():
                     not_finite.add(f"{graph}.{name}")
-        query, case = _run_chain(engine, outputs, mask)
+        query, case = _run_chain(engine, outputs, mask, has_concepts)
         descriptors["torch_query"].append(expected["descriptor"])
         descriptors["torch_case"].append(expected["case_descriptor"])
         descriptors["onnx_query"].append(query)
@@ -123,7 +126,7 @@ def _reference(model: Skinret, pixels: Array, ids: Array, mask: Array) -> dict[s
     maps = encoded[:3]
     tokens = model.text_encoder(i, m)
     composed = model.composer(*maps, tokens, m)
-    head = model.similarity_head(*composed)
+    head = model.similarity_head(*composed, torch.ones(len(p)))
     names = (
         *outputs_of(model, "visual_encoder"),
         "tokens",
@@ -135,23 +138,30 @@ def _reference(model: Skinret, pixels: Array, ids: Array, mask: Array) -> dict[s
     return {name: value.numpy() for name, value in zip(names, values, strict=True)}
 
 
-def _reference_feeds(expected: dict[str, Array], pixels: Array, ids: Array, mask: Array) -> dict[str, Feeds]:
+def _reference_feeds(
+    expected: dict[str, Array], pixels: Array, ids: Array, mask: Array, has_concepts: bool
+) -> dict[str, Feeds]:
     """Return the inputs that PyTorch's own steps have, by graph."""
+    composed = {name: expected[new] for name, new in zip(LEVELS, COMPOSED, strict=True)}
     return {
         "visual_encoder": {"pixels": pixels},
         "text_encoder": {"input_ids": ids, "attention_mask": mask},
         "composer": {name: expected[name] for name in (*LEVELS, "tokens")} | {"attention_mask": mask},
-        "similarity_head": {name: expected[new] for name, new in zip(LEVELS, COMPOSED, strict=True)},
+        "similarity_head": head_inputs(composed, np.ones(len(pixels), np.float32), has_concepts),
     }
 
 
-def _run_chain(engine: Engine, outputs: dict[str, Array], mask: Array) -> tuple[Array, Array]:
+def _run_chain(
+    engine: Engine, outputs: dict[str, Array], mask: Array, has_concepts: bool
+) -> tuple[Array, Array]:
     """Return descriptors of queries and of cases, by the graphs alone, from the outputs of the encoders."""
+    words = np.ones(len(mask), np.float32)
     maps = {name: outputs[name] for name in LEVELS}
     composed = _run(engine, "composer", maps | {"tokens": outputs["tokens"], "attention_mask": mask})
     query_maps = {name: composed[new] for name, new in zip(LEVELS, COMPOSED, strict=True)}
-    query = _run(engine, "similarity_head", query_maps)["descriptor"]
-    return query, _run(engine, "similarity_head", maps)["descriptor"]
+    query = _run(engine, "similarity_head", head_inputs(query_maps, words, has_concepts))["descriptor"]
+    case = _run(engine, "similarity_head", head_inputs(maps, 0 * words, has_concepts))["descriptor"]
+    return query, case
 
 
 def _run(engine: Engine, graph: str, feeds: Feeds) -> dict[str, Array]:

@@ -7,15 +7,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, TypeVar
 
+import numpy as np
 import numpy.typing as npt
 
-from ..bundle import DISTANCE, Bundle
+from ..bundle import DISTANCE, WORDS, Bundle, Manifest, contract
 from ..descriptor import COMPOSED, LEVELS, Vector
 from ..errors import BundleError, RuntimeUnavailable
 
 Array = npt.NDArray[Any]
 T = TypeVar("T")
-TextFeatures = Callable[[], tuple[Array, Array]]  # returns tokens [B, n, d_T] and attention_mask [B, n]
+# Returns tokens [B, n, d_T], already weighted, attention_mask [B, n], and the weight of each text [B].
+TextFeatures = Callable[[], tuple[Array, Array, Array]]
 Notify = Callable[[str], None]
 
 
@@ -87,10 +89,10 @@ class Runtime:
 class HostEngine(ABC):
     """An engine whose graphs take and return arrays in main memory.
 
-    visual_outputs : the names of the visual encoder's outputs.
+    manifest : of its bundle.
     """
 
-    visual_outputs: Sequence[str]
+    manifest: Manifest
 
     @abstractmethod
     def run(self, graph: str, feeds: Mapping[str, Array], outputs: Sequence[str]) -> dict[str, Array]: ...
@@ -99,18 +101,33 @@ class HostEngine(ABC):
         return self.run("text_encoder", {"input_ids": ids, "attention_mask": mask}, ["tokens"])["tokens"]
 
     def embed(self, pixels: Array, text: TextFeatures | None) -> Embedded:
-        maps = self.run("visual_encoder", {"pixels": pixels}, self.visual_outputs)
+        maps = self.run("visual_encoder", {"pixels": pixels}, visual_outputs(self.manifest))
         distances = maps.pop(DISTANCE, None)
+        words = np.zeros(len(pixels), np.float32)
         if text is not None:
-            tokens, mask = text()
+            tokens, mask, words = text()
             maps = as_levels(
                 self.run("composer", {**maps, "tokens": tokens, "attention_mask": mask}, COMPOSED)
             )
-        return Embedded(self.run("similarity_head", maps, ["descriptor"])["descriptor"], distances)
+        inputs = head_inputs(maps, words, bool(self.manifest.concepts))
+        return Embedded(self.run("similarity_head", inputs, ["descriptor"])["descriptor"], distances)
 
     def close(self) -> None:
         """Do nothing: the engine holds nothing but memory."""
         return
+
+
+def visual_outputs(manifest: Manifest) -> tuple[str, ...]:
+    """Return the names of the visual encoder's outputs."""
+    return tuple(contract(manifest)["visual_encoder"][1])
+
+
+def head_inputs(maps: Mapping[str, T], words: T, has_concepts: bool) -> dict[str, T]:
+    """Return the inputs of the similarity head: maps, and the weight of the words [B], 0 for a picture alone.
+
+    A model without concepts has no use for the weight.
+    """
+    return {**maps, WORDS: words} if has_concepts else {**maps}
 
 
 def as_levels(composed: Mapping[str, T]) -> dict[str, T]:

@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 
-from ..bundle import DISTANCE, GRAPHS, Bundle, check_contract, contract
+from ..bundle import DISTANCE, GRAPHS, WORDS, Bundle, check_contract, contract
 from ..descriptor import COMPOSED, LEVELS
 from ..errors import BundleError, InputError, RuntimeUnavailable
 from .base import Array, Embedded, Notify, Runtime, TextFeatures, memory_error
@@ -274,6 +274,7 @@ class TensorRT:
         """
         self.name, self.precision = name, precision
         self._has_distance = bundle.manifest.calibration is not None
+        self._has_concepts = bool(bundle.manifest.concepts)
         target = target_here(name)  # must come before the first object of TensorRT
         self._cuda, self._trt = _cuda(), load(name)
         self._log = _log(self._trt)
@@ -312,24 +313,26 @@ class TensorRT:
     def embed(self, pixels: Array, text: TextFeatures | None) -> Embedded:
         """Return the descriptors of pixels, uint8 [B, H, W, 3], and distances; the maps stay on the device.
 
-        text : returns tokens [B, n, d_T] and mask [B, n] to compose with. It is called after the device has
-            started with the first images.
+        text : returns tokens [B, n, d_T], mask [B, n] and weights [B] to compose with. It is called after the
+            device has started with the first images.
         """
-        features: tuple[Array, Array] | None = None
+        features: tuple[Array, Array, Array] | None = None
         descriptors: list[Array] = []
         distances: list[Array] = []
         with self._borrow_stream("image") as stream:
             for batch in _batches(len(pixels)):
                 stream.put("pixels", pixels[batch])
                 stream.enqueue("visual_encoder")
-                if text is None:
-                    stream.enqueue("similarity_head")
-                else:
+                words, maps = np.zeros(len(pixels[batch]), np.float32), LEVELS
+                if text is not None:
                     features = features or text()
                     stream.put("tokens", features[0][batch])
                     stream.put("attention_mask", features[1][batch])
                     stream.enqueue("composer")
-                    stream.enqueue("similarity_head", dict(zip(LEVELS, COMPOSED, strict=True)))
+                    words, maps = features[2][batch], COMPOSED
+                if self._has_concepts:
+                    stream.put(WORDS, words)
+                stream.enqueue("similarity_head", dict(zip(LEVELS, maps, strict=True)))
                 descriptors.append(stream.get("descriptor"))
                 if self._has_distance:
                     distances.append(stream.get(DISTANCE))

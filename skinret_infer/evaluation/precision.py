@@ -15,7 +15,7 @@ import numpy.typing as npt
 from ..bundle import QUERY_KINDS, Bundle, Manifest
 from ..cases import Case
 from ..descriptor import COMPOSED, LEVELS, Vector, weigh
-from ..engines.base import Array, Engine, as_levels
+from ..engines.base import Array, Engine, as_levels, head_inputs
 from ..errors import InputError
 from ..imaging.decode import decode
 from ..imaging.recipe import Pixels, preprocess
@@ -89,9 +89,13 @@ def validate_precision(
     a query moves all its scores alike, while errors in cases change their order. `passed` allows the
     precision for queries, `archive_passed` for writing an archive.
     """
-    total = 2 * len(queries)
-    reference_descriptors = _embed(reference, queries, lambda done: progress and progress(done, total))
-    descriptors = _embed(candidate, queries, lambda done: progress and progress(len(queries) + done, total))
+    total, has_concepts = 2 * len(queries), bool(bundle.manifest.concepts)
+    reference_descriptors = _embed(
+        reference, queries, has_concepts, lambda done: progress and progress(done, total)
+    )
+    descriptors = _embed(
+        candidate, queries, has_concepts, lambda done: progress and progress(len(queries) + done, total)
+    )
     archives = {"fp32": reference_descriptors["image_only"], candidate.precision: descriptors["image_only"]}
     rows = {
         f"{kind}, archive in {archive}": _compare(
@@ -178,11 +182,15 @@ def _faults(rows: Mapping[str, Mapping[str, float]], archive: str) -> list[str]:
     return faults
 
 
-def _embed(engine: Engine, queries: ValidationSet, done: Callable[[int], object]) -> dict[str, Vector]:
+def _embed(
+    engine: Engine, queries: ValidationSet, has_concepts: bool, done: Callable[[int], object]
+) -> dict[str, Vector]:
     """Return the descriptors of every image, with its text and alone; each image is encoded once."""
 
-    def head(maps: Mapping[str, Array]) -> Array:
-        return engine.run("similarity_head", maps, ["descriptor"])["descriptor"]
+    def head(maps: Mapping[str, Array], words: float) -> Array:
+        weights = np.full(len(maps[LEVELS[0]]), words, np.float32)
+        inputs = head_inputs(maps, weights, has_concepts)
+        return engine.run("similarity_head", inputs, ["descriptor"])["descriptor"]
 
     descriptors: dict[str, list[Array]] = {kind: [] for kind in KINDS}
     for start in range(0, len(queries), BATCH):
@@ -190,8 +198,9 @@ def _embed(engine: Engine, queries: ValidationSet, done: Callable[[int], object]
         maps = engine.run("visual_encoder", {"pixels": queries.pixels[batch]}, LEVELS)
         mask = queries.mask[batch]
         text = {"tokens": engine.encode_text(queries.ids[batch], mask), "attention_mask": mask}
-        descriptors["image_words"].append(head(as_levels(engine.run("composer", {**maps, **text}, COMPOSED))))
-        descriptors["image_only"].append(head(maps))
+        composed = as_levels(engine.run("composer", {**maps, **text}, COMPOSED))
+        descriptors["image_words"].append(head(composed, 1.0))
+        descriptors["image_only"].append(head(maps, 0.0))
         done(min(start + BATCH, len(queries)))
     return {kind: np.concatenate(batches) for kind, batches in descriptors.items()}
 

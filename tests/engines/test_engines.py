@@ -74,7 +74,7 @@ def words(batch: int, length: int, valid: int | None = None) -> tuple[np.ndarray
 
 def descriptors_of(engine: Engine, pixels: np.ndarray, ids: np.ndarray, mask: np.ndarray) -> np.ndarray:
     tokens = engine.encode_text(ids, mask)
-    return engine.embed(pixels, lambda: (tokens, mask)).descriptors
+    return engine.embed(pixels, lambda: (tokens, mask, np.ones(len(ids), np.float32))).descriptors
 
 
 def verdict(passed: bool, **more: Any) -> dict[str, Any]:

@@ -25,7 +25,7 @@ from skinret_infer._files import file_sha256
 from skinret_infer.bundle import GRAPHS, Bundle, graph_file
 from skinret_infer.descriptor import COMPOSED, LEVELS
 from skinret_infer.engines import tensorrt
-from skinret_infer.engines.base import as_levels
+from skinret_infer.engines.base import as_levels, head_inputs
 from skinret_infer.engines.build import build_engines
 from skinret_infer.engines.cache import cache_folder, cached, drop, engine_path
 from skinret_infer.engines.registry import open_engine
@@ -549,13 +549,16 @@ def random_inputs(count: int, tokens: int = 64) -> tuple[np.ndarray, np.ndarray,
     )
 
 
-def embed_by_graphs(engine, pixels: np.ndarray, words: tuple[np.ndarray, np.ndarray] | None) -> np.ndarray:
+def embed_by_graphs(engine, pixels: np.ndarray, words: tuple[np.ndarray, ...] | None) -> np.ndarray:
     """Return descriptors from graphs that run one at a time."""
-    maps = engine.run("visual_encoder", {"pixels": pixels}, LEVELS)
+    maps, weights = (
+        engine.run("visual_encoder", {"pixels": pixels}, LEVELS),
+        np.zeros(len(pixels), np.float32),
+    )
     if words is not None:
         feeds = {**maps, "tokens": words[0], "attention_mask": words[1]}
-        maps = as_levels(engine.run("composer", feeds, COMPOSED))
-    return engine.run("similarity_head", maps, ["descriptor"])["descriptor"]
+        maps, weights = as_levels(engine.run("composer", feeds, COMPOSED)), words[2]
+    return engine.run("similarity_head", head_inputs(maps, weights, True), ["descriptor"])["descriptor"]
 
 
 @pytest.fixture
@@ -578,16 +581,20 @@ def test_maps_stay_on_the_device_and_give_the_same_descriptor(
     engine, cpu = TensorRT(loaded, name, cache=tmp_path), open_engine(loaded, "onnxruntime-cpu")
     calls = []
 
-    def words() -> tuple[np.ndarray, np.ndarray]:
+    weights = np.linspace(0, 1, count, dtype=np.float32)
+
+    def words() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         calls.append(1)
-        return engine.encode_text(ids, mask), mask
+        return engine.encode_text(ids, mask), mask, weights
 
     tokens = cpu.run("text_encoder", {"input_ids": ids, "attention_mask": mask}, ["tokens"])["tokens"]
     np.testing.assert_allclose(
         engine.embed(pixels, None).descriptors, embed_by_graphs(cpu, pixels, None), atol=2e-6
     )
     np.testing.assert_allclose(
-        engine.embed(pixels, words).descriptors, embed_by_graphs(cpu, pixels, (tokens, mask)), atol=2e-6
+        engine.embed(pixels, words).descriptors,
+        embed_by_graphs(cpu, pixels, (tokens, mask, weights)),
+        atol=2e-6,
     )
     assert calls == [1]
     np.testing.assert_allclose(
@@ -615,7 +622,9 @@ def test_threads_do_not_share_their_tensors(card: Card, bundle: Path, tmp_path: 
 
     def embed(one_input: tuple[np.ndarray, np.ndarray, np.ndarray]) -> np.ndarray:
         pixels, ids, mask = one_input
-        return engine.embed(pixels, lambda: (engine.encode_text(ids, mask), mask)).descriptors
+        return engine.embed(
+            pixels, lambda: (engine.encode_text(ids, mask), mask, np.ones(len(ids), np.float32))
+        ).descriptors
 
     alone = [embed(one_input) for one_input in inputs]
     with ThreadPoolExecutor(4) as pool:
@@ -681,7 +690,9 @@ def test_a_real_gpu_gives_the_descriptors_of_the_cpu(
 
     def embed(one_input: tuple[np.ndarray, np.ndarray, np.ndarray]) -> np.ndarray:
         pixels, ids, mask = one_input
-        return engine.embed(pixels, lambda: (engine.encode_text(ids, mask), mask)).descriptors
+        return engine.embed(
+            pixels, lambda: (engine.encode_text(ids, mask), mask, np.ones(len(ids), np.float32))
+        ).descriptors
 
     with ThreadPoolExecutor(3) as pool:
         for (pixels, ids, mask), found in zip(inputs * 2, pool.map(embed, inputs * 2), strict=True):

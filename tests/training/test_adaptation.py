@@ -196,12 +196,16 @@ def test_pictures_of_the_evaluation_are_refused_or_left_out_and_reported(
 
 
 @pytest.mark.parametrize(
-    "options", [{}, {"contrastive_weight": 0.5, "self_distillation": 0.5, "patches": 0.3}]
+    "options",
+    [{}, {"contrastive_weight": 0.5, "self_distillation": 0.5, "patches": 0.3, "teacher": "swin"}],
+    ids=["plain", "every loss"],
 )
 def test_a_killed_run_continues_to_the_same_weights(
     weights: Path, some: list[Case], options: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(run, "_SAVE", 2)
+    if "teacher" in options:
+        options = options | {"teacher": str(weights / options["teacher"])}
     plan = config(weights, batch=2, **options)
     adapted(some[:14], plan, tmp_path / "whole")
     for steps in (3, 4):  # between two states, and behind the pass
@@ -253,6 +257,29 @@ def test_without_labels_a_backbone_is_adapted_by_self_distillation_alone(
     assert report["history"][0]["loss"] > 0 and report["data"]["labels"] == {"group": {}}
     before, after = parameters(weights / "dinov2"), parameters(tmp_path / "backbone")
     assert any(not torch.equal(p, after[name]) for name, p in before.items())
+
+
+def test_a_small_backbone_learns_from_a_teacher_without_labels(
+    weights: Path, some: list[Case], tmp_path: Path
+) -> None:
+    bare = [Case(case.case_id, case.image) for case in some]
+    options = {"teacher": str(weights / "swin"), "passes": 6, "views": 1, "validation": 0.0, "lr": 1e-2}
+    history = adapted(bare, config(weights, **options), tmp_path)["history"]
+    assert history[-1]["loss"] < 0.9 * history[0]["loss"]
+    report = json.loads((tmp_path / "backbone" / "adaptation.json").read_text("utf-8"))
+    assert report["options"]["teacher"] == "swin" and report["options"]["distillation"] == 1.0
+
+
+@pytest.mark.parametrize("role", ["vision", "teacher"])
+def test_what_an_earlier_backbone_has_seen_is_not_forgotten(
+    weights: Path, some: list[Case], role: str, tmp_path: Path
+) -> None:
+    adapted(some[:12], config(weights, passes=1), tmp_path / "first")
+    options = config(weights, passes=1, **{role: str(tmp_path / "first" / "backbone")})
+    adapted(some[12:], options, tmp_path / "second")
+    record = read_adaptation(str(tmp_path / "second" / "backbone"))
+    assert record is not None
+    assert record.seen == {pixel_sha256(decode(case.image)) for case in some}
 
 
 def test_a_pass_takes_fewer_lesions_of_the_most_common_group(

@@ -127,6 +127,25 @@ def test_cases_that_are_read_alike_agree() -> None:
     assert (np.diag(agreed) > 0.8).all() and (agreed[~np.eye(3, dtype=bool)] < 0.2).all()
 
 
+def test_beside_words_the_group_has_another_head_and_half_a_weight_is_half_way() -> None:
+    part, x = head(), maps(0)
+    for parameter in part.group_with_words.parameters():
+        torch.nn.init.normal_(parameter)
+    alone, none, half, full = (
+        part.concept_logits(*x, w if w is None else torch.tensor([w])) for w in (None, 0.0, 0.5, 1.0)
+    )
+    assert torch.equal(alone[0], none[0]) and not torch.allclose(alone[0], full[0])
+    assert torch.allclose(half[0], (alone[0] + full[0]) / 2)
+    assert all(torch.equal(logits[1], alone[1]) for logits in (none, half, full))
+    means = torch.cat([level.mean((1, 2)) for level in x], 1)
+    for matrix, logits in zip(part.concept_heads(), (alone, full), strict=True):
+        assert torch.allclose(means @ matrix[:, :-1].T + matrix[:, -1], torch.cat(logits, 1), atol=1e-5)
+    head_alone, head_full = part(*x)[0], part(*x, torch.ones(1))[0]
+    same = head_alone[0] == head_full[0]
+    start = part.layout.visual_length
+    assert same[:start].all() and not same[start : start + 3].any() and same[start + 3 :].all()
+
+
 def test_masks_sum_to_one_over_space_so_none_is_empty() -> None:
     _, *masks = head()(*maps(3))
     for mask, side in zip(masks, SIDES, strict=True):

@@ -83,7 +83,7 @@ def test_any_backbone_with_maps_at_three_depths_trains_and_its_checkpoint_stands
     path = tmp_path / "ckpt.pt"
     trained.checkpoint.save(path)
     plain = torch.load(path, weights_only=True)
-    assert plain["format"] == "skinret-checkpoint-3"
+    assert plain["format"] == "skinret-checkpoint-4"
     loaded = Checkpoint.load(path)
     pixels = torch.zeros(2, 64, 64, 3, dtype=torch.uint8)
     with torch.no_grad():
@@ -315,7 +315,7 @@ def test_a_file_that_is_no_checkpoint_is_refused(content: bytes, tmp_path: Path)
 
 def test_a_checkpoint_of_another_make_or_with_code_in_it_is_refused(tmp_path: Path) -> None:
     for number, data in enumerate(
-        ({"state_dict": {}}, [1, 2], {"format": "skinret-checkpoint-3"}, {"f": Path("x")})
+        ({"state_dict": {}}, [1, 2], {"format": "skinret-checkpoint-4"}, {"f": Path("x")})
     ):
         path = tmp_path / f"{number}.pt"
         torch.save(data, path)

@@ -88,13 +88,14 @@ def _embed(model: Skinret, maps: ImageMaps, texts: CaseTexts, indices: Indices, 
     descriptors = []
     for batch in np.array_split(indices, -(-len(indices) // _BATCH)):
         first = np.zeros(len(batch), np.int64)
-        x = maps(batch, first)
+        x, words = maps(batch, first), None
         if kind != QUERY_KINDS[1]:
             if kind == QUERY_KINDS[2]:
                 low, mid, high = (torch.zeros_like(m) for m in x)
                 x = (low, mid, high)
             x = model.composer(*x, *texts.get(model, batch, first))
-        descriptors.append(model.similarity_head(*x)[0].cpu().numpy())
+            words = torch.ones(len(batch), device=x[0].device)
+        descriptors.append(model.similarity_head(*x, words)[0].cpu().numpy())
     return np.concatenate(descriptors)
 
 

@@ -17,7 +17,7 @@ from skinret_infer.words.checklist import Checklist
 
 from .model import ModelConfig, Skinret
 
-FORMAT = "skinret-checkpoint-3"
+FORMAT = "skinret-checkpoint-4"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -387,11 +387,18 @@ class SimilarityHead(nn.Module):
             concepts=tuple(map(len, config.concepts.values())),
         )
         self.concepts = nn.ModuleList(nn.Linear(sum(channels), n) for n in self.layout.concepts)
-        for parameter in self.concepts.parameters():
+        # Words say much of what the group depends on, so that the picture counts otherwise beside them.
+        self.group_with_words = nn.ModuleList(nn.Linear(sum(channels), n) for n in self.layout.concepts[:1])
+        for parameter in (*self.concepts.parameters(), *self.group_with_words.parameters()):
             nn.init.zeros_(parameter)
 
-    def forward(self, low: Tensor, mid: Tensor, high: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Three maps (B, h, w, d) -> descriptor (B, D), and the masks alpha of each level (B, k, h, w)."""
+    def forward(
+        self, low: Tensor, mid: Tensor, high: Tensor, words: Tensor | None = None
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Three maps (B, h, w, d) -> descriptor (B, D), and the masks alpha of each level (B, k, h, w).
+
+        words : the weight of a query's words (B,), from 0 to 1; None for pictures alone.
+        """
         local, global_, masks = [], [], []
         for x, mask in zip((low, mid, high), self.masks, strict=True):
             _, h, w, _ = x.shape
@@ -401,22 +408,38 @@ class SimilarityHead(nn.Module):
             local.append(unit(self._aggregate(regions)))  # e^i
             global_.append(unit(x.mean(1)))  # g^i
             masks.append(alpha.reshape(-1, alpha.shape[1], h, w))
-        concepts = [logits.softmax(-1) for logits in self.concept_logits(low, mid, high)]  # p^c
+        concepts = [logits.softmax(-1) for logits in self.concept_logits(low, mid, high, words)]  # p^c
         return torch.cat([*local, *global_, *concepts], dim=1), masks[0], masks[1], masks[2]
 
-    def concept_logits(self, low: Tensor, mid: Tensor, high: Tensor) -> list[Tensor]:
-        """Three maps (B, h, w, d) -> the logits (B, values) of each concept.
+    def concept_logits(
+        self, low: Tensor, mid: Tensor, high: Tensor, words: Tensor | None = None
+    ) -> list[Tensor]:
+        """Three maps (B, h, w, d), words as in `forward` -> the logits (B, values) of each concept.
 
         They are linear in the maps: the evidence of positions adds up, and so does that of words, which shift
-        the maps. The unit vectors have lost how strong it is.
+        the maps. The unit vectors have lost how strong it is. The group has two heads, for pictures alone and
+        beside words of weight 1; between them the logits are interpolated.
         """
-        means = torch.cat([x.mean((1, 2)) for x in (low, mid, high)], 1)
-        return [concept(_CONCEPT_GAIN * means) for concept in self.concepts]
+        means = _CONCEPT_GAIN * torch.cat([x.mean((1, 2)) for x in (low, mid, high)], 1)
+        logits = [concept(means) for concept in self.concepts]
+        if words is not None:
+            for n, head in enumerate(self.group_with_words):
+                logits[n] = logits[n] + words[:, None] * (head(means) - logits[n])
+        return logits
 
-    def concept_head(self) -> Tensor:
-        """Return [W b], (values of all concepts, channels of the three maps + 1), with the gain in W."""
-        heads = cast(list[nn.Linear], self.concepts)
-        return torch.cat([torch.cat([_CONCEPT_GAIN * t.weight, t.bias[:, None]], 1) for t in heads])
+    def concept_heads(self) -> Tensor:
+        """Return [W b] without words and with words of weight 1, with the gain in W.
+
+        The shape is (2, values of all concepts, channels of the three maps + 1).
+        """
+        alone = cast(list[nn.Linear], [*self.concepts])
+        beside = cast(list[nn.Linear], [*self.group_with_words, *alone[1:]])
+        return torch.stack(
+            [
+                torch.cat([torch.cat([_CONCEPT_GAIN * t.weight, t.bias[:, None]], 1) for t in heads])
+                for heads in (alone, beside)
+            ]
+        )
 
     def _aggregate(self, regions: Tensor) -> Tensor:  # (B, k, d) -> (B, d), or (B, k d) when concatenated
         match self.aggregation:
@@ -449,9 +472,11 @@ class Skinret(nn.Module):
     ) -> Tensor:
         """Return the descriptor (B, D) of queries, or of cases if there are no ids."""
         maps = self.visual_encoder(pixels)
+        words = None
         if input_ids is not None:
             maps = self.composer(*maps, self.text_encoder(input_ids, attention_mask), attention_mask)
-        return cast(Tensor, self.similarity_head(*maps)[0])
+            words = torch.ones(len(pixels), device=pixels.device)
+        return cast(Tensor, self.similarity_head(*maps, words)[0])
 
     def compose(self, maps: Maps, tokens: Tensor, attention_mask: Tensor, alone: Tensor) -> Maps:
         """Change maps by words, except the rows of `alone` (B,) bool, whose query is the image alone."""

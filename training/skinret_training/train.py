@@ -446,12 +446,13 @@ class _Loop:
                 composed = self.model.compose(x, tokens, mask, blank)
                 words = self._words_alone(x, tokens, mask, blank) if self._trains_words(epoch) else None
             d_t = self.model.similarity_head(*(m.float() for m in x))[0]
-            loss = self._objective(composed, d_t, batch)
+            weight = 1.0 - blank.float()  # of the words
+            loss = self._objective(composed, d_t, batch, weight)
             if self.config.image_only_loss_weight:
                 loss = loss + self.config.image_only_loss_weight * self._objective(x, d_t, batch)
             losses.append(float(loss.detach()))  # without the words alone, which come later
             if words is not None:
-                loss = loss + self.config.words_only_loss_weight * self._objective(words, d_t, batch)
+                loss = loss + self.config.words_only_loss_weight * self._objective(words, d_t, batch, weight)
             for group in self.optimizer.param_groups:
                 group["lr"] = group["peak"] * self._rate_factor(epoch + step / steps, steps)
             self.optimizer.zero_grad(set_to_none=True)
@@ -471,16 +472,21 @@ class _Loop:
         zeros = tuple(torch.where(blank[:, None, None, None], m, torch.zeros_like(m)) for m in x)
         return self.model.compose(cast(Maps, zeros), tokens, mask, blank)
 
-    def _objective(self, maps: Maps, d_t: torch.Tensor, batch: Indices) -> torch.Tensor:
-        """Return the loss of queries, of their maps, against the cases d_t (B, D) of a batch."""
+    def _objective(
+        self, maps: Maps, d_t: torch.Tensor, batch: Indices, words: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """Return the loss of queries, of their maps, against the cases d_t (B, D) of a batch.
+
+        words : the weight of the queries' words (B,), as for the similarity head.
+        """
         config, head = self.config, self.model.similarity_head
         low, mid, high = (m.float() for m in maps)
-        d_q = head(low, mid, high)[0]
+        d_q = head(low, mid, high, words)[0]
         targets = torch.from_numpy(self.dataset.targets[batch]).to(self.device)
         scores = (d_q * self.visual_weights) @ d_t.T  # S / 3
         loss = multi_positive_contrastive(scores * self.log_scale.exp().clamp(max=100.0), targets[:, 0])
         loss = config.contrastive_weight * loss
-        if logits := head.concept_logits(low, mid, high):
+        if logits := head.concept_logits(low, mid, high, words):
             group_loss = concept_loss(logits[:1], targets[:, :1], config.smoothing, self.group_weights)
             loss = loss + config.group_loss_weight * group_loss
             if logits[1:]:
@@ -507,11 +513,12 @@ class _Loop:
             descriptors = []
             for batch in np.array_split(indices, max(1, len(indices) // 64)):
                 first = np.zeros(len(batch), np.int64)
-                x = self.maps(batch, first)
+                x, words = self.maps(batch, first), None
                 if with_words:
                     alone = torch.from_numpy(self.texts.blank[batch]).to(self.device)
                     x = self.model.compose(x, *self.texts.get(self.model, batch, first), alone)
-                descriptors.append(self.model.similarity_head(*x)[0])
+                    words = 1.0 - alone.float()
+                descriptors.append(self.model.similarity_head(*x, words)[0])
             return torch.cat(descriptors)
 
         archive = embed(self.train, False)
@@ -584,13 +591,14 @@ def held_out_metrics(
     def embed(indices: Indices, with_words: bool) -> torch.Tensor:
         descriptors = []
         for batch in np.array_split(indices, max(1, len(indices) // 16)):
-            maps = model.visual_encoder(torch.from_numpy(dataset.pixels[batch]).to(device))
+            maps, words = model.visual_encoder(torch.from_numpy(dataset.pixels[batch]).to(device)), None
             if with_words:
                 texts = [dataset.checklist.text_of(dataset.findings[n]) for n in batch]
                 ids, mask = (torch.from_numpy(a).to(device) for a in tokenize(texts)[:2])
                 alone = torch.tensor([not text for text in texts], device=device)
                 maps = model.compose(maps, model.text_encoder(ids, mask), mask, alone)
-            descriptors.append(model.similarity_head(*maps)[0])
+                words = 1.0 - alone.float()
+            descriptors.append(model.similarity_head(*maps, words)[0])
         return torch.cat(descriptors)
 
     cases = embed(archive, False)

@@ -22,7 +22,9 @@ _GROUPS = {
         "passes", "views", "balance", "patches", "batch", "lr", "decay", "head_lr", "weight_decay", "bf16",
         "seed",
     ),
-    "Loss": ("smoothing", "findings_weight", "contrastive_weight", "self_distillation"),
+    "Loss": (
+        "smoothing", "findings_weight", "contrastive_weight", "self_distillation", "teacher", "distillation",
+    ),
 }  # fmt: skip
 
 
@@ -121,8 +123,14 @@ _GROUPS = {
 @click.option(
     "--self-distillation",
     default=_D.self_distillation,
-    help="Weight of the consistency with a slow teacher, which needs no labels. It doubles the work.",
+    help="Weight of the agreement with a slow copy, which needs no labels. It doubles the work.",
 )
+@click.option(
+    "--teacher",
+    default=_D.teacher,
+    help="Larger backbone whose features are imitated, which needs no labels: a hub name or a local folder.",
+)
+@click.option("--distillation", default=_D.distillation, help="Weight of the imitation of --teacher.")
 @report_errors
 def main(
     tables: tuple[Path, ...],

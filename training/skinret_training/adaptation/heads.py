@@ -12,7 +12,7 @@ from ..model import unit
 from ..typicality import Typicality
 
 _CONTRAST = 128  # channels in which lesions are compared
-_HIDDEN = 256  # of the head that predicts the teacher
+_HIDDEN = 256  # of a head that predicts other features
 _TEMPERATURE = 0.1  # of the contrastive loss
 
 
@@ -26,10 +26,15 @@ class Heads(nn.Module):
 
     concepts : the labels and their values; a label without values has no head.
     weights : of each label's values, in the loss.
+    teacher_channels : of the teacher's features; 0 if there is no teacher.
     """
 
     def __init__(
-        self, channels: int, concepts: Mapping[str, Sequence[str]], weights: Mapping[str, Tensor]
+        self,
+        channels: int,
+        concepts: Mapping[str, Sequence[str]],
+        weights: Mapping[str, Tensor],
+        teacher_channels: int = 0,
     ) -> None:
         super().__init__()
         self.names = list(concepts)
@@ -38,6 +43,7 @@ class Heads(nn.Module):
         self.labels = nn.ModuleDict({n: nn.Linear(channels, len(v)) for n, v in concepts.items() if v})
         self.contrast = nn.Linear(channels, _CONTRAST)
         self.predict = nn.Sequential(nn.Linear(channels, _HIDDEN), nn.GELU(), nn.Linear(_HIDDEN, channels))
+        self.imitate = nn.Linear(channels, teacher_channels) if teacher_channels else None
         for parameter in self.labels.parameters():
             nn.init.zeros_(parameter)
 
@@ -65,10 +71,16 @@ class Heads(nn.Module):
         z = unit(self.contrast(features))
         return multi_positive_contrastive(z @ z.T / _TEMPERATURE, lesions)
 
-    def distillation_loss(self, features: Tensor, teacher: Tensor) -> Tensor:
-        """Return 1 - cosine between the prediction for a view and the teacher's features of the other view.
+    def agreement_loss(self, features: Tensor, other_view: Tensor) -> Tensor:
+        """Return 1 - cosine between the prediction for views (B, d) and features of other views (B, d)."""
+        return _distance(self.predict(features), other_view)
 
-        features, teacher : (B, d); rows n and n + B / 2 are the two views of a lesion.
-        """
-        wanted = F.batch_norm(teacher, None, None, training=True).roll(len(teacher) // 2, 0)
-        return (1 - F.cosine_similarity(self.predict(features), wanted)).mean()
+    def imitation_loss(self, features: Tensor, wanted: Tensor) -> Tensor:
+        """Return 1 - cosine between the prediction for views (B, d) and the teacher's features (B, d')."""
+        assert self.imitate is not None
+        return _distance(self.imitate(features), wanted)
+
+
+def _distance(predicted: Tensor, wanted: Tensor) -> Tensor:
+    """Return the mean of 1 - cosine with `wanted`, each channel of which is standardised over the batch."""
+    return (1 - F.cosine_similarity(predicted, F.batch_norm(wanted, None, None, training=True))).mean()

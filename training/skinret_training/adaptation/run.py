@@ -29,7 +29,7 @@ from ..backbones import Backbone, State, load_backbone
 from ..data import Indices
 from ..loss import UNKNOWN, balancing_weights
 from ..model import ModelConfig
-from ..origin import PICTURES, RECORD
+from ..origin import PICTURES, RECORD, read_adaptation
 from .heads import Heads, pooled
 from .pile import Pile, read_pile
 from .states import PLAIN, States, picture_of, render
@@ -37,7 +37,7 @@ from .states import PLAIN, States, picture_of, render
 log = logging.getLogger(__name__)
 _WARM_UP = 0.05  # of all steps
 _SAVE = 50  # steps between two states of a run
-_MOMENTUM = 0.996  # of the teacher, a step
+_MOMENTUM = 0.996  # of the slow copy, a step
 _PROGRESS = ("step", "losses", "seconds", "history")
 
 
@@ -64,7 +64,9 @@ class AdaptConfig:
     smoothing: float = 0.1  # of labels
     findings_weight: float = 1.0  # of the findings' cross-entropy, beside the group's
     contrastive_weight: float = 0.0  # of the contrastive loss, where views of a lesion are positives
-    self_distillation: float = 0.0  # weight of the consistency with a slow teacher, which needs no labels
+    self_distillation: float = 0.0  # weight of the agreement with a slow copy, which needs no labels
+    teacher: str = ""  # a larger backbone whose features are imitated, which needs no labels
+    distillation: float = 1.0  # weight of that imitation
     validation: float = 0.1  # the share of lesions that is measured after each pass; it chooses nothing
     seed: int = 0
     bf16: bool = True
@@ -73,6 +75,11 @@ class AdaptConfig:
     def pairs(self) -> bool:
         """Whether a step shows two views of each lesion."""
         return bool(self.contrastive_weight or self.self_distillation)
+
+    @property
+    def needs_labels(self) -> bool:
+        """Whether a picture without a label teaches nothing."""
+        return not (self.pairs or self.teacher)
 
 
 def adapt(
@@ -107,13 +114,13 @@ def adapt(
         drop_duplicates=drop_duplicates,
         quiet=quiet,
     )
-    if not config.pairs and not any(pile.concepts.values()):
+    if config.needs_labels and not any(pile.concepts.values()):
         raise InputError(
             "no picture has a label",
             code="data-groups",
             expected="a group, a diagnosis or a finding for some pictures, or a loss without labels",
             found=f"{len(pile.cases)} pictures without",
-            cure="add labels, or give --self-distillation 1",
+            cure="add labels, or give --teacher or --self-distillation 1",
         )
     run = _Run(pile, config, out, cache, quiet)
     run.all_passes(stop)
@@ -177,10 +184,12 @@ class _Run:
         self.drawn = [self._draw(view) for view in range(config.views)]
         self.states = [self._states_of(lesions, cache) for lesions in self.drawn]
         self.plain = self._states_of(self.validation, cache)
+        self.wanted: list[States] = []  # the teacher's features of each view
+        self.teacher_channels = 0
+        if config.teacher:
+            self._load_teacher(cache)
         self.heads = self._build_heads().to(self.device)
-        self.teacher = None
-        if config.self_distillation:
-            self.teacher = copy.deepcopy(self.backbone).requires_grad_(False)
+        self.slow = copy.deepcopy(self.backbone).requires_grad_(False) if config.self_distillation else None
         self.optimizer = self._build_optimizer()
         self.steps = max(1, len(self.drawn[0]) // config.batch)  # of a pass; none has a single lesion
         self.step = 0  # of the run
@@ -192,7 +201,7 @@ class _Run:
         """Return the lesions to train with, which have a label or need none, and those to measure with."""
         lesions, parts = self.pile.lesions, np.array(self.pile.parts)
         labelled = np.array([(self.pile.targets[pictures] != UNKNOWN).any() for pictures in lesions])
-        train = np.flatnonzero((parts == "train") & (labelled | self.config.pairs))
+        train = np.flatnonzero((parts == "train") & (labelled | (not self.config.needs_labels)))
         if len(train) < 2:
             raise InputError(
                 "there are too few lesions to adapt a backbone",
@@ -225,10 +234,35 @@ class _Run:
     @torch.inference_mode()
     def _encode(self, pixels: Pixels) -> State:
         """Pixels (B, S, S, 3) -> the state before the tuned blocks."""
-        mean, std = (255 * torch.tensor(v, device=self.device) for v in (self.mean, self.std))
-        x = (torch.from_numpy(pixels).to(self.device).float() - mean) / std
+        x = self._normalized(pixels, self.mean, self.std)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.bf16):
-            return self.backbone.prefix(x.permute(0, 3, 1, 2), self.first)
+            return self.backbone.prefix(x, self.first)
+
+    def _normalized(self, pixels: Pixels, mean: Sequence[float], std: Sequence[float]) -> Tensor:
+        """Pixels (B, S, S, 3) -> (B, 3, S, S)."""
+        mean_, std_ = (255 * torch.tensor(v, device=self.device) for v in (mean, std))
+        return ((torch.from_numpy(pixels).to(self.device).float() - mean_) / std_).permute(0, 3, 1, 2)
+
+    def _load_teacher(self, cache: Path) -> None:
+        """Prepare what the teacher makes of each view. It is computed once, like the states."""
+        teacher, image = load_backbone(self.config.teacher, self.config.image_size)
+        teacher = teacher.to(self.device).eval().requires_grad_(False)
+        self.identity["config"]["teacher"] = _digest(teacher)
+        mean, std = (image.get(name, getattr(self, name)) for name in ("mean", "std"))
+
+        @torch.inference_mode()
+        def encode(pixels: Pixels) -> State:
+            x = self._normalized(pixels, mean, std)
+            with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.bf16):
+                return (pooled(teacher(x)),)
+
+        facts = (self.identity["config"]["teacher"], self.pile.digest, self.recipe, mean, std)
+        key = repr((*facts, self.config.seed, self.config.bf16))
+        self.wanted = [
+            States(lesions, self._render, encode, cache, key, quiet=self.quiet) for lesions in self.drawn
+        ]
+        blank = np.zeros((1, self.recipe.size, self.recipe.size, 3), np.uint8)
+        self.teacher_channels = encode(blank)[0].shape[1]
 
     def _build_heads(self) -> Heads:
         size = self.config.image_size
@@ -242,7 +276,7 @@ class _Run:
         }
         weights["group"] = torch.ones_like(weights["group"])  # is balanced by `_draw`
         torch.manual_seed(self.config.seed)
-        return Heads(pooled(maps).shape[1], self.pile.concepts, weights)
+        return Heads(pooled(maps).shape[1], self.pile.concepts, weights, self.teacher_channels)
 
     def _build_optimizer(self) -> torch.optim.Optimizer:
         config = self.config
@@ -292,15 +326,18 @@ class _Run:
         states = [self.states[view].get(lesions, n) for n in renders]
         state = self._thin(tuple(torch.cat(parts).to(self.device) for parts in zip(*states, strict=True)))
         pictures = [picture_of(self.pile, int(lesion), n, config.seed) for n in renders for lesion in lesions]
-        loss = self._loss(state, np.tile(lesions, len(renders)), self.pile.targets[pictures])
+        wanted = None
+        if self.wanted:
+            wanted = torch.cat([self.wanted[view].get(lesions, n)[0] for n in renders])
+        loss = self._loss(state, np.tile(lesions, len(renders)), self.pile.targets[pictures], wanted)
         for group in self.optimizer.param_groups:
             group["lr"] = group["peak"] * _rate_factor(self.step / total)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
         self.optimizer.step()
-        if self.teacher:
+        if self.slow:
             with torch.no_grad():
-                pairs = zip(self.teacher.parameters(), self.backbone.parameters(), strict=True)
+                pairs = zip(self.slow.parameters(), self.backbone.parameters(), strict=True)
                 for slow, fast in pairs:
                     slow.lerp_(fast, 1 - _MOMENTUM)
         return float(loss.detach())
@@ -322,7 +359,8 @@ class _Run:
             maps = backbone.rest(state, self.first)
         return pooled(maps)
 
-    def _loss(self, state: State, lesions: Indices, targets: Indices) -> Tensor:
+    def _loss(self, state: State, lesions: Indices, targets: Indices, wanted: Tensor | None) -> Tensor:
+        """Return the loss of a step; `wanted` are the teacher's features (B, d')."""
         config, heads = self.config, self.heads.train()
         features = heads.standardise(self._features(self.backbone, state))
         losses = heads.label_losses(features, torch.from_numpy(targets).to(self.device), config.smoothing)
@@ -332,10 +370,12 @@ class _Run:
         if config.contrastive_weight:
             same = torch.from_numpy(lesions).to(self.device)
             loss = loss + config.contrastive_weight * heads.contrastive_loss(features, same)
-        if self.teacher:
+        if self.slow:
             with torch.no_grad():
-                wanted = self._features(self.teacher, state)
-            loss = loss + config.self_distillation * heads.distillation_loss(features, wanted)
+                other_view = self._features(self.slow, state).roll(len(state[0]) // 2, 0)
+            loss = loss + config.self_distillation * heads.agreement_loss(features, other_view)
+        if wanted is not None:
+            loss = loss + config.distillation * heads.imitation_loss(features, wanted.to(self.device))
         return loss
 
     def _end_pass(self) -> None:
@@ -385,11 +425,17 @@ class _Run:
             self.backbone.model.save_pretrained(folder)
             for name, facts in (("preprocessor_config.json", processor), (RECORD, self.report())):
                 (folder / name).write_text(json.dumps(facts, indent=2) + "\n", "utf-8")
-            (folder / PICTURES).write_text("\n".join(sorted(set(self.pile.sha256))) + "\n", "ascii")
+            (folder / PICTURES).write_text("\n".join(sorted(self._seen())) + "\n", "ascii")
+
+    def _seen(self) -> set[str]:
+        """Return the SHA-256 of each picture that this run, or an adaptation before it, has learned from."""
+        before = map(read_adaptation, filter(None, (self.config.vision, self.config.teacher)))
+        return set(self.pile.sha256).union(*(adaptation.seen for adaptation in before if adaptation))
 
     def report(self) -> dict[str, Any]:
         options = asdict(self.config)
-        options |= {"vision": Path(options["vision"]).name, "blocks": len(self.tuned)}
+        options |= {name: Path(options[name]).name for name in ("vision", "teacher")}
+        options |= {"blocks": len(self.tuned)}
         packages = ("torch", "transformers", "numpy", "pillow", "skinret-infer")
         return {
             "passes": len(self.history),
@@ -413,7 +459,7 @@ class _Run:
             **{name: getattr(self, name) for name in _PROGRESS},
             "backbone": tuned,
             "heads": self.heads.state_dict(),
-            "teacher": self.teacher.state_dict() if self.teacher else {},
+            "slow": self.slow.state_dict() if self.slow else {},
             "optimizer": self.optimizer.state_dict(),
         }
         with atomic_write(self.resume) as temporary:
@@ -425,8 +471,8 @@ class _Run:
             self._check_identity(state["identity"])
             self.backbone.load_state_dict(state["backbone"], strict=False)
             self.heads.load_state_dict(state["heads"])
-            if self.teacher:
-                self.teacher.load_state_dict(state["teacher"])
+            if self.slow:
+                self.slow.load_state_dict(state["slow"])
             self.optimizer.load_state_dict(state["optimizer"])
             for name in _PROGRESS:
                 setattr(self, name, state[name])
