@@ -1,6 +1,7 @@
 # make demo            train, export, index and query on cases drawn by a program: demo/report.html and more
 # make demo DATA=DIR   the same on a Derm7pt release_v0 folder (VISION= and TEXT= name weights, by hub name or folder)
 # make test            lint, types and tests
+# make test-all        the tests that take more than ten seconds too
 # make docs            the documentation, built strictly: site/
 # make reference       docs/reference again, from the code
 # make sbom            CycloneDX of the locked packages: dist/runtime.cdx.json of what a hospital runs, dist/all.cdx.json
@@ -11,12 +12,15 @@ READY := $(VENV)/.ready
 SBOM := dist
 CYCLONEDX := $(BIN)/cyclonedx-py environment --pyproject pyproject.toml --spec-version 1.6 --output-reproducible
 
-.PHONY: demo test lint docs reference sbom clean
+.PHONY: demo test test-all lint docs reference sbom clean
 
 demo: $(READY)
 	$(BIN)/skinret demo --out demo $(if $(DATA),--data "$(DATA)") $(if $(VISION),--vision "$(VISION)") $(if $(TEXT),--text "$(TEXT)")
 
 test: lint
+	$(BIN)/python -m pytest -n logical --maxprocesses 4 -m "not slow"
+
+test-all: lint
 	$(BIN)/python -m pytest -n logical --maxprocesses 4
 
 lint: $(READY)

@@ -222,6 +222,7 @@ def _listed(bom: dict[str, Any]) -> set[str]:
     return {canonicalize_name(part["name"]) for part in bom["components"]}
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")
 def test_the_sbom_lists_every_locked_package_that_is_installed(tmp_path: Path) -> None:
     installed = {canonicalize_name(d.name) for d in importlib.metadata.distributions()}

@@ -185,6 +185,7 @@ def test_the_commands_of_a_hospital_are_offline(
     assert traced.sockets() == [] and traced.stray_paths() == []
 
 
+@pytest.mark.slow
 def test_training_from_local_folders_and_export_are_offline(
     traced: Traced, data: Path, weights: Path
 ) -> None:

@@ -31,6 +31,7 @@ BIN = Path(sys.executable).parent
 # -- skinret-export ckpt.pt --
 
 
+@pytest.mark.slow
 def test_skinret_export_takes_a_checkpoint_alone(checkpoint: Path, tmp_path: Path) -> None:
     shutil.copy(checkpoint, tmp_path / "ckpt.pt")
     done = subprocess.run(

@@ -105,6 +105,7 @@ def test_every_aggregation_exports(aggregation: str, tokenizer: str, tmp_path: P
     check_graph(path, specs["similarity_head"])
 
 
+@pytest.mark.slow
 def test_a_model_of_the_default_recipe_exports_with_orientations_and_finds_as_pytorch_does(
     tokenizer: str, cases: list[Case], tmp_path: Path
 ) -> None:
