@@ -114,7 +114,9 @@ def test_skinret_train_takes_the_adapted_folder(
     bert = {k: v for k, v in BERT.items() if k not in ("model_type", "vocab_size")}
     vocabulary = write_small_tokenizer(tmp_path / "bert", cases)
     BertModel(BertConfig(**bert, vocab_size=vocabulary)).save_pretrained(tmp_path / "bert")
-    options = {"image_size": 64, "width": 8, "epochs": 1, "text_views": 2, "augment_dihedral": 1}
+    options = {
+        "image_size": 64, "width": 8, "epochs": 1, "text_views": 2, "augment_dihedral": 1, "calibration": 0.0,
+    }  # fmt: skip
     plan = TrainConfig(vision=str(tmp_path / "backbone"), text=str(tmp_path / "bert"), **options)
     checkpoint = train(CaseTable(some, []), plan, cache=tmp_path, quiet=True).checkpoint
     assert (checkpoint.config.mean, checkpoint.config.std) == ((0.4, 0.5, 0.6), (0.3, 0.2, 0.1))

@@ -229,12 +229,35 @@ def test_the_held_out_fold_is_never_trained_or_chosen_on(cases: list[Case]) -> N
     assert sorted(seen) == list(range(len(cases)))
 
 
+def test_a_lesion_is_in_one_part_and_so_are_equal_pictures(cases: list[Case]) -> None:
+    several = [
+        dataclasses.replace(
+            case, attributes={**case.attributes, "lesion_id": f"{group} {n // 3}"}, group=group
+        )
+        for group in ("mel", "nevus")
+        for n, case in enumerate([case for case in cases if case.group == group][:18])
+    ]
+    twin = dataclasses.replace(several[0], case_id="twin", attributes={})
+    dataset = load_dataset(CaseTable([*several, twin], []), ImageRecipe(size=64), CHECKLIST, quiet=True)
+    assert sorted(map(len, dataset.lesions)) == [3] * 11 + [4]
+    seen = []
+    for fold in range(2):
+        parts = split(dataset, folds=2, fold=fold, validation=0.25, seed=0)
+        inner = hold_out(dataset, parts, 0.4, seed=0)
+        assert sorted([*inner.train, *inner.test]) == parts.train.tolist() and len(inner.test)
+        for part in (parts.train, parts.validation, parts.test, inner.train, inner.test):
+            inside = set(part.tolist())
+            assert all(inside >= {*lesion} or not inside & {*lesion} for lesion in dataset.lesions)
+        seen += parts.test.tolist()
+    assert sorted(seen) == list(range(len(dataset.case_ids)))
+
+
 def test_a_model_that_tells_nothing_apart_measures_a_random_order() -> None:
     """The table is sorted by group, and so are the case ids and the columns of the product."""
     groups = ["bkl"] * 49 + ["mel"] * 202 + ["nevus"] * 460
     dataset = Dataset(
         [f"{n:03}" for n in range(711)], groups, {}, np.zeros((711, 1), np.int64), CHECKLIST, [{}] * 711,
-        [""] * 711, np.zeros((711, 1, 1, 3), np.uint8),
+        [""] * 711, [], np.zeros((711, 1, 1, 3), np.uint8),
     )  # fmt: skip
     torch.manual_seed(0)
     same, everything = torch.randn(402).expand(711, -1), np.arange(711)
@@ -245,7 +268,7 @@ def test_a_model_that_tells_nothing_apart_measures_a_random_order() -> None:
 
 def test_a_model_that_diverged_is_not_measured() -> None:
     dataset = Dataset(
-        ["a", "b"], ["mel", "nevus"], {}, np.zeros((2, 1), np.int64), CHECKLIST, [{}, {}], ["", ""],
+        ["a", "b"], ["mel", "nevus"], {}, np.zeros((2, 1), np.int64), CHECKLIST, [{}, {}], ["", ""], [],
         np.zeros((2, 1, 1, 3), np.uint8),
     )  # fmt: skip
     rows, both = torch.full((2, 4), float("nan")), np.arange(2)

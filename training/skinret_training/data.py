@@ -2,7 +2,7 @@
 
 import hashlib
 import logging
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,7 +13,9 @@ from sklearn.model_selection import StratifiedKFold, train_test_split
 from tqdm.auto import tqdm
 
 from skinret_infer._files import atomic_write
+from skinret_infer.cases import Case
 from skinret_infer.errors import InputError
+from skinret_infer.evaluation.metrics import LESION
 from skinret_infer.imaging.decode import decode
 from skinret_infer.imaging.recipe import ImageRecipe, Pixels, pixel_sha256, preprocess
 from skinret_infer.tables import CaseTable
@@ -38,6 +40,7 @@ class Dataset:
     checklist: Checklist
     findings: list[dict[str, str]]  # the recorded values of each case by criterion
     pictures: list[str]  # SHA-256 of each decoded picture
+    lesions: list[Indices]  # the cases of each lesion, which a split keeps together
     pixels: Pixels  # [N, S, S, 3]
 
     @property
@@ -84,12 +87,6 @@ def load_dataset(
             error.add_note(f"This is the image of case {case.case_id!r}.")
             raise
         pictures.append(pixel_sha256(picture))
-    if twins := len(pictures) - len(set(pictures)):
-        log.warning(
-            "%d cases show the same picture as another case. If the folds separate the two, a model that was "
-            "trained on one already knows the other.",
-            twins,
-        )
     concepts, targets = _concepts(table, checklist)
     if "group" not in concepts:
         raise InputError(
@@ -106,8 +103,37 @@ def load_dataset(
         checklist,
         [checklist.values_of(case.attributes) for case in table.cases],
         pictures,
+        lesions_of(table.cases, pictures),
         pixels,
     )
+
+
+def lesions_of(cases: Sequence[Case], pictures: Sequence[str], names: Sequence[str] = ()) -> list[Indices]:
+    """Return the cases of each lesion: those with the same `lesion_id`, and those that show equal pictures.
+
+    pictures : SHA-256 of each case's picture.
+    names : of the table of each case, if they are of several: a `lesion_id` counts within its table.
+    """
+    first = dict[str, str]()  # of each picture, the name of the lesion under which it came first
+    other_name = dict[str, str]()
+
+    def lesion_of(name: str) -> str:
+        while name in other_name:
+            name = other_name[name]
+        return name
+
+    own_names = []
+    for n, (case, sha256) in enumerate(zip(cases, pictures, strict=True)):
+        lesion = case.attributes.get(LESION)
+        own = f"lesion {lesion}" if lesion else f"case {case.case_id}"
+        own_names.append(f"{names[n]} {own}" if names else own)
+        one, two = lesion_of(first.setdefault(sha256, own_names[-1])), lesion_of(own_names[-1])
+        if one != two:
+            other_name[two] = one
+    members = dict[str, list[int]]()
+    for n, name in enumerate(own_names):
+        members.setdefault(lesion_of(name), []).append(n)
+    return [np.array(indices, np.int64) for indices in members.values()]
 
 
 def _check_values(table: CaseTable, checklist: Checklist) -> None:
@@ -140,48 +166,65 @@ def _concepts(table: CaseTable, checklist: Checklist) -> tuple[dict[str, list[st
 
 
 def split(dataset: Dataset, *, folds: int, fold: int | None, validation: float, seed: int) -> Split:
-    """Split by group: hold out one of `folds` (none if `fold` is None), then the share `validation`."""
-    everything = np.arange(len(dataset.labels))
+    """Split by group: hold out one of `folds` (none if `fold` is None), then the share `validation`.
+
+    All cases of a lesion are in one part.
+    """
+    lesions, labels = dataset.lesions, _groups_of_lesions(dataset)
+    everything = np.arange(len(lesions))
     rest, test = everything, everything[:0]
     try:
         if fold is not None:
-            counts = zip(*np.unique(dataset.groups, return_counts=True), strict=True)
+            groups = [dataset.groups[cases[0]] for cases in lesions]
+            counts = zip(*np.unique(groups, return_counts=True), strict=True)
             if scarce := [f"{n} of {group}" for group, n in counts if n < folds]:
                 raise ValueError(", ".join(scarce))
-            splits = StratifiedKFold(folds, shuffle=True, random_state=seed).split(everything, dataset.labels)
+            splits = StratifiedKFold(folds, shuffle=True, random_state=seed).split(everything, labels)
             rest, test = list(splits)[fold]
         train, stopping = rest, rest[:0]
         if validation:
             train, stopping = train_test_split(
-                rest, test_size=validation, stratify=dataset.labels[rest], random_state=seed
+                rest, test_size=validation, stratify=labels[rest], random_state=seed
             )
     except ValueError as error:
         raise InputError(
             "the cases cannot be split",
             code="data-split",
-            expected=f"enough cases of each group for {folds} folds and a validation part",
+            expected=f"enough lesions of each group for {folds} folds and a validation part",
             found=str(error),
             cure="give more cases, or fewer folds",
         ) from None
-    return Split(np.sort(train), np.sort(stopping), np.sort(test))
+    return Split(*(_cases_of(dataset, part) for part in (train, stopping, test)))
 
 
 def hold_out(dataset: Dataset, case_split: Split, share: float, seed: int) -> Split:
-    """Return a split whose test is a share of another one's training cases, by group."""
-    train = case_split.train
+    """Return a split whose test is a share of another one's training cases, by group and lesion."""
+    trained = set(case_split.train.tolist())
+    train = np.array([n for n, cases in enumerate(dataset.lesions) if int(cases[0]) in trained])
     try:
         rest, test = train_test_split(
-            train, test_size=share, stratify=dataset.labels[train], random_state=seed
+            train, test_size=share, stratify=_groups_of_lesions(dataset)[train], random_state=seed
         )
     except ValueError as error:
         raise InputError(
             "the cases cannot be split for the calibration",
             code="data-split",
-            expected="enough cases of each group",
+            expected="enough lesions of each group",
             found=str(error),
             cure="give more cases, or --calibration 0, which sets no limits of first hits",
         ) from None
-    return Split(np.sort(rest), case_split.validation, np.sort(test))
+    return Split(_cases_of(dataset, rest), case_split.validation, _cases_of(dataset, test))
+
+
+def _groups_of_lesions(dataset: Dataset) -> Indices:
+    """Return the label of each lesion, that of its first case."""
+    return dataset.labels[[cases[0] for cases in dataset.lesions]]
+
+
+def _cases_of(dataset: Dataset, lesions: Indices) -> Indices:
+    """Return the cases of some lesions, in order."""
+    none = np.empty(0, np.int64)
+    return np.sort(np.concatenate([none, *(dataset.lesions[n] for n in lesions)]))
 
 
 # How a wording speaks of a case, with the weight of each way. See docs/explain/recipe.md.

@@ -16,7 +16,7 @@ from skinret_infer.imaging.decode import decode
 from skinret_infer.tables import CaseTable
 from skinret_infer.words.checklist import Checklist
 
-from ..data import Indices
+from ..data import Indices, lesions_of
 from ..loss import UNKNOWN
 from .duplicates import Fingerprints, find_pairs, fingerprints
 
@@ -74,11 +74,7 @@ def read_pile(
     Raises InputError for pictures and labels that cannot be used.
     """
     cases = [case for table in tables for case in table.cases]
-    names = [
-        f"{n} {case.attributes.get('lesion_id') or f'case {case.case_id}'}"
-        for n, table in enumerate(tables)
-        for case in table.cases
-    ]
+    names = [str(n) for n, table in enumerate(tables) for _ in table.cases]
     concepts, targets = _labels(cases, findings)
     prints = _fingerprints(cases, "pictures", quiet)
     duplicates = _duplicates(cases, prints, exclude or {}, drop_duplicates, quiet)
@@ -86,7 +82,7 @@ def read_pile(
     kept = np.array([n for n in range(len(cases)) if n not in left_out], np.int64)
     cases, targets = [cases[n] for n in kept], targets[kept]
     hashes = [prints.sha256[n] for n in kept]
-    lesions = _lesions([names[n] for n in kept], hashes)
+    lesions = lesions_of(cases, hashes, [names[n] for n in kept])
     parts = _given_parts(cases, lesions) or _parts(lesions, targets[:, 0], validation, seed)
     excluded = {name: len(table.cases) for name, table in (exclude or {}).items()}
     return Pile(cases, concepts, targets, lesions, parts, hashes, excluded, duplicates)
@@ -163,26 +159,6 @@ def _duplicates(
             cure="leave them out with --drop-duplicates",
         )
     return found
-
-
-def _lesions(names: list[str], sha256: list[str]) -> list[Indices]:
-    """Return the pictures of each lesion. Equal pictures join the lesions that they are named after."""
-    first = dict[str, str]()  # of each picture, the name of the lesion under which it came first
-    other_name = dict[str, str]()
-
-    def lesion_of(name: str) -> str:
-        while name in other_name:
-            name = other_name[name]
-        return name
-
-    for name, sha in zip(names, sha256, strict=True):
-        one, two = lesion_of(first.setdefault(sha, name)), lesion_of(name)
-        if one != two:
-            other_name[two] = one
-    pictures = dict[str, list[int]]()
-    for n, name in enumerate(names):
-        pictures.setdefault(lesion_of(name), []).append(n)
-    return [np.array(indices, np.int64) for indices in pictures.values()]
 
 
 def _given_parts(cases: list[Case], lesions: list[Indices]) -> list[str]:
