@@ -235,6 +235,7 @@ def feeds(fixtures: Fixtures, engines: dict[str, Engine]) -> Feeds:
     mask = np.ones_like(ids)
     arrays = engine.run("visual_encoder", {"pixels": pixels}, LEVELS)
     arrays |= {"pixels": pixels, "tokens": engine.encode_text(ids, mask)}
+    weights, has_concepts = np.ones(len(ids), np.float32), bool(fixtures.bundle.manifest.concepts)
 
     def make(graph: str, batch: int, tokens: int) -> tuple[dict[str, np.ndarray], tuple[str, ...]]:
         words = {"input_ids": ids[:, :tokens], "attention_mask": mask[:, :tokens]}
@@ -243,7 +244,7 @@ def feeds(fixtures: Fixtures, engines: dict[str, Engine]) -> Feeds:
             "visual_encoder": ({"pixels": pixels}, LEVELS),
             "text_encoder": (words, ("tokens",)),
             "composer": ({**maps, "tokens": arrays["tokens"], "attention_mask": mask}, COMPOSED),
-            "similarity_head": (head_inputs(maps, np.ones(len(ids), np.float32), True), ("descriptor",)),
+            "similarity_head": (head_inputs(maps, weights, has_concepts), ("descriptor",)),
         }[graph]
         return {name: np.ascontiguousarray(array[:batch]) for name, array in inputs.items()}, tuple(outputs)
 
