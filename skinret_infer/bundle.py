@@ -150,6 +150,11 @@ def contract(manifest: Manifest) -> dict[str, tuple[Shapes, Shapes]]:
     }
 
 
+def visual_outputs(manifest: Manifest) -> tuple[str, ...]:
+    """Return the names of the visual encoder's outputs."""
+    return tuple(contract(manifest)["visual_encoder"][1])
+
+
 @dataclass(frozen=True, slots=True)
 class Bundle:
     """A bundle whose every hash has been checked."""

@@ -190,8 +190,8 @@ class Encoder:
             def features(queries: Sequence[int]) -> tuple[Array, Array, Array]:
                 encoded_texts = started.result()
                 rows = [places[n] for n in queries]
-                weights = np.array([self._weight(readings[n]) if pictures[n] else 1.0 for n in queries])
-                weights = weights.astype(np.float32)
+                of_queries = [self._weight(readings[n]) if pictures[n] else 1.0 for n in queries]
+                weights = np.array(of_queries, np.float32)
                 tokens = encoded_texts.tokens[rows] * weights[:, None, None]
                 return tokens, encoded_texts.mask[rows], weights
 

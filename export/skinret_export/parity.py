@@ -9,7 +9,7 @@ import torch
 
 from skinret_infer.bundle import GRAPHS
 from skinret_infer.descriptor import COMPOSED, LEVELS, score_weights
-from skinret_infer.engines.base import Engine, head_inputs
+from skinret_infer.engines.base import Engine, as_levels, head_inputs
 from skinret_infer.errors import ParityError
 from skinret_infer.evaluation.precision import ValidationSet
 from skinret_training.model import Skinret
@@ -43,9 +43,7 @@ def measure(model: Skinret, engine: Engine, probe: ValidationSet) -> dict[str, A
         pixels, ids, mask = probe.pixels[rows], probe.ids[rows], probe.mask[rows]
         expected = _reference(model, pixels, ids, mask)
         outputs: dict[str, Array] = {}
-        for graph, feeds in _reference_feeds(
-            expected, pixels, ids, mask, bool(model.config.concepts)
-        ).items():
+        for graph, feeds in _reference_feeds(expected, pixels, ids, mask, has_concepts).items():
             for name, found in engine.run(graph, feeds, outputs_of(model, graph)).items():
                 outputs[name] = found
                 error = _error(graph, name, found, expected[name])
@@ -142,12 +140,12 @@ def _reference_feeds(
     expected: dict[str, Array], pixels: Array, ids: Array, mask: Array, has_concepts: bool
 ) -> dict[str, Feeds]:
     """Return the inputs that PyTorch's own steps have, by graph."""
-    composed = {name: expected[new] for name, new in zip(LEVELS, COMPOSED, strict=True)}
+    words = np.ones(len(pixels), np.float32)
     return {
         "visual_encoder": {"pixels": pixels},
         "text_encoder": {"input_ids": ids, "attention_mask": mask},
         "composer": {name: expected[name] for name in (*LEVELS, "tokens")} | {"attention_mask": mask},
-        "similarity_head": head_inputs(composed, np.ones(len(pixels), np.float32), has_concepts),
+        "similarity_head": head_inputs(as_levels(expected), words, has_concepts),
     }
 
 
@@ -158,8 +156,9 @@ def _run_chain(
     words = np.ones(len(mask), np.float32)
     maps = {name: outputs[name] for name in LEVELS}
     composed = _run(engine, "composer", maps | {"tokens": outputs["tokens"], "attention_mask": mask})
-    query_maps = {name: composed[new] for name, new in zip(LEVELS, COMPOSED, strict=True)}
-    query = _run(engine, "similarity_head", head_inputs(query_maps, words, has_concepts))["descriptor"]
+    query = _run(engine, "similarity_head", head_inputs(as_levels(composed), words, has_concepts))[
+        "descriptor"
+    ]
     case = _run(engine, "similarity_head", head_inputs(maps, 0 * words, has_concepts))["descriptor"]
     return query, case
 

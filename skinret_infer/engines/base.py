@@ -10,7 +10,7 @@ from typing import Any, NamedTuple, Protocol, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from ..bundle import DISTANCE, WORDS, Bundle, Manifest, contract
+from ..bundle import DISTANCE, WORDS, Bundle
 from ..descriptor import COMPOSED, LEVELS, Vector
 from ..errors import BundleError, RuntimeUnavailable
 
@@ -89,10 +89,12 @@ class Runtime:
 class HostEngine(ABC):
     """An engine whose graphs take and return arrays in main memory.
 
-    manifest : of its bundle.
+    visual_outputs : the names of the visual encoder's outputs.
+    has_concepts : whether the similarity head takes the weight of the words.
     """
 
-    manifest: Manifest
+    visual_outputs: Sequence[str]
+    has_concepts: bool
 
     @abstractmethod
     def run(self, graph: str, feeds: Mapping[str, Array], outputs: Sequence[str]) -> dict[str, Array]: ...
@@ -101,7 +103,7 @@ class HostEngine(ABC):
         return self.run("text_encoder", {"input_ids": ids, "attention_mask": mask}, ["tokens"])["tokens"]
 
     def embed(self, pixels: Array, text: TextFeatures | None) -> Embedded:
-        maps = self.run("visual_encoder", {"pixels": pixels}, visual_outputs(self.manifest))
+        maps = self.run("visual_encoder", {"pixels": pixels}, self.visual_outputs)
         distances = maps.pop(DISTANCE, None)
         words = np.zeros(len(pixels), np.float32)
         if text is not None:
@@ -109,17 +111,12 @@ class HostEngine(ABC):
             maps = as_levels(
                 self.run("composer", {**maps, "tokens": tokens, "attention_mask": mask}, COMPOSED)
             )
-        inputs = head_inputs(maps, words, bool(self.manifest.concepts))
+        inputs = head_inputs(maps, words, self.has_concepts)
         return Embedded(self.run("similarity_head", inputs, ["descriptor"])["descriptor"], distances)
 
     def close(self) -> None:
         """Do nothing: the engine holds nothing but memory."""
         return
-
-
-def visual_outputs(manifest: Manifest) -> tuple[str, ...]:
-    """Return the names of the visual encoder's outputs."""
-    return tuple(contract(manifest)["visual_encoder"][1])
 
 
 def head_inputs(maps: Mapping[str, T], words: T, has_concepts: bool) -> dict[str, T]:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from .. import _telemetry
-from ..bundle import DISTANCE, GRAPHS, Bundle, check_contract
+from ..bundle import DISTANCE, GRAPHS, Bundle, check_contract, visual_outputs
 from ..descriptor import COMPOSED
 from ..errors import RuntimeUnavailable
 from .base import (
@@ -24,7 +24,6 @@ from .base import (
     head_inputs,
     memory_error,
     version,
-    visual_outputs,
 )
 
 _PROVIDERS = {"onnxruntime-cpu": "CPUExecutionProvider", "onnxruntime-cuda": "CUDAExecutionProvider"}
@@ -60,7 +59,8 @@ class OnnxRuntimeCpu(HostEngine):
 
     def __init__(self, bundle: Bundle, threads: int) -> None:
         self.facts: Mapping[str, Any] = {"onnxruntime": _version(), "threads": threads}
-        self.manifest = bundle.manifest
+        self.visual_outputs = visual_outputs(bundle.manifest)
+        self.has_concepts = bool(bundle.manifest.concepts)
         self._sessions = {
             graph: _session(bundle, graph, self.name, self.precision, threads) for graph in GRAPHS
         }
@@ -82,7 +82,8 @@ class OnnxRuntimeCuda(HostEngine):
         self.precision = precision
         self.facts: Mapping[str, Any] = {"onnxruntime": _version(), "device": device}
         runtime = self.name if device == "cuda" else "onnxruntime-cpu"
-        self._device, self.manifest = device, bundle.manifest
+        self._device, self.visual_outputs = device, visual_outputs(bundle.manifest)
+        self.has_concepts = bool(bundle.manifest.concepts)
         self._sessions = {graph: _session(bundle, graph, runtime, precision, threads) for graph in GRAPHS}
 
     def run(self, graph: str, feeds: Mapping[str, Array], outputs: Sequence[str]) -> dict[str, Array]:
@@ -91,15 +92,14 @@ class OnnxRuntimeCuda(HostEngine):
 
     def embed(self, pixels: Array, text: TextFeatures | None) -> Embedded:
         """Return descriptors, float32 [B, D], and distances; only they leave the card."""
-        outputs = visual_outputs(self.manifest)
-        maps = self._run_bound("visual_encoder", {"pixels": pixels}, outputs, self._device)
+        maps = self._run_bound("visual_encoder", {"pixels": pixels}, self.visual_outputs, self._device)
         distances = maps.pop(DISTANCE, None)
         words = np.zeros(len(pixels), np.float32)
         if text is not None:
             tokens, mask, words = text()
             feeds = {**maps, "tokens": tokens, "attention_mask": mask}
             maps = as_levels(self._run_bound("composer", feeds, COMPOSED, self._device))
-        inputs = head_inputs(maps, words, bool(self.manifest.concepts))
+        inputs = head_inputs(maps, words, self.has_concepts)
         head = self._run_bound("similarity_head", inputs, ["descriptor"], "cpu")
         return Embedded(head["descriptor"].numpy(), None if distances is None else distances.numpy())
 

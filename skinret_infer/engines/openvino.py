@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from .. import _telemetry
-from ..bundle import GRAPHS, Bundle, check_contract
+from ..bundle import GRAPHS, Bundle, check_contract, visual_outputs
 from .base import Array, HostEngine, Notify, Runtime, graph_error, version
 from .cache import cached, drop, engine_path
 
@@ -46,7 +46,8 @@ class OpenVino(HostEngine):
 
     def __init__(self, bundle: Bundle, precision: str, threads: int, cache: Path, notify: Notify) -> None:
         core = _core()
-        self.precision, self.manifest = precision, bundle.manifest
+        self.precision, self.visual_outputs = precision, visual_outputs(bundle.manifest)
+        self.has_concepts = bool(bundle.manifest.concepts)
         device = core.get_property("CPU", "FULL_DEVICE_NAME").strip()
         release = version("openvino") or "unknown"
         self.facts: Mapping[str, Any] = {"openvino": release, "device": device, "threads": threads}

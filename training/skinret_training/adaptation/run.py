@@ -181,6 +181,7 @@ class _Run:
             "data": pile.digest,
         }
         self.train, self.validation = self._select()
+        self.seen = self._seen()
         self.drawn = [self._draw(view) for view in range(config.views)]
         self.states = [self._states_of(lesions, cache) for lesions in self.drawn]
         self.plain = self._states_of(self.validation, cache)
@@ -425,7 +426,7 @@ class _Run:
             self.backbone.model.save_pretrained(folder)
             for name, facts in (("preprocessor_config.json", processor), (RECORD, self.report())):
                 (folder / name).write_text(json.dumps(facts, indent=2) + "\n", "utf-8")
-            (folder / PICTURES).write_text("\n".join(sorted(self._seen())) + "\n", "ascii")
+            (folder / PICTURES).write_text("\n".join(sorted(self.seen)) + "\n", "ascii")
 
     def _seen(self) -> set[str]:
         """Return the SHA-256 of each picture that this run, or an adaptation before it, has learned from."""
