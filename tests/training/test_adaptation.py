@@ -199,13 +199,18 @@ def test_pictures_of_the_evaluation_are_refused_or_left_out_and_reported(
 
 @pytest.mark.parametrize(
     "options",
-    [{}, {"contrastive_weight": 0.5, "self_distillation": 0.5, "patches": 0.3, "teacher": "swin"}],
-    ids=["plain", "every loss"],
+    [
+        {},
+        {"contrastive_weight": 0.5, "self_distillation": 0.5, "patches": 0.3, "teacher": "swin"},
+        {"views": 0, "self_distillation": 0.5, "teacher": "swin", "blocks": 6},
+    ],
+    ids=["plain", "every loss", "views that are not kept"],
 )
 def test_a_killed_run_continues_to_the_same_weights(
     weights: Path, some: list[Case], options: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(run, "_SAVE", 2)
+    monkeypatch.setattr(run, "_LOG", 2)
+    monkeypatch.setattr(run, "_SAVE", 0.0)
     if "teacher" in options:
         options = options | {"teacher": str(weights / options["teacher"])}
     plan = config(weights, batch=2, **options)

@@ -192,6 +192,13 @@ def test_a_backbones_own_normalisation_comes_with_it(folder: Path) -> None:
     file.unlink()
 
 
+def test_weights_in_half_precision_are_computed_with_in_single(folder: Path, tmp_path: Path) -> None:
+    Dinov2Backbone.from_pretrained(folder / "dinov2").half().save_pretrained(tmp_path)
+    backbone = load_backbone(str(tmp_path), 48)[0]
+    assert {p.dtype for p in backbone.parameters()} == {torch.float32}
+    assert {p.dtype for p in build_backbone(backbone.config).parameters()} == {torch.float32}
+
+
 @pytest.mark.parametrize("name", TIMM)
 @torch.no_grad()
 def test_a_model_of_timm_gives_the_maps_that_timm_gives(name: str, tmp_path: Path) -> None:

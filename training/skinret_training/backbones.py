@@ -209,7 +209,12 @@ def _load_weights(name: str, config: Any) -> Any:
     """Load a model of transformers. Raises InputError if its weights are missing."""
     try:
         model, report = _class_of(config).from_pretrained(
-            name, config=config, attn_implementation=ATTENTION, output_loading_info=True, **only_local(name)
+            name,
+            config=config,
+            dtype=torch.float32,  # whatever the file has
+            attn_implementation=ATTENTION,
+            output_loading_info=True,
+            **only_local(name),
         )
     except (OSError, ValueError, RuntimeError) as error:
         raise load_error(name, "vision model", error) from None

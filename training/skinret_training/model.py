@@ -526,7 +526,7 @@ def load_text_encoder(name: str) -> tuple[nn.Module, dict[str, Any], str]:
     try:
         tokenizer = AutoTokenizer.from_pretrained(name, **only_local(name)).backend_tokenizer.to_str()
         model = AutoModel.from_pretrained(
-            name, config=config, attn_implementation=ATTENTION, **only_local(name)
+            name, config=config, dtype=torch.float32, attn_implementation=ATTENTION, **only_local(name)
         )
     except (OSError, ValueError, AttributeError) as error:
         raise load_error(name, "text encoder", error) from None

@@ -81,8 +81,9 @@ _GROUPS = {
 @click.option(
     "--views",
     default=_D.views,
-    type=click.IntRange(1),
-    help="Augmented views of the lesions that are kept. A pass takes one, in turn.",
+    type=click.IntRange(0),
+    help="Augmented views of the lesions that are kept. A pass takes one, in turn. 0: each pass makes new "
+    "ones, for a graphics card.",
 )
 @click.option(
     "--balance",

@@ -7,7 +7,7 @@ import logging
 import math
 import platform
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -32,11 +32,12 @@ from ..model import ModelConfig
 from ..origin import PICTURES, RECORD, read_adaptation
 from .heads import Heads, pooled
 from .pile import Pile, read_pile
-from .states import PLAIN, States, picture_of, render
+from .states import PLAIN, States, picture_of, render, rendered
 
 log = logging.getLogger(__name__)
 _WARM_UP = 0.05  # of all steps
-_SAVE = 50  # steps between two states of a run
+_LOG = 50  # steps between two lines of the log
+_SAVE = 60.0  # seconds between two states of a run within a pass, at least
 _MOMENTUM = 0.996  # of the slow copy, a step
 _PROGRESS = ("step", "losses", "seconds", "history")
 
@@ -51,7 +52,7 @@ class AdaptConfig:
     blocks: int | None = None  # how many of the last blocks are tuned; None: half of them
     findings: tuple[str, ...] | None = None  # labels beside the group; None: the criteria that are columns
     passes: int = 4
-    views: int = 2  # of a lesion that are kept; a pass takes one of them
+    views: int = 2  # of a lesion that are kept; a pass takes one of them. 0: new ones in every pass, not kept
     # A pass takes all lesions of the second most common group, and of the most common one, which has r times
     # as many, r ** balance as many. 1 takes all of them, 0 the same number of both.
     balance: float = 0.5
@@ -81,6 +82,11 @@ class AdaptConfig:
         """Whether a picture without a label teaches nothing."""
         return not (self.pairs or self.teacher)
 
+    @property
+    def different(self) -> int:
+        """How many passes differ in the views that they show."""
+        return self.views or self.passes
+
 
 def adapt(
     tables: Sequence[CaseTable],
@@ -98,7 +104,7 @@ def adapt(
     out : the folder, a transformers model. It is written after every pass. A killed run continues from the
         state beside it (OUT.resume), with the same result.
     exclude : the tables of the evaluation by name, none of whose pictures may be among those of `tables`.
-    cache : the folder of what the frozen blocks make of each view.
+    cache : the folder of what the frozen blocks make of each view that is kept.
     stop : called after each step with the number of steps; True ends the run there, as a kill would.
 
     Raises InputError for data or options that cannot be used.
@@ -182,13 +188,15 @@ class _Run:
         }
         self.train, self.validation = self._select()
         self.seen = self._seen()
-        self.drawn = [self._draw(view) for view in range(config.views)]
-        self.states = [self._states_of(lesions, cache) for lesions in self.drawn]
+        self.drawn = [self._draw(view) for view in range(config.different)]
+        self.states = [self._states_of(lesions, cache) for lesions in self.drawn] if config.views else []
         self.plain = self._states_of(self.validation, cache)
-        self.wanted: list[States] = []  # the teacher's features of each view
+        self.teacher: Callable[[Pixels], State] | None = None
+        self.wanted: list[States] = []  # the teacher's features of each view that is kept
         self.teacher_channels = 0
         if config.teacher:
             self._load_teacher(cache)
+        self.fresh: Iterator[Pixels] | None = None  # the views of each step from here on, if none is kept
         self.heads = self._build_heads().to(self.device)
         self.slow = copy.deepcopy(self.backbone).requires_grad_(False) if config.self_distillation else None
         self.optimizer = self._build_optimizer()
@@ -196,6 +204,7 @@ class _Run:
         self.step = 0  # of the run
         self.losses: list[float] = []  # of the current pass
         self.seconds = 0.0
+        self.saved = time.monotonic()
         self.history: list[dict[str, float]] = []
 
     def _select(self) -> tuple[Indices, Indices]:
@@ -232,7 +241,7 @@ class _Run:
     def _render(self, lesion: int, view: int) -> Pixels:
         return render(self.pile, lesion, view, self.recipe, self.config.seed)
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def _encode(self, pixels: Pixels) -> State:
         """Pixels (B, S, S, 3) -> the state before the tuned blocks."""
         x = self._normalized(pixels, self.mean, self.std)
@@ -251,7 +260,7 @@ class _Run:
         self.identity["config"]["teacher"] = _digest(teacher)
         mean, std = (image.get(name, getattr(self, name)) for name in ("mean", "std"))
 
-        @torch.inference_mode()
+        @torch.no_grad()
         def encode(pixels: Pixels) -> State:
             x = self._normalized(pixels, mean, std)
             with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.bf16):
@@ -259,9 +268,11 @@ class _Run:
 
         facts = (self.identity["config"]["teacher"], self.pile.digest, self.recipe, mean, std)
         key = repr((*facts, self.config.seed, self.config.bf16))
-        self.wanted = [
-            States(lesions, self._render, encode, cache, key, quiet=self.quiet) for lesions in self.drawn
-        ]
+        self.teacher = encode
+        if self.config.views:
+            self.wanted = [
+                States(lesions, self._render, encode, cache, key, quiet=self.quiet) for lesions in self.drawn
+            ]
         blank = np.zeros((1, self.recipe.size, self.recipe.size, 3), np.uint8)
         self.teacher_channels = encode(blank)[0].shape[1]
 
@@ -309,28 +320,22 @@ class _Run:
                 bar.update()
                 if self.step % self.steps == 0:
                     self._end_pass()
-                elif self.step % _SAVE == 0:
-                    loss, minutes = np.mean(self.losses[-_SAVE:]), self.seconds / 60
+                elif self.step % _LOG == 0:
+                    loss, minutes = np.mean(self.losses[-_LOG:]), self.seconds / 60
                     log.info("step %d of %d: loss %.3f, %.1f minutes", self.step, total, loss, minutes)
-                    self._save()
+                    if time.monotonic() - self.saved >= _SAVE:
+                        self._save()
                 if stop and stop(self.step):
                     return
         self.resume.unlink(missing_ok=True)
 
     def _one_step(self, total: int) -> float:
         config = self.config
-        turn, step = divmod(self.step, self.steps)
-        view = turn % config.views
-        order = np.random.default_rng([config.seed, 1, turn]).permutation(self.drawn[view])
-        lesions = np.array_split(order, self.steps)[step]
-        renders = (2 * view, 2 * view + 1) if config.pairs else (view,)
-        states = [self.states[view].get(lesions, n) for n in renders]
-        state = self._thin(tuple(torch.cat(parts).to(self.device) for parts in zip(*states, strict=True)))
+        lesions, renders = self._batch(self.step)
         pictures = [picture_of(self.pile, int(lesion), n, config.seed) for n in renders for lesion in lesions]
-        wanted = None
-        if self.wanted:
-            wanted = torch.cat([self.wanted[view].get(lesions, n)[0] for n in renders])
-        loss = self._loss(state, np.tile(lesions, len(renders)), self.pile.targets[pictures], wanted)
+        state, wanted = self._shown(lesions, renders)
+        targets = self.pile.targets[pictures]
+        loss = self._loss(self._thin(state), np.tile(lesions, len(renders)), targets, wanted)
         for group in self.optimizer.param_groups:
             group["lr"] = group["peak"] * _rate_factor(self.step / total)
         self.optimizer.zero_grad(set_to_none=True)
@@ -342,6 +347,29 @@ class _Run:
                 for slow, fast in pairs:
                     slow.lerp_(fast, 1 - _MOMENTUM)
         return float(loss.detach())
+
+    def _batch(self, step: int) -> tuple[Indices, tuple[int, ...]]:
+        """Return the lesions of a step and the renders that it shows of each."""
+        turn, part = divmod(step, self.steps)
+        view = turn % self.config.different
+        order = np.random.default_rng([self.config.seed, 1, turn]).permutation(self.drawn[view])
+        renders = (2 * view, 2 * view + 1) if self.config.pairs else (view,)
+        return np.array_split(order, self.steps)[part], renders
+
+    def _shown(self, lesions: Indices, renders: tuple[int, ...]) -> tuple[State, Tensor | None]:
+        """Return the state of each render of each lesion, and the teacher's features (B, d')."""
+        if self.config.views:
+            view = renders[0] // len(renders)
+            states = [self.states[view].get(lesions, n) for n in renders]
+            state = tuple(torch.cat(parts).to(self.device) for parts in zip(*states, strict=True))
+            wanted = [self.wanted[view].get(lesions, n)[0] for n in renders] if self.wanted else None
+            return state, None if wanted is None else torch.cat(wanted).to(self.device)
+        if self.fresh is None:
+            steps = range(self.step, self.config.passes * self.steps)
+            batches = [self._batch(step) for step in steps]
+            self.fresh = rendered(self.pile, batches, self.recipe, self.config.seed)
+        pixels = next(self.fresh)
+        return self._encode(pixels), self.teacher(pixels)[0].float() if self.teacher else None
 
     def _thin(self, state: State) -> State:
         """Draw a part of a plain ViT's patches. The mean over them does not depend on their order."""
@@ -376,7 +404,7 @@ class _Run:
                 other_view = self._features(self.slow, state).roll(len(state[0]) // 2, 0)
             loss = loss + config.self_distillation * heads.agreement_loss(features, other_view)
         if wanted is not None:
-            loss = loss + config.distillation * heads.imitation_loss(features, wanted.to(self.device))
+            loss = loss + config.distillation * heads.imitation_loss(features, wanted)
         return loss
 
     def _end_pass(self) -> None:
@@ -465,6 +493,7 @@ class _Run:
         }
         with atomic_write(self.resume) as temporary:
             torch.save(state, temporary)
+        self.saved = time.monotonic()
 
     def _restore(self) -> None:
         try:

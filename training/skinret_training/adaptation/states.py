@@ -2,15 +2,18 @@
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
 import torch
+from torch.utils.data import DataLoader, Dataset
 
 from skinret_infer._files import atomic_write, sync
+from skinret_infer.engines.cpus import available_cpus
 from skinret_infer.imaging.decode import decode
 from skinret_infer.imaging.recipe import ImageRecipe, Pixels, preprocess
 
@@ -39,6 +42,28 @@ def render(pile: Pile, lesion: int, view: int, recipe: ImageRecipe, seed: int) -
     if view == PLAIN:
         return preprocess(pixels, recipe)
     return augment(pixels, recipe, np.random.default_rng([seed, lesion, view]))
+
+
+def rendered(
+    pile: Pile, wanted: Sequence[tuple[Indices, Sequence[int]]], recipe: ImageRecipe, seed: int
+) -> Iterator[Pixels]:
+    """Yield the pixels (B, S, S, 3) of batches that are not kept, in order, from one process a CPU.
+
+    wanted : the lesions of each batch, and its views; all lesions in one view come first.
+    """
+    batches = [[(int(lesion), view) for view in views for lesion in lesions] for lesions, views in wanted]
+    views = _Views(pile, recipe, seed)
+    return iter(DataLoader(views, batch_sampler=batches, num_workers=available_cpus(), collate_fn=np.stack))
+
+
+@dataclass(frozen=True, slots=True)
+class _Views(Dataset[Pixels]):
+    pile: Pile
+    recipe: ImageRecipe
+    seed: int
+
+    def __getitem__(self, wanted: tuple[int, int]) -> Pixels:
+        return render(self.pile, *wanted, self.recipe, self.seed)
 
 
 class States:
