@@ -20,6 +20,7 @@ from skinret_infer.descriptor import Layout
 from skinret_infer.imaging.recipe import ImageRecipe
 from skinret_infer.text import TextRecipe
 from skinret_infer.words.reading import WARNINGS
+from skinret_training.adaptation.average import main as average_command
 from skinret_training.adaptation.cli import main as adapt_command
 from skinret_training.cli import main as train_command
 
@@ -103,6 +104,7 @@ def _cli() -> str:
     for name, command in (
         ("skinret", skinret_command),
         ("skinret-adapt", adapt_command),
+        ("skinret-average", average_command),
         ("skinret-train", train_command),
         ("skinret-export", export_command),
     ):

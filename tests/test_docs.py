@@ -18,6 +18,7 @@ from skinret_export.cli import main as export_main
 from skinret_infer import Case
 from skinret_infer.cli.main import main as skinret
 from skinret_infer.trust import signing
+from skinret_training.adaptation.average import main as average_main
 from skinret_training.adaptation.cli import main as adapt_main
 from skinret_training.cli import main as train_main
 
@@ -27,6 +28,7 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 COMMANDS = {
     "skinret": skinret,
     "skinret-adapt": adapt_main,
+    "skinret-average": average_main,
     "skinret-train": train_main,
     "skinret-export": export_main,
 }

@@ -46,6 +46,7 @@ def test_an_empty_environment_with_only_cpu_is_small_and_answers(
     assert demo.returncode == 4 and "skinret-infer[export]" in demo.stderr
     for command, extra in (
         ("skinret-adapt", "train"),
+        ("skinret-average", "train"),
         ("skinret-train", "train"),
         ("skinret-export", "export"),
     ):

@@ -31,6 +31,7 @@ from skinret_infer.cli.engines import engines as engines_group
 from skinret_infer.cli.main import _parse_range, main
 from skinret_infer.engines import nvidia
 from skinret_infer.engines.registry import RUNTIMES
+from skinret_training.adaptation.average import main as average_main
 from skinret_training.adaptation.cli import main as adapt_main
 from skinret_training.cli import main as train_main
 
@@ -63,6 +64,7 @@ def test_every_command_has_help_and_is_documented() -> None:
             assert f"## skinret {name} {command}\n" in documented
     for other, name in (
         (adapt_main, "skinret-adapt"),
+        (average_main, "skinret-average"),
         (train_main, "skinret-train"),
         (export_main, "skinret-export"),
     ):

@@ -30,6 +30,7 @@ from skinret_infer.imaging.decode import decode
 from skinret_infer.imaging.recipe import ImageRecipe, Pixels, pixel_sha256
 from skinret_infer.tables import CaseTable
 from skinret_training.adaptation import AdaptConfig, adapt, cli, run, states
+from skinret_training.adaptation import average as averaging
 from skinret_training.adaptation.augment import augment
 from skinret_training.adaptation.duplicates import find_pairs, fingerprints
 from skinret_training.adaptation.heads import Heads
@@ -287,6 +288,36 @@ def test_what_an_earlier_backbone_has_seen_is_not_forgotten(
     record = read_adaptation(str(tmp_path / "second" / "backbone"))
     assert record is not None
     assert record.seen == {pixel_sha256(decode(case.image)) for case in some}
+
+
+def test_the_mean_of_two_runs_has_seen_the_pictures_of_both(
+    weights: Path, some: list[Case], tmp_path: Path
+) -> None:
+    adapted(some[:12], config(weights), tmp_path / "a")
+    adapted(some[12:], config(weights), tmp_path / "b")
+    folders = [tmp_path / name / "backbone" for name in ("a", "b")]
+    done = CliRunner().invoke(averaging.main, [*map(str, folders), "--out", str(tmp_path / "mean")])
+    assert done.exit_code == 0, done.stderr
+    first, second, mean = (parameters(folder) for folder in (*folders, tmp_path / "mean"))
+    assert all(torch.allclose(p, (first[name] + second[name]) / 2) for name, p in mean.items())
+    assert any(not torch.equal(p, first[name]) for name, p in mean.items())
+    record = read_adaptation(str(tmp_path / "mean"))
+    assert record is not None and record.pictures == 24
+    assert record.seen == {pixel_sha256(decode(case.image)) for case in some}
+
+
+def test_backbones_that_have_no_mean_are_refused(weights: Path, some: list[Case], tmp_path: Path) -> None:
+    adapted(some, config(weights, passes=1), tmp_path / "a")
+    adapted(some, config(weights, "resnet", passes=1), tmp_path / "b")
+    first, second = (tmp_path / name / "backbone" for name in ("a", "b"))
+    for folders, message in (
+        ([first], "at least two folders.*found backbone"),
+        ([first, weights / "dinov2"], "at least two folders.*found backbone"),
+        ([first, second], "the same first weights.*found others in backbone"),
+    ):
+        with pytest.raises(InputError, match=message) as caught:
+            averaging.average(folders, tmp_path / "mean")
+        assert caught.value.code == "option" and not (tmp_path / "mean").exists()
 
 
 def test_a_pass_takes_fewer_lesions_of_the_most_common_group(

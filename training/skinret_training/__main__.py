@@ -1,4 +1,4 @@
-"""skinret-train, also as `python -m skinret_training`, and skinret-adapt. Both need the extra `train`."""
+"""The commands skinret-train, skinret-adapt and skinret-average, which need the extra `train`."""
 
 from skinret_infer.cli.common import load_command
 
@@ -11,6 +11,11 @@ def main() -> None:
 def adapt() -> None:
     """Run skinret-adapt."""
     load_command("skinret_training.adaptation.cli", "skinret-adapt", "train")()
+
+
+def average() -> None:
+    """Run skinret-average."""
+    load_command("skinret_training.adaptation.average", "skinret-average", "train")()
 
 
 if __name__ == "__main__":

@@ -110,7 +110,7 @@ def adapt(
     Raises InputError for data or options that cannot be used.
     """
     torch.set_num_threads(min(torch.get_num_threads(), available_cpus()))  # PyTorch ignores CPU quotas
-    _check_out(out)
+    check_out(out)
     pile = read_pile(
         tables,
         exclude,
@@ -133,7 +133,8 @@ def adapt(
     return run.report()
 
 
-def _check_out(out: Path) -> None:
+def check_out(out: Path) -> None:
+    """Raise InputError if `out` exists and is no adapted backbone, which may be replaced."""
     if out.exists() and not (out / RECORD).is_file():
         raise InputError(
             f"{out} exists and was not written by skinret-adapt",
