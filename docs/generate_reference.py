@@ -23,6 +23,8 @@ from skinret_infer.words.reading import WARNINGS
 from skinret_training.adaptation.average import main as average_command
 from skinret_training.adaptation.cli import main as adapt_command
 from skinret_training.cli import main as train_command
+from skinret_training.systems import MODELS, SYSTEMS
+from skinret_training.systems.page import USES
 
 ROOT = Path(__file__).parent.parent
 PACKAGES = ("skinret_infer", "training/skinret_training", "export/skinret_export")
@@ -77,6 +79,7 @@ def pages() -> dict[str, str]:
         "archive-schema.md": _archive_schema(),
         "environment.md": _environment(),
         "json-output.md": _json_output(),
+        "systems.md": _systems(),
     }
 
 
@@ -125,6 +128,28 @@ def _help(name: str, command: click.Command, parent: click.Context | None) -> It
             found = command.get_command(context, inner)
             if found is not None:
                 yield from _help(inner, found, context)
+
+
+def _systems() -> str:
+    parts = [
+        "# Compared systems\n\n`skinret-train DATA --folds 5 --system NAME` measures a row "
+        "([cross-validation](../train/cross-validation.md#compared-systems)).\n\n"
+        "*Labels*: of the training folds, in training. The other columns are what a system looks at in a search.\n",
+        "| system | fidelity | " + " | ".join(USES.values()) + " |",
+        "|---|---|" + "---|" * len(USES),
+    ]
+    described = {name: system.facts() for name, system in (MODELS | SYSTEMS).items()}
+    for name, facts in described.items():
+        uses = " | ".join("yes" if facts["uses"][key] else "no" for key in USES)
+        parts.append(f"| [`{name}`](#{name}) | {facts['fidelity']} | {uses} |")
+    for name, facts in described.items():
+        deviations = [f"- {sentence}" for sentence in facts["deviations"]]
+        parts.append(
+            "\n".join(
+                ["", f"## {name}", "", f"{facts['source']}.", *([""] if deviations else []), *deviations]
+            )
+        )
+    return GENERATED + "\n".join(parts) + "\n"
 
 
 def _errors() -> str:

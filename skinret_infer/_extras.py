@@ -5,7 +5,7 @@ import importlib.util
 from .errors import MissingExtra
 
 # Training and export need versions that were tested together; the README gives the same command.
-_PINNED = dict.fromkeys(("train", "timm", "export"), " (with constraints.txt of the repository)")
+_PINNED = dict.fromkeys(("train", "timm", "export", "compare"), " (with constraints.txt of the repository)")
 
 
 def missing_extra(wrong: str, error: Exception, extra: str) -> MissingExtra:

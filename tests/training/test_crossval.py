@@ -22,17 +22,12 @@ from helpers import read_json as read
 from skinret_infer import Case, SkinretError
 from skinret_infer.imaging.recipe import ImageRecipe
 from skinret_infer.tables import CaseTable, read_cases
-from skinret_training import baselines, crossval
-from skinret_training.baselines import (
-    Features,
-    evaluate_scores,
-    late_fusion,
-    linear_probe,
-    one_hot,
-    resnet50_cossim,
-)
+from skinret_training import crossval
 from skinret_training.crossval_report import FIGURES, grid, markdown, overview, spread, summarize
-from skinret_training.data import load_dataset, split
+from skinret_training.data import Dataset, load_dataset, split
+from skinret_training.systems import SYSTEMS, heads
+from skinret_training.systems.evaluate import evaluate_scores
+from skinret_training.systems.inputs import Inputs, one_hot
 from skinret_training.train import TrainConfig, train
 
 ARCHIVES = ("training_folds", "held_out_fold")
@@ -44,14 +39,14 @@ def measured(quick: None, cross: Callable[..., list[str]], tmp_path_factory: pyt
     """The results of the model and, in two seeds, of the linear probe. Shared: change nothing."""
     out = tmp_path_factory.mktemp("results") / "results"
     call(cross(out, "--seeds", "0"))
-    call(cross(out, "--method", "linear-probe"))
+    call(cross(out, "--system", "linear-probe"))
     return out
 
 
 @pytest.fixture
 def few_steps(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Train a baseline for a tenth of its steps, which is enough to tell these cases apart."""
-    monkeypatch.setattr(baselines, "_STEPS", 100)
+    """Train a head for a tenth of its steps, which is enough to tell these cases apart."""
+    monkeypatch.setattr(heads, "STEPS", 100)
 
 
 def timeless(value: Any) -> Any:
@@ -263,7 +258,7 @@ def test_a_row_that_is_done_is_written_again_without_any_training(
     out = shutil.copytree(measured, tmp_path / "results")
     (out / "linear-probe.md").unlink()
     monkeypatch.setattr(crossval, "_open", None)
-    call(cross(out, "--method", "linear-probe"))
+    call(cross(out, "--system", "linear-probe"))
     for name in ("linear-probe.md", "linear-probe.json", "README.md"):
         assert (out / name).read_bytes() == (measured / name).read_bytes()
 
@@ -272,7 +267,7 @@ def test_a_row_that_is_done_is_written_again_without_any_training(
     ("more", "named"),
     [
         (["--beta", "0.3"], "beta 0.6 there, 0.3 now"),
-        (["--method", "late-fusion", "--experiment", "skinret"], "method 'skinret' there, 'late-fusion' now"),
+        (["--system", "late-fusion", "--experiment", "skinret"], "method 'skinret' there, 'late-fusion' now"),
     ],
 )
 def test_a_row_of_other_options_is_refused_with_the_cure(
@@ -344,17 +339,47 @@ def test_a_missing_package_of_the_export_is_named_before_anything_is_trained(
 # -- baselines --
 
 
-@pytest.mark.parametrize("method", ["resnet50-cossim", "late-fusion"])
+@pytest.mark.parametrize("method", ["contrastive-projection", "late-fusion"])
 def test_a_learned_baseline_runs_as_a_row(
     method: str, cross: Callable[..., list[str]], few_steps: None, tmp_path: Path
 ) -> None:
     out = tmp_path / "results"
-    printed = call(cross(out, "--method", method, "--seeds", "3", "--experiment", "of mine", "--json")).stdout
+    printed = call(cross(out, "--system", method, "--seeds", "3", "--experiment", "of mine", "--json")).stdout
     result = read(out / "of mine.json")
     assert json.loads(printed) == result["summary"] and result["method"] == method
-    kinds = ["image_only"] if method == "resnet50-cossim" else ["image_words", "image_only"]
+    kinds = ["image_only"] if method == "contrastive-projection" else ["image_words", "image_only"]
     assert list(result["summary"]["held_out_fold"]) == kinds
     assert "of mine" in (out / "README.md").read_text("utf-8")
+
+
+def test_several_systems_share_a_page_and_a_killed_run_goes_on(
+    cross: Callable[..., list[str]], few_steps: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "results"
+    both = cross(out, "--system", "csq", "--system", "tirg", "--seeds", "0", "--json")
+    with monkeypatch.context() as killed:
+        killed.setattr(crossval, "write_experiment", _interrupt)
+        call(both, 1)
+    done = out / ".work" / "csq" / "seed0-fold1" / "run.json"
+    written = done.stat().st_mtime_ns
+    assert set(json.loads(call(both).stdout)) == {"csq", "tirg"} and done.stat().st_mtime_ns == written
+    page = " ".join((out / "systems.md").read_text("utf-8").split())
+    assert "| csq | image only |" in page and "| tirg | image words |" in page
+    assert (out / "systems.svg").is_file()
+
+
+def _interrupt(*arguments: Any) -> None:
+    raise KeyboardInterrupt
+
+
+def test_a_row_that_its_data_cannot_have_stops_all_before_the_first(
+    cross: Callable[..., list[str]], tmp_path: Path
+) -> None:
+    out = tmp_path / "results"
+    refused = call(cross(out, "--system", "csq", "--system", "snf-dca", "--folds", "3"), 1).stderr
+    assert "snf-dca" in refused and "at least 21 cases" in refused and not out.exists()
+    assert "is not one of 'skinret'" in call(cross(out, "--system", "snf"), 2).stderr
+    assert "Give one --system" in call(cross(out, "--system", "all", "--experiment", "x"), 2).stderr
 
 
 def test_baselines_find_what_is_in_the_pictures_and_in_the_words(data: Path, few_steps: None) -> None:
@@ -366,16 +391,26 @@ def test_baselines_find_what_is_in_the_pictures_and_in_the_words(data: Path, few
     images = centres[dataset.labels] + rng.normal(size=(2, 60, 12)).astype(np.float32)
     said = one_hot(table, CHECKLIST)
     assert set(np.unique(said)) == {0, 1} and (said.sum(1) == 10).all()
-    seen = Features(dataset.labels, images, 4, said, said)
+    seen = inputs_of(dataset, images, said, said)
     chance = max(np.bincount(dataset.labels[parts.test])) / 30 * 100
     config = TrainConfig(fold=0)
-    for method in (linear_probe, late_fusion, resnet50_cossim):
-        scores = method(seen, parts, config)
+    for name in ("linear-probe", "late-fusion", "contrastive-projection", "tirg", "combiner", "artemis"):
+        scores = SYSTEMS[name].fit(seen, parts, config)(parts.archive)
         for kind, figures in evaluate_scores(scores, table, CHECKLIST, parts.test, parts.archive).items():
             if isinstance(figures, dict):
-                assert figures["Acc@1"] > chance and figures["mAP"] > chance, (method, kind)
-        again = method(seen, parts, config)
+                assert figures["Acc@1"] > chance and figures["mAP"] > chance, (name, kind)
+        again = SYSTEMS[name].fit(seen, parts, config)(parts.archive)
         assert all(np.array_equal(scores[kind], again[kind]) for kind in scores)
+
+
+def inputs_of(dataset: Dataset, images: np.ndarray, words: np.ndarray, tokens: np.ndarray) -> Inputs:
+    """Return inputs for systems that take pooled features."""
+    channels = (images.shape[2] - 8, 4, 4) if images.shape[2] > 8 else (1, 1, images.shape[2] - 2)
+    return Inputs(
+        dataset.labels, dataset.targets, images, channels, words, tokens,
+        lambda cases: pytest.fail("no text"), lambda cases, views: pytest.fail("no maps"),
+        lambda: pytest.fail("no stage"), dataset.pixels, Path(),
+    )  # fmt: skip
 
 
 def test_a_baseline_that_knows_nothing_measures_a_random_order(cases: list[Case]) -> None:
@@ -406,7 +441,7 @@ def test_the_same_picture_in_two_cases_is_no_hit(cases: list[Case]) -> None:
     archive = np.arange(20)
     for pictures, left_out in ((dataset.pictures, 1), ((), 0)):
         report = evaluate_scores(
-            {"image_only": np.ones((1, 21))}, table, CHECKLIST, np.array([20]), archive, pictures
+            {"image_only": np.ones((1, 20))}, table, CHECKLIST, np.array([20]), archive, pictures
         )
         assert report["same_picture"] == left_out
 
@@ -419,8 +454,9 @@ def test_cases_without_words_have_no_words_alone(cases: list[Case]) -> None:
     dataset = load_dataset(silent, ImageRecipe(size=64), CHECKLIST, quiet=True)
     parts = split(dataset, folds=2, fold=0, validation=0.2, seed=0)
     images = np.random.default_rng(0).normal(size=(1, 60, 4)).astype(np.float32)
-    seen = Features(dataset.labels, images, 4, one_hot(silent, CHECKLIST), np.zeros((60, 8), np.float32))
-    assert "words_alone" not in linear_probe(seen, parts, TrainConfig(fold=0))
+    seen = inputs_of(dataset, images, one_hot(silent, CHECKLIST), np.zeros((60, 8), np.float32))
+    ranker = SYSTEMS["linear-probe"].fit(seen, parts, TrainConfig(fold=0))
+    assert "words_alone" not in ranker(parts.archive)
 
 
 # -- options and data that cannot be used --
@@ -432,7 +468,7 @@ def test_cases_without_words_have_no_words_alone(cases: list[Case]) -> None:
         (["--folds", "2", "--seed", "1"], "takes --seeds"),
         (["--folds", "2", "--fold", "0", "--seeds", "0,1"], "--seeds: only for a cross-validation"),
         (["--seeds", "0"], "--seeds: only for a cross-validation"),
-        (["--fold", "0", "--method", "linear-probe"], "--method: only for"),
+        (["--fold", "0", "--system", "linear-probe"], "--system: only for"),
         (["--keep-artifacts", "--experiment", "x"], "--experiment, --keep-artifacts: only for"),
         (["--folds", "2", "--seeds", "0;1"], "not a list of numbers"),
         (["--folds", "1"], "--folds"),
@@ -458,7 +494,7 @@ def test_seeds_and_names_that_cannot_be_used_are_refused(
 
 def test_another_readme_is_never_overwritten(cross: Callable[..., list[str]], tmp_path: Path) -> None:
     (tmp_path / "README.md").write_text("# Mine\n")
-    assert "another --out" in call(cross(tmp_path, "--method", "linear-probe"), 1).output
+    assert "another --out" in call(cross(tmp_path, "--system", "linear-probe"), 1).output
     assert (tmp_path / "README.md").read_text() == "# Mine\n"
 
 

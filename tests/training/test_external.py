@@ -18,16 +18,18 @@ from skinret_infer.imaging.decode import decode
 from skinret_infer.imaging.recipe import ImageRecipe, pixel_sha256
 from skinret_infer.tables import CaseTable, read_cases
 from skinret_training import crossval
-from skinret_training.baselines import Features, linear_probe, one_hot
 from skinret_training.crossval_report import compare, is_baseline_of, markdown, overview
 from skinret_training.data import Split, load_dataset
 from skinret_training.external import ARCHIVES, DATA, OWN, Source, load_source
 from skinret_training.origin import read_adaptation
 from skinret_training.synthetic import write_dataset
+from skinret_training.systems import SYSTEMS
+from skinret_training.systems.base import Ranker, fixed
+from skinret_training.systems.inputs import Inputs, one_hot
 from skinret_training.train import TrainConfig
 
 Cross = Callable[..., list[str]]
-PROBE = ("--method", "linear-probe", "--seeds", "0")
+PROBE = ("--system", "linear-probe", "--seeds", "0")
 
 
 @pytest.fixture(scope="module")
@@ -118,25 +120,30 @@ def test_no_hit_shows_the_lesion_of_the_query(loaded: tuple[CaseTable, Any, Sour
     cases = [*table.cases, *source.cases]
     lesions = [str(case.attributes.get("lesion_id", "")) for case in cases]
 
-    def by_lesion(features: Features, subsets: Split, config: TrainConfig) -> dict[str, Any]:
+    def by_lesion(inputs: Inputs, subsets: Split, config: TrainConfig) -> Ranker:
         same = [[lesions[q] == lesion for lesion in lesions] for q in subsets.test]
-        return {"image_only": np.array(same, np.float32)}
+        return fixed({"image_only": np.array(same, np.float32)})
 
-    reports = source.evaluate_baseline(
-        by_lesion, TrainConfig(), table, dataset, features_of(dataset, table), features_of_source(source)
+    system = replace(SYSTEMS["linear-probe"], fit=by_lesion)
+    reports = source.evaluate_system(
+        system, TrainConfig(), table, dataset, features_of(dataset, table), features_of_source(source)
     )
     for report in reports.values():  # nothing is left that it could find
         figures = report["image_only"]
         assert all(figures[name] == value for name, value in figures["random_order"].items())
 
 
-def features_of(dataset: Any, table: CaseTable) -> Features:
+def features_of(dataset: Any, table: CaseTable) -> Inputs:
     images = np.random.default_rng(0).normal(size=(1, len(table.cases), 4)).astype(np.float32)
     said = one_hot(table, CHECKLIST)
-    return Features(dataset.labels, images, 4, said, np.zeros((len(said), 2), np.float32))
+    return Inputs(
+        dataset.labels, dataset.targets, images, (1, 1, 2), said, np.zeros((len(said), 2), np.float32),
+        lambda cases: pytest.fail("no text"), lambda cases, views: pytest.fail("no maps"),
+        lambda: pytest.fail("no stage"), dataset.pixels, Path(),
+    )  # fmt: skip
 
 
-def features_of_source(source: Source) -> Features:
+def features_of_source(source: Source) -> Inputs:
     return features_of(source.dataset, CaseTable(source.cases, []))
 
 
@@ -157,8 +164,13 @@ def test_groups_of_the_data_that_the_source_lacks_are_not_searched(
     source = load(CaseTable(found, []), table, dataset)
     assert source.notes[1] == "Groups that only the training data has are left out: bkl 12"
     assert len(source.archive) == 48
-    report = source.evaluate_baseline(
-        linear_probe, TrainConfig(), table, dataset, features_of(dataset, table), features_of_source(source)
+    report = source.evaluate_system(
+        SYSTEMS["linear-probe"],
+        TrainConfig(),
+        table,
+        dataset,
+        features_of(dataset, table),
+        features_of_source(source),
     )[DATA]
     assert report["archive"] == 48 and "bkl" not in report["image_only"]["by_group"]
 
@@ -168,8 +180,13 @@ def test_a_source_whose_columns_the_checklist_does_not_know_is_queried_by_image_
 ) -> None:
     table, dataset, _ = loaded
     source = load(read_cases(write_table(tmp_path / "clinic.csv", drawn)), table, dataset)
-    reports = source.evaluate_baseline(
-        linear_probe, TrainConfig(), table, dataset, features_of(dataset, table), features_of_source(source)
+    reports = source.evaluate_system(
+        SYSTEMS["linear-probe"],
+        TrainConfig(),
+        table,
+        dataset,
+        features_of(dataset, table),
+        features_of_source(source),
     )
     for report in reports.values():
         assert "image_only" in report and not {"image_words", "words_alone"} & report.keys()
@@ -183,7 +200,8 @@ def test_a_query_without_words_is_its_image_alone_for_the_probe(
     features = features_of(dataset, table)
     features.words[50] = 0
     everything = np.arange(60)
-    scores = linear_probe(features, Split(everything[:50], everything[:0], everything[50:]), TrainConfig())
+    parts = Split(everything[:50], everything[:0], everything[50:])
+    scores = SYSTEMS["linear-probe"].fit(features, parts, TrainConfig())(everything)
     assert np.array_equal(scores["image_words"][0], scores["image_only"][0])
     assert not np.array_equal(scores["image_words"][1], scores["image_only"][1])
 

@@ -4,7 +4,8 @@ import itertools
 import json
 import logging
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +19,12 @@ from skinret_infer.tables import CaseTable, read_cases
 from .crossval import METHODS, Experiment, check_name, cross_validate
 from .crossval_report import overview
 from .model import AGGREGATIONS, FUSIONS, NECKS
-from .train import FINETUNE, PAPER, SCHEDULES, TrainConfig, train
+from .systems import MODELS
+from .train import FINETUNE, OPTIMIZERS, PAPER, SCHEDULES, TrainConfig, train
 
 _D = TrainConfig()
 _PATH = click.Path(path_type=Path)
+_ALL = "all"
 _GROUPS = {
     "Data": ("images", "checklist", "unlike", "image_size", "fit", "tokens", "cache"),
     "Model": (
@@ -29,7 +32,8 @@ _GROUPS = {
         "layers", "regions", "aggregation", "beta", "gamma", "dropout", "tta",
     ),
     "Optimization": (
-        "epochs", "patience", "batch", "bf16", "lr", "encoder_lr", "schedule", "weight_decay", "temperature",
+        "epochs", "patience", "batch", "bf16", "lr", "encoder_lr", "schedule", "optimizer", "weight_decay",
+        "temperature",
         "validation", "calibration", "seed",
     ),
     "Loss and augmentation": (
@@ -37,7 +41,7 @@ _GROUPS = {
         "group_loss_weight", "criteria_loss_weight", "smoothing", "text_views", "augment_dihedral",
     ),
     "Cross-validation": (
-        "folds", "fold", "seeds", "method", "experiment", "external", "external_images", "keep_artifacts",
+        "folds", "fold", "seeds", "systems", "experiment", "external", "external_images", "keep_artifacts",
     ),
 }  # fmt: skip
 
@@ -189,6 +193,12 @@ def _take_config(context: click.Context, parameter: click.Parameter, path: Path 
 @click.option(
     "--schedule", default=_D.schedule, type=click.Choice(SCHEDULES), help="Schedule of the learning rate."
 )
+@click.option(
+    "--optimizer",
+    default=_D.optimizer,
+    type=click.Choice(OPTIMIZERS),
+    help="AdamW, or Adam, which adds the weight decay to the gradient.",
+)
 @click.option("--weight-decay", default=_D.weight_decay, help="Weight decay of AdamW, for matrices.")
 @click.option("--temperature", default=_D.temperature, help="Temperature of S/3 at the start; it is learned.")
 @click.option(
@@ -263,9 +273,14 @@ def _take_config(context: click.Context, parameter: click.Parameter, path: Path 
 @click.option("--seed", type=click.IntRange(0), help=f"Random seed of one training.  [default: {_D.seed}]")
 @click.option("--seeds", metavar="N,N...", help="Seeds of a cross-validation.  [default: 0,1]")
 @click.option(
-    "--method", type=click.Choice(METHODS), help="What is cross-validated.  [default: skinret, the model]"
+    "--system",
+    "systems",
+    multiple=True,
+    type=click.Choice((*METHODS, _ALL), case_sensitive=True),
+    help="What is cross-validated: the model, systems that it is compared with, or all of them. Repeatable."
+    "  [default: skinret, the model]",
 )
-@click.option("--experiment", help="Name of the cross-validation.  [default: that of the method]")
+@click.option("--experiment", help="Name of the cross-validation.  [default: that of the system]")
 @click.option(
     "--external",
     multiple=True,
@@ -294,7 +309,7 @@ def main(
     fold: int | None,
     seed: int | None,
     seeds: str | None,
-    method: str | None,
+    systems: tuple[str, ...],
     experiment: str | None,
     external: tuple[Path, ...],
     external_images: tuple[Path, ...],
@@ -318,7 +333,7 @@ def main(
         is_crossval,
         seed=seed,
         seeds=seeds,
-        method=method,
+        system=systems or None,
         experiment=experiment,
         external=external or None,
         external_images=external_images or None,
@@ -335,25 +350,41 @@ def main(
         seed=_D.seed if seed is None else seed,
     )
     cache = cache or out.parent / "skinret-cache"
-    plan = None
+    plans = []
     if is_crossval:
-        method = method or METHODS[0]
-        plan = Experiment(
-            name=experiment or method, method=method, config=config, seeds=_numbers(seeds or "0,1")
-        )
+        chosen = METHODS if _ALL in systems else systems or METHODS[:1]
+        if experiment and len(chosen) > 1:
+            raise click.UsageError("--experiment names one cross-validation. Give one --system.")
+        plans = [
+            Experiment(
+                name=experiment or name,
+                method=name,
+                config=replace(config, **MODELS[name].settings) if name in MODELS else config,
+                seeds=_numbers(seeds or "0,1"),
+            )
+            for name in chosen
+        ]
     table = _read(data, images)
-    if plan:
-        sources = _read_sources(external, external_images)
-        result = cross_validate(table, plan, out, cache=cache, external=sources, keep=keep_artifacts)
-        if as_json:
-            others = {name: source["summary"] for name, source in result["external"].items()}
-            summary = result["summary"] | ({"external": others} if others else {})
-            click.echo(json.dumps(summary, indent=2))
-        else:
-            click.echo(overview([result]))
-        click.echo(f"{out / plan.name}.md written", err=True)
-    else:
+    if not plans:
         _train_one(table, config, out, cache, as_json)
+        return
+    sources = _read_sources(external, external_images)
+    results = []
+    for plan in plans:
+        plan.check(table)
+    for plan in plans:
+        results.append(cross_validate(table, plan, out, cache=cache, external=sources, keep=keep_artifacts))
+        click.echo(f"{out / plan.name}.md written", err=True)
+    if as_json:
+        summaries = {result["experiment"]: _summary(result) for result in results}
+        click.echo(json.dumps(summaries if len(summaries) > 1 else _summary(results[0]), indent=2))
+    else:
+        click.echo(overview(results))
+
+
+def _summary(result: Mapping[str, Any]) -> dict[str, Any]:
+    others = {name: source["summary"] for name, source in result["external"].items()}
+    return {**result["summary"], **({"external": others} if others else {})}
 
 
 def _read(source: Path, images: Path | None) -> CaseTable:

@@ -26,15 +26,17 @@ from skinret_infer.imaging.recipe import ImageRecipe
 from skinret_infer.searcher import Searcher
 from skinret_infer.tables import CaseTable
 
-from .baselines import BASELINES, compute_features, evaluate_scores
 from .crossval_report import ARCHIVES, check_folder, experiment_result, write_experiment
 from .data import Dataset, Split, load_dataset, split
 from .external import Source, load_source
 from .origin import Adaptation, read_adaptation
+from .systems import MODELS, SYSTEMS
+from .systems.evaluate import evaluate_scores
+from .systems.inputs import compute_inputs
 from .train import TrainConfig, Trained, read_checklist, train
 
 log = logging.getLogger(__name__)
-METHODS = ("skinret", *BASELINES)
+METHODS = (*MODELS, *SYSTEMS)
 _TRAINING, _HELD_OUT = ARCHIVES
 _Report = dict[str, Any]
 
@@ -79,6 +81,15 @@ class Experiment:
         folds = range(self.config.folds)
         return [replace(self.config, fold=fold, seed=seed) for seed in self.seeds for fold in folds]
 
+    def check(self, table: CaseTable) -> None:
+        """Raise InputError for data that the method cannot be measured on, and MissingExtra."""
+        if self.method in MODELS:
+            _check_export()
+        else:
+            checklist = read_checklist(self.config)
+            has_words = any(checklist.values_of(case.attributes) for case in table.cases)
+            SYSTEMS[self.method].check(len(table.cases) // self.config.folds - 1, has_words)
+
 
 def check_name(what: str, name: str) -> None:
     """Raise InputError for a name that cannot be that of a file and stand in a table."""
@@ -113,8 +124,7 @@ def cross_validate(
     Raises InputError for data and options that cannot be used, before the training begins, and SkinretError
     if packages for the export are missing.
     """
-    if experiment.method == "skinret":
-        _check_export()
+    experiment.check(table)
     check_folder(out)
     config = experiment.config
     image = ImageRecipe(size=config.image_size, fit=config.fit)
@@ -196,29 +206,31 @@ def _remove_artifacts(folder: Path) -> None:
 def _open(
     method: str, table: CaseTable, dataset: Dataset, config: TrainConfig, cache: Path, quiet: bool
 ) -> _Method:
-    kind = _BaselineRuns if method in BASELINES else _ModelRuns
+    kind = _SystemRuns if method in SYSTEMS else _ModelRuns
     return kind(method, table, dataset, config, cache, quiet)
 
 
-class _BaselineRuns:
-    """Runs of a baseline, with the features of all cases."""
+class _SystemRuns:
+    """Runs of a compared system, with the inputs of all cases."""
 
     def __init__(
         self, method: str, table: CaseTable, dataset: Dataset, config: TrainConfig, cache: Path, quiet: bool
     ) -> None:
-        self._fit, self._table, self._dataset = BASELINES[method], table, dataset
+        self._system, self._table, self._dataset = SYSTEMS[method], table, dataset
         self._cache, self._quiet = cache, quiet
         began = time.perf_counter()
-        self._features = compute_features(table, dataset, config, cache, quiet=quiet)
+        self._inputs = compute_inputs(table, dataset, config, cache, quiet=quiet)
         log.info("features of %d cases: %.1f minutes", len(table.cases), _minutes(began))
 
     def run_fold(self, run: TrainConfig, subsets: Split, folder: Path) -> _Report:
         table, dataset = self._table, self._dataset
         began = time.perf_counter()
-        scores = self._fit(self._features, subsets, run)
+        ranker = self._system.fit(self._inputs, subsets, run)
         training = _minutes(began)
         reports = {
-            archive: evaluate_scores(scores, table, dataset.checklist, subsets.test, cases, dataset.pictures)
+            archive: evaluate_scores(
+                ranker(cases), table, dataset.checklist, subsets.test, cases, dataset.pictures
+            )
             for archive, cases in ((_TRAINING, subsets.archive), (_HELD_OUT, subsets.test))
         }
         minutes = {"training": training, "search": round(_minutes(began) - training, 3)}
@@ -227,12 +239,12 @@ class _BaselineRuns:
     def run_external(self, run: TrainConfig, sources: Sequence[Source], folder: Path) -> dict[str, _Report]:
         reports = {}
         for source in sources:
-            own = compute_features(
+            own = compute_inputs(
                 CaseTable(source.cases, []), source.dataset, run, self._cache, quiet=self._quiet
             )
             began = time.perf_counter()
-            archives = source.evaluate_baseline(
-                self._fit, run, self._table, self._dataset, self._features, own
+            archives = source.evaluate_system(
+                self._system, run, self._table, self._dataset, self._inputs, own
             )
             reports[source.name] = {"minutes": {"search": _minutes(began)}, "archives": archives}
         return reports

@@ -18,9 +18,11 @@ from skinret_infer.evaluation.metrics import ACC_AT, BALANCED, NDCG, SHARED
 from skinret_infer.evaluation.precision import KINDS as IMAGE_KINDS
 from skinret_infer.tables import CaseTable
 
-from .baselines import BASELINES
 from .external import ARCHIVES as EXTERNAL_ARCHIVES
 from .origin import Adaptation
+from .systems import MODELS, SYSTEMS
+from .systems.base import BOTH_SIDES
+from .systems.page import page, picture
 from .train import TrainConfig
 
 log = logging.getLogger(__name__)
@@ -29,7 +31,7 @@ ARCHIVES: Mapping[str, str] = {
     "training_folds": "the training folds",
     "held_out_fold": "the held-out fold without the query itself",
 }
-KINDS = (*IMAGE_KINDS, ALONE)
+KINDS = (*IMAGE_KINDS, ALONE, BOTH_SIDES)
 FIGURES = ("mAP", *(f"Acc@{k}" for k in ACC_AT), NDCG, SHARED)
 # Results of backbones that have seen other dermoscopy and of those that have not never share a table.
 ORIGINS = {False: "This data alone", True: "With other dermoscopy"}
@@ -71,12 +73,13 @@ def experiment_result(
         "format": FORMAT,
         "experiment": name,
         "method": method,
+        "system": (SYSTEMS[method] if method in SYSTEMS else MODELS[method]).facts(),
         "protocol": {
             "cases": dict(sorted(Counter(case.group for case in table.cases).items())),
             "folds": config.folds,
             "seeds": list(seeds),
             "archives": dict(ARCHIVES),
-            "validation": config.validation if method == "skinret" else None,
+            "validation": config.validation if method in MODELS else None,
         },
         "options": options,
         "not_default": {
@@ -221,6 +224,14 @@ def write_experiment(out: Path, result: Mapping[str, Any]) -> None:
     for other in results:  # a new baseline is compared with all of them
         _write(out / f"{other['experiment']}.md", markdown(other, results))
     _write(out / "README.md", overview(results))
+    for is_adapted in ORIGINS:  # which never share a page
+        described = [r for r in results if "system" in r and bool(r.get("adaptation")) == is_adapted]
+        if len(described) > 1:
+            name = "systems-adapted" if is_adapted else "systems"
+            order = [*MODELS, *SYSTEMS]
+            described.sort(key=lambda r: (order.index(r["method"]), r["experiment"]))
+            _write(out / f"{name}.svg", picture(described))
+            _write(out / f"{name}.md", page(described, grid).replace("systems.svg", f"{name}.svg"))
 
 
 def _write(path: Path, text: str) -> None:
@@ -484,9 +495,7 @@ def is_baseline_of(baseline: Mapping[str, Any], result: Mapping[str, Any]) -> bo
         return of["data_sha256"], runs, of["options"]["vision"], of.get("adaptation")
 
     return (
-        baseline["method"] in BASELINES
-        and result["method"] not in BASELINES
-        and facts(baseline) == facts(result)
+        baseline["method"] in SYSTEMS and result["method"] not in SYSTEMS and facts(baseline) == facts(result)
     )
 
 

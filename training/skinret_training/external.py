@@ -15,9 +15,11 @@ from skinret_infer.imaging.recipe import ImageRecipe
 from skinret_infer.searcher import Searcher
 from skinret_infer.tables import CaseTable
 
-from .baselines import Features, Method, evaluate_scores, join
 from .data import Dataset, Split, load_dataset
 from .origin import Adaptation
+from .systems.base import System
+from .systems.evaluate import evaluate_scores
+from .systems.inputs import Inputs, join
 from .train import TrainConfig
 
 DATA, OWN = "training_data", "own_cases"
@@ -56,31 +58,33 @@ class Source:
         own = {case.case_id for case in self.cases}
         return self._said(evaluate_parts(searcher, self.cases, {DATA: self.archive, OWN: own}))
 
-    def evaluate_baseline(
+    def evaluate_system(
         self,
-        method: Method,
+        system: System,
         config: TrainConfig,
         table: CaseTable,
         dataset: Dataset,
-        features: Features,
-        own: Features,
+        inputs: Inputs,
+        own: Inputs,
     ) -> dict[str, dict[str, Any]]:
-        """Fit a baseline on all of the training data; return the figures of both ARCHIVES.
+        """Fit a system on all of the training data; return the figures of both ARCHIVES.
 
-        table, dataset, features : of the training data.
-        own : the features of this source.
+        table, dataset, inputs : of the training data.
+        own : the inputs of this source.
         """
         everything = CaseTable([*table.cases, *self.cases], [])
         training, queries = np.split(np.arange(len(everything.cases)), [len(table.cases)])
         groups = dataset.concepts["group"]
         labels = np.array([groups.index(group) for group in self.dataset.groups])
-        joined = join(features, own, labels, everything, dataset.checklist)
-        scores = method(joined, Split(training, training[:0], queries), config)
+        joined = join(inputs, own, labels, everything, dataset.checklist)
+        ranker = system.fit(joined, Split(training, training[:0], queries), config)
         pictures = [*dataset.pictures, *self.dataset.pictures]
         searched = np.array([n for n in training if table.cases[n].case_id in self.archive])
         return self._said(
             {
-                name: evaluate_scores(scores, everything, dataset.checklist, queries, archive, pictures)
+                name: evaluate_scores(
+                    ranker(archive), everything, dataset.checklist, queries, archive, pictures
+                )
                 for name, archive in ((DATA, searched), (OWN, queries))
             }
         )

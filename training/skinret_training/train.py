@@ -43,6 +43,7 @@ from .typicality import read_others
 
 log = logging.getLogger(__name__)
 SCHEDULES = ("cosine", "constant")
+OPTIMIZERS = ("adamw", "adam")  # Adam adds the decay to the gradient
 FINETUNE = ("none", "last-stage", "full")
 _WARM_UP = 20  # steps
 
@@ -76,7 +77,8 @@ class TrainConfig:
     bf16: bool = False  # all but the similarity head in bfloat16: faster where the CPU or GPU has it
     lr: float = 2e-3
     encoder_lr: float = 1e-4  # of encoders that are tuned, without weight decay
-    schedule: str = "cosine"
+    schedule: str = "cosine"  # after a short warm-up; a constant rate has none
+    optimizer: str = "adamw"
     weight_decay: float = 1.0
     temperature: float = 0.5  # of S/3 at the start; it is learned
     image_only_loss_weight: float = 0.5  # of queries by the image alone, beside those with words
@@ -109,7 +111,7 @@ class TrainConfig:
                 expected="1, 2, 4 or 8",
                 found=str(self.augment_dihedral),
             )
-        check_choices(self, "the option", schedule=SCHEDULES, finetune_vision=FINETUNE)
+        check_choices(self, "the option", schedule=SCHEDULES, finetune_vision=FINETUNE, optimizer=OPTIMIZERS)
         if self.fold is not None and not 0 <= self.fold < self.folds:
             raise InputError(
                 "the held-out fold does not exist",
@@ -120,7 +122,7 @@ class TrainConfig:
 
 
 # The paper's settings (Adam, 1e-4, 1e-5, 100 epochs, patience 30, beta 0.6, Eq. 7 as printed), and the plain
-# choice for settings that it does not state. AdamW replaces Adam: at this weight decay they are the same.
+# choice for settings that it does not state.
 PAPER: dict[str, Any] = {
     "neck": "level",
     "width": 256,
@@ -129,6 +131,7 @@ PAPER: dict[str, Any] = {
     "epochs": 100,
     "lr": 1e-4,
     "schedule": "constant",
+    "optimizer": "adam",
     "weight_decay": 1e-5,
     "temperature": 0.1,
     "dropout": 0.1,
@@ -370,7 +373,8 @@ class _Loop:
         encoder_ids = {id(p) for p in encoders}
         new = [p for p in model.parameters() if id(p) not in encoder_ids]
         new.append(self.log_scale)
-        self.optimizer = torch.optim.AdamW(
+        kind = torch.optim.Adam if config.optimizer == "adam" else torch.optim.AdamW
+        self.optimizer = kind(
             [
                 {"params": ps, "peak": peak, "weight_decay": decay}
                 for ps, peak, decay in (
@@ -494,10 +498,11 @@ class _Loop:
         return loss
 
     def _rate_factor(self, epoch: float, steps: int) -> float:
-        """Return the factor of the learning rate: a short warm-up, then half a cosine or 1."""
+        """Return the factor of the learning rate: 1, or a short warm-up and then half a cosine."""
+        if self.config.schedule == "constant":
+            return 1.0
         warm_up = min(1.0, (epoch * steps + 1) / _WARM_UP)
-        decay = (1 + math.cos(math.pi * epoch / self.config.epochs)) / 2
-        return warm_up * (decay if self.config.schedule == "cosine" else 1.0)
+        return warm_up * (1 + math.cos(math.pi * epoch / self.config.epochs)) / 2
 
     def _trained_state(self) -> dict[str, torch.Tensor]:
         """Return a copy of the state without frozen parameters."""
