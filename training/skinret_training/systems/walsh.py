@@ -24,6 +24,7 @@ from .inputs import Inputs
 
 BITS = 64
 _BINARY = 1e-4  # weight of |u| = 1
+_WEIGHT_DECAY = 0.01  # that of AdamW where nothing is said: more of it shrinks u, and with it the codes
 
 
 def centres(inputs: Inputs, archive: Indices, multi_label: bool, seed: int) -> Array:
@@ -65,7 +66,7 @@ def _fit(multi_label: bool, inputs: Inputs, subsets: Split, config: TrainConfig)
         fit = F.binary_cross_entropy((1 + u) / 2, (1 + wanted[batch]) / 2)
         return fit + _BINARY * (u.abs() - 1).square().mean()
 
-    train_head(head, loss, subsets.archive, seed=config.seed)
+    train_head(head, loss, subsets.archive, seed=config.seed, decay=_WEIGHT_DECAY)
     with torch.inference_mode():
         bits = torch.where(code(images[0]) >= 0, 1.0, -1.0).numpy()
     return fixed({IMAGE_ONLY: products(bits[subsets.test], bits)})
