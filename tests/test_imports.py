@@ -112,5 +112,5 @@ def test_core_dependencies_are_the_five_and_no_runtime() -> None:
     names = {d.partition(">")[0] for d in project["dependencies"]}
     assert names == {"numpy", "pillow", "tokenizers", "click", "rapidfuzz"}
     runtimes = {"cpu", "gpu", "openvino", "tensorrt", "tensorrt-rtx"}
-    extras = runtimes | {"dicom", "report", "sign", "train", "timm", "export", "dev"}
+    extras = runtimes | {"dicom", "report", "sign", "train", "timm", "compare", "export", "dev"}
     assert set(project["optional-dependencies"]) == extras

@@ -202,7 +202,8 @@ def test_the_readme_has_a_line_for_every_row_and_no_path_of_this_machine(
             assert ("skinret", f"{query}, concepts alone") in found
     written = [p for p in measured.iterdir() if p.is_file()]
     assert sorted(p.name for p in written) == [
-        "README.md", "linear-probe.json", "linear-probe.md", "skinret.json", "skinret.md"
+        "README.md", "linear-probe.json", "linear-probe.md", "skinret.json", "skinret.md",
+            "systems.md", "systems.svg",
     ]  # fmt: skip
     for path in written:
         assert str(tmp_path.parent.parent) not in path.read_text("utf-8"), path

@@ -1,6 +1,6 @@
 """skinret-average: one backbone with the mean weights of several that were adapted from the same one.
 
-Runs that start from the same weights end in one basin of the loss, and the mean of their weights generalises
+Runs that start from the same weights often end in one basin of the loss, where the mean of their weights is
 better than each of them, at the cost of one (model soups; Wortsman et al. 2022, arXiv:2203.05482).
 """
 
