@@ -113,7 +113,9 @@ def test_the_shell_lines_of_a_page_are_commands_that_exist(page: Path) -> None:
 
 @pytest.mark.parametrize("page", PAGES, ids=_name)
 def test_the_options_that_a_page_mentions_exist(page: Path) -> None:
-    mentioned = re.findall(r"`(skinret(?:-adapt|-train|-export)?\s[^`]*--[^`]*)`", page.read_text("utf-8"))
+    mentioned = re.findall(
+        r"`(skinret(?:-adapt|-average|-train|-export)?\s[^`]*--[^`]*)`", page.read_text("utf-8")
+    )
     for text in mentioned:
         command, words = _command(text.split())
         known = {name for each in command.params for name in (*each.opts, *each.secondary_opts)}

@@ -24,7 +24,7 @@ from skinret_training.external import ARCHIVES, DATA, OWN, Source, load_source
 from skinret_training.origin import read_adaptation
 from skinret_training.synthetic import write_dataset
 from skinret_training.systems import SYSTEMS
-from skinret_training.systems.base import Ranker, fixed
+from skinret_training.systems.base import Ranker, System, fixed
 from skinret_training.systems.inputs import Inputs, one_hot
 from skinret_training.train import TrainConfig
 
@@ -125,9 +125,7 @@ def test_no_hit_shows_the_lesion_of_the_query(loaded: tuple[CaseTable, Any, Sour
         return fixed({"image_only": np.array(same, np.float32)})
 
     system = replace(SYSTEMS["linear-probe"], fit=by_lesion)
-    reports = source.evaluate_system(
-        system, TrainConfig(), table, dataset, features_of(dataset, table), features_of_source(source)
-    )
+    reports = measured_with(system, source, table, dataset)
     for report in reports.values():  # nothing is left that it could find
         figures = report["image_only"]
         assert all(figures[name] == value for name, value in figures["random_order"].items())
@@ -143,8 +141,10 @@ def features_of(dataset: Any, table: CaseTable) -> Inputs:
     )  # fmt: skip
 
 
-def features_of_source(source: Source) -> Inputs:
-    return features_of(source.dataset, CaseTable(source.cases, []))
+def measured_with(system: System, source: Source, table: CaseTable, dataset: Any) -> dict[str, Any]:
+    """Return the figures of a system, from features that say nothing."""
+    own = features_of(source.dataset, CaseTable(source.cases, []))
+    return source.evaluate_system(system, TrainConfig(), table, dataset, features_of(dataset, table), own)
 
 
 def test_a_source_with_the_ids_and_lesions_of_the_data_stays_apart(
@@ -164,14 +164,7 @@ def test_groups_of_the_data_that_the_source_lacks_are_not_searched(
     source = load(CaseTable(found, []), table, dataset)
     assert source.notes[1] == "Groups that only the training data has are left out: bkl 12"
     assert len(source.archive) == 48
-    report = source.evaluate_system(
-        SYSTEMS["linear-probe"],
-        TrainConfig(),
-        table,
-        dataset,
-        features_of(dataset, table),
-        features_of_source(source),
-    )[DATA]
+    report = measured_with(SYSTEMS["linear-probe"], source, table, dataset)[DATA]
     assert report["archive"] == 48 and "bkl" not in report["image_only"]["by_group"]
 
 
@@ -180,14 +173,7 @@ def test_a_source_whose_columns_the_checklist_does_not_know_is_queried_by_image_
 ) -> None:
     table, dataset, _ = loaded
     source = load(read_cases(write_table(tmp_path / "clinic.csv", drawn)), table, dataset)
-    reports = source.evaluate_system(
-        SYSTEMS["linear-probe"],
-        TrainConfig(),
-        table,
-        dataset,
-        features_of(dataset, table),
-        features_of_source(source),
-    )
+    reports = measured_with(SYSTEMS["linear-probe"], source, table, dataset)
     for report in reports.values():
         assert "image_only" in report and not {"image_words", "words_alone"} & report.keys()
     assert source.facts()["with_words"] == 0

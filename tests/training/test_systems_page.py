@@ -51,7 +51,7 @@ def test_a_row_that_is_better_for_the_same_query_is_bold() -> None:
 
 
 def test_every_row_says_how_close_to_its_source_it_is() -> None:
-    text = page(RESULTS, grid)
+    text = page(RESULTS, grid, "systems.svg")
     for name in ("tirg", "snf-dca", "dahnet"):
         system = SYSTEMS[name]
         assert f"**{name}** ({system.fidelity}): {system.source}." in text

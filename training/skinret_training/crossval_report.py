@@ -231,7 +231,7 @@ def write_experiment(out: Path, result: Mapping[str, Any]) -> None:
             order = [*MODELS, *SYSTEMS]
             described.sort(key=lambda r: (order.index(r["method"]), r["experiment"]))
             _write(out / f"{name}.svg", picture(described))
-            _write(out / f"{name}.md", page(described, grid).replace("systems.svg", f"{name}.svg"))
+            _write(out / f"{name}.md", page(described, grid, f"{name}.svg"))
 
 
 def _write(path: Path, text: str) -> None:

@@ -20,9 +20,7 @@ from skinret_infer.errors import InputError
 
 from ..backbones import load_backbone
 from ..origin import PICTURES, RECORD, read_adaptation
-from .run import check_out
-
-_PREPROCESSOR = "preprocessor_config.json"
+from .run import PREPROCESSOR, check_out
 
 
 def average(backbones: Sequence[Path], out: Path) -> None:
@@ -67,14 +65,14 @@ def average(backbones: Sequence[Path], out: Path) -> None:
     }
     with atomic_folder(out) as folder:
         models[0].save_pretrained(folder)
-        shutil.copy(backbones[0] / _PREPROCESSOR, folder)
+        shutil.copy(backbones[0] / PREPROCESSOR, folder)
         (folder / RECORD).write_text(json.dumps(record, indent=2) + "\n", "utf-8")
         (folder / PICTURES).write_text("\n".join(pictures) + "\n", "ascii")
 
 
 def _origin(folder: Path, record: Mapping[str, Any]) -> tuple[str, int, str]:
     """Return what backbones must have in common."""
-    preprocessor = (folder / _PREPROCESSOR).read_text("utf-8")
+    preprocessor = (folder / PREPROCESSOR).read_text("utf-8")
     return record["backbone_sha256"], record["options"]["image_size"], preprocessor
 
 

@@ -35,6 +35,7 @@ from .pile import Pile, read_pile
 from .states import PLAIN, States, picture_of, render, rendered
 
 log = logging.getLogger(__name__)
+PREPROCESSOR = "preprocessor_config.json"
 _WARM_UP = 0.05  # of all steps
 _LOG = 50  # steps between two lines of the log
 _SAVE = 60.0  # seconds between two states of a run within a pass, at least
@@ -193,7 +194,7 @@ class _Run:
         self.states = [self._states_of(lesions, cache) for lesions in self.drawn] if config.views else []
         self.plain = self._states_of(self.validation, cache)
         self.teacher: Callable[[Pixels], State] | None = None
-        self.wanted: list[States] = []  # the teacher's features of each view that is kept
+        self.wanted: list[States] = []  # the teacher's features, one for each stored view
         self.teacher_channels = 0
         if config.teacher:
             self._load_teacher(cache)
@@ -360,7 +361,7 @@ class _Run:
     def _shown(self, lesions: Indices, renders: tuple[int, ...]) -> tuple[State, Tensor | None]:
         """Return the state of each render of each lesion, and the teacher's features (B, d')."""
         if self.config.views:
-            view = renders[0] // len(renders)
+            view = self.step // self.steps % self.config.views
             states = [self.states[view].get(lesions, n) for n in renders]
             state = tuple(torch.cat(parts).to(self.device) for parts in zip(*states, strict=True))
             wanted = [self.wanted[view].get(lesions, n)[0] for n in renders] if self.wanted else None
@@ -453,7 +454,7 @@ class _Run:
         }
         with atomic_folder(self.out) as folder:
             self.backbone.model.save_pretrained(folder)
-            for name, facts in (("preprocessor_config.json", processor), (RECORD, self.report())):
+            for name, facts in ((PREPROCESSOR, processor), (RECORD, self.report())):
                 (folder / name).write_text(json.dumps(facts, indent=2) + "\n", "utf-8")
             (folder / PICTURES).write_text("\n".join(sorted(self.seen)) + "\n", "ascii")
 

@@ -38,13 +38,34 @@ class Uses:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class System:
-    """A row of the table.
+class Row:
+    """What the results say of a row of the table.
 
-    name : of the row, and of the command's option. One that only resembles a publication says so.
     source : the publication.
     fidelity : how close to it the code is, one of the constants above.
     deviations : sentences on what is different.
+    """
+
+    source: str
+    fidelity: str
+    deviations: tuple[str, ...] = ()
+    uses: Uses
+
+    def facts(self) -> dict[str, Any]:
+        """Return the row's facts as plain values."""
+        return {
+            "source": self.source,
+            "fidelity": self.fidelity,
+            "deviations": list(self.deviations),
+            "uses": asdict(self.uses),
+        }
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class System(Row):
+    """A row that scores by itself.
+
+    name : of the row, and of the command's option. One that only resembles a publication says so.
     needs_words : whether it compares nothing if no case has a finding.
     least_archive : the fewest cases that an archive must have.
     ready : raises MissingExtra if a package of the system is missing.
@@ -52,23 +73,10 @@ class System:
     """
 
     name: str
-    source: str
-    fidelity: str
-    deviations: tuple[str, ...] = ()
-    uses: Uses
     needs_words: bool = False
     least_archive: int = 1
     ready: Callable[[], object] = lambda: None
     fit: Callable[[Inputs, Split, TrainConfig], Ranker]
-
-    def facts(self) -> dict[str, Any]:
-        """Return what the results say about the system."""
-        return {
-            "source": self.source,
-            "fidelity": self.fidelity,
-            "deviations": list(self.deviations),
-            "uses": asdict(self.uses),
-        }
 
     def check(self, archive: int, has_words: bool) -> None:
         """Raise InputError for data that the system cannot compare, and MissingExtra.
@@ -95,25 +103,14 @@ class System:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Model:
-    """A row that is trained as the model is, with other settings; see `System`.
+class Model(Row):
+    """A row that is trained as the model is, with other settings.
 
     settings : fields of TrainConfig.
     """
 
-    source: str
-    fidelity: str
-    deviations: tuple[str, ...] = ()
+    uses: Uses = Uses(labels=True)
     settings: Mapping[str, Any]
-
-    def facts(self) -> dict[str, Any]:
-        """Return what the results say about the row."""
-        return {
-            "source": self.source,
-            "fidelity": self.fidelity,
-            "deviations": list(self.deviations),
-            "uses": asdict(Uses(labels=True)),
-        }
 
 
 def fixed(scores: Scores) -> Ranker:

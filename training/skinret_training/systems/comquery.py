@@ -19,7 +19,7 @@ from ..model import Maps, unit
 from ..train import TrainConfig
 from .base import HEAD, IMAGE_ONLY, IMAGE_WORDS, Ranker, System, Uses, fixed, products
 from .heads import ALONE
-from .inputs import Inputs
+from .inputs import Inputs, in_batches
 
 _WIDTH, _LAYERS, _HEADS, _MASKS, _DROPOUT = 128, 4, 4, 8, 0.1
 _SIDE = 4  # of the maps, which are averaged to it: attention is what costs
@@ -134,7 +134,7 @@ def _fit(inputs: Inputs, subsets: Split, config: TrainConfig) -> Ranker:
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, partial(_rate, steps))
     for _ in range(_EPOCHS):
         order = rng.permutation(subsets.archive)
-        for batch in np.array_split(order, max(1, len(order) // _BATCH)):
+        for batch in in_batches(order, _BATCH):
             x = maps(batch, rng.integers(views, size=len(batch)))
             cases = model(x)
             with_words = bool(rng.random() >= ALONE) and worded[batch].all()
@@ -153,8 +153,8 @@ def _fit(inputs: Inputs, subsets: Split, config: TrainConfig) -> Ranker:
 
     def embed(cases: Indices, with_words: bool) -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:
         rows = []
-        for batch in np.array_split(cases, max(1, len(cases) // _BATCH)):
-            x, out = maps(batch, np.zeros(len(batch), np.int64)), []
+        for batch in in_batches(cases, _BATCH):
+            x = maps(batch, np.zeros(len(batch), np.int64))
             out = model(x)
             if with_words:
                 composed, said = model(x, *inputs.text(batch)), torch.from_numpy(worded[batch])[:, None]
@@ -173,7 +173,7 @@ def _moments(inputs: Inputs, archive: Indices) -> tuple[list[Tensor], list[Tenso
     sums = [torch.zeros(d, dtype=torch.float64) for d in inputs.channels]
     squares = [torch.zeros(d, dtype=torch.float64) for d in inputs.channels]
     count = [0, 0, 0]
-    for batch in np.array_split(archive, max(1, len(archive) // _BATCH)):
+    for batch in in_batches(archive, _BATCH):
         for n, x in enumerate(_pooled(inputs.maps(batch, np.zeros(len(batch), np.int64)))):
             flat = x.reshape(-1, x.shape[-1]).double()
             sums[n] += flat.sum(0)

@@ -24,7 +24,7 @@ from torch.nn import functional as F
 from ..data import Indices, Split
 from ..train import TrainConfig
 from .base import HEAD, IMAGE_ONLY, Ranker, Scores, System, Uses, products
-from .inputs import Inputs
+from .inputs import Inputs, in_batches
 
 BITS, _GAMMA = 48, 200.0
 _CHANNELS, _INSIDE = 256, 64  # of a bottleneck
@@ -179,7 +179,7 @@ def _train(inputs: Inputs, subsets: Split, config: TrainConfig) -> tuple[Tensor,
     for _ in range(_ROUNDS):
         model.train()
         for _ in range(_EPOCHS):
-            for part in np.array_split(rng.permutation(len(archive)), max(1, len(archive) // _BATCH)):
+            for part in in_batches(rng.permutation(len(archive)), _BATCH):
                 _, x_mid, x_high = inputs.maps(archive[part], rng.integers(views, size=len(part)))
                 out, logits = model(x_mid, x_high)
                 u[part] = out.detach()
@@ -191,7 +191,7 @@ def _train(inputs: Inputs, subsets: Split, config: TrainConfig) -> tuple[Tensor,
     model.eval()
     everything, signs = np.arange(len(labels)), []
     with torch.inference_mode():
-        for part in np.array_split(everything, max(1, len(everything) // _BATCH)):
+        for part in in_batches(everything, _BATCH):
             _, x_mid, x_high = inputs.maps(part, np.zeros(len(part), np.int64))
             signs.append(_sign(model(x_mid, x_high)[0]))
     return torch.cat(signs), codes

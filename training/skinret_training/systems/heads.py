@@ -1,9 +1,12 @@
 """Training that several systems share: heads on pooled features, in the same number of steps."""
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
+from sklearn.linear_model import LogisticRegression
 from torch import Tensor, nn
 
 from ..data import Indices, Split
@@ -97,6 +100,11 @@ def composed(
             for kind, with_words in ((IMAGE_WORDS, True), (IMAGE_ONLY, False))
         }
     return fixed(by_kind)
+
+
+def classifier(x: npt.NDArray[Any], inputs: Inputs, archive: Indices) -> LogisticRegression:
+    """Return a logistic regression of the group on features x [N, d], fitted on the training folds."""
+    return LogisticRegression(C=0.01, max_iter=5000).fit(x[archive], inputs.labels[archive])
 
 
 def by_cosine(queries: Tensor | Array, cases: Tensor | Array) -> Array:

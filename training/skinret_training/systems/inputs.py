@@ -120,7 +120,7 @@ def compute_inputs(
         return LastStage(states.last, lambda: _Stage(copy.deepcopy(model.visual_encoder)))
 
     everything = np.arange(len(dataset.labels))
-    batches = np.array_split(everything, max(1, len(everything) // 64))
+    batches = in_batches(everything, 64)
 
     def image_features(batch: Indices, view: int) -> Tensor:
         return torch.cat([x.mean((1, 2)) for x in frozen.get(batch, np.full(len(batch), view))], 1)
@@ -151,6 +151,11 @@ def compute_inputs(
         dataset.pixels,
         cache,
     )
+
+
+def in_batches(cases: Indices, size: int) -> list[Indices]:
+    """Return the cases in batches of one length, `size` or a little more."""
+    return np.array_split(cases, max(1, len(cases) // size))
 
 
 def one_hot(table: CaseTable, checklist: Checklist) -> Array:

@@ -141,11 +141,13 @@ def _bold(text: str, is_bold: bool) -> str:
     return f"**{text}**" if is_bold else text
 
 
-def page(
-    results: Sequence[Result], grid: Callable[[Sequence[str], Sequence[Sequence[str]]], list[str]]
-) -> str:
-    """Return the text of systems.md, beside systems.svg."""
-    lines = ["# All systems", "", "![mAP of each system in both archives](systems.svg)"]
+def page(results: Sequence[Result], grid: Grid, picture_name: str) -> str:
+    """Return the page's text, in Markdown.
+
+    grid : formats a table from its header and rows.
+    picture_name : the name of the file with the picture, beside the page.
+    """
+    lines = ["# All systems", "", f"![mAP of each system in both archives]({picture_name})"]
     for archive, title in ARCHIVES.items():
         header, *rows = table(results, archive)
         lines += ["", f"## Archive: {title}", "", *grid(header, rows)]

@@ -4,11 +4,11 @@ from dataclasses import replace
 from typing import cast
 
 import numpy as np
-from sklearn.linear_model import LogisticRegression
 
 from ..data import Split
 from ..train import TrainConfig
 from .base import IMAGE_ONLY, IMAGE_WORDS, OWN, WORDS_ALONE, Array, Ranker, System, Uses, fixed, products
+from .heads import classifier
 from .inputs import Inputs
 
 _WORD = 3.0  # the weight of a word, relative to image features of unit variance
@@ -16,8 +16,7 @@ _WORD = 3.0  # the weight of a word, relative to image features of unit variance
 
 def _fit(inputs: Inputs, subsets: Split, config: TrainConfig) -> Ranker:
     def posteriors(x: Array) -> Array:
-        probe = LogisticRegression(C=0.01, max_iter=5000)
-        probe.fit(x[subsets.archive], inputs.labels[subsets.archive])
+        probe = classifier(x, inputs, subsets.archive)
         return cast(Array, probe.predict_proba(x).astype(np.float32))
 
     one_view = replace(inputs, images=inputs.images.mean(0, keepdims=True))

@@ -19,11 +19,11 @@ import numpy as np
 import numpy.typing as npt
 from scipy.spatial.distance import cdist
 from scipy.stats import norm
-from sklearn.linear_model import LogisticRegression
 
 from ..data import Indices, Split
 from ..train import TrainConfig
 from .base import BOTH_SIDES, RECONSTRUCTION, Ranker, Scores, System, Uses
+from .heads import classifier
 from .inputs import Inputs
 
 NEIGHBOURS, SPREAD, ROUNDS = 20, 0.5, 20  # K, mu, t: the usual values of the publication
@@ -88,10 +88,7 @@ def _fit(labelled: bool, inputs: Inputs, subsets: Split, config: TrainConfig) ->
     training = images[subsets.archive]
     x = (images - training.mean(0)) / (training.std(0) + 1e-6)
     if labelled:  # the logits of a classifier, of equal variance
-        probe = LogisticRegression(C=0.01, max_iter=5000).fit(
-            x[subsets.archive], inputs.labels[subsets.archive]
-        )
-        logits = probe.decision_function(x).reshape(len(x), -1)
+        logits = classifier(x, inputs, subsets.archive).decision_function(x).reshape(len(x), -1)
         x = (logits - logits[subsets.archive].mean(0)) / logits[subsets.archive].std(0)
     views = [np.asarray(x, np.float64), np.asarray(inputs.words, np.float64)]
 

@@ -21,7 +21,7 @@ from ..data import Indices, Split
 from ..train import TrainConfig
 from .base import IMAGE_ONLY, RECONSTRUCTION, Array, Ranker, System, Uses, fixed
 from .heads import by_cosine
-from .inputs import Inputs
+from .inputs import Inputs, in_batches
 
 _SMALLEST = 400 / 224**2  # of a mask, as a share of the picture; a smaller one is the whole disc
 _DEGREE, _RADIUS = 8, 1.3  # of Zernike's polynomials; radius relative to a disc of the lesion's area
@@ -84,7 +84,7 @@ def _blocks(inputs: Inputs) -> list[Array]:
     masks = [lesion_mask(picture) for picture in inputs.pixels]
     rows = [textures(picture, mask) for picture, mask in zip(inputs.pixels, masks, strict=True)]
     inside, whole = [], []
-    for part in np.array_split(np.arange(len(masks)), max(1, len(masks) // _BATCH)):
+    for part in in_batches(np.arange(len(masks)), _BATCH):
         high = inputs.maps(part, np.zeros(len(part), np.int64))[2].numpy()
         for x, mask in zip(high, (masks[n] for n in part), strict=True):
             weight = _on_grid(mask, len(x))

@@ -13,7 +13,7 @@ from ..data import Split
 from ..train import TrainConfig
 from .base import AS_PUBLISHED, IMAGE_ONLY, Ranker, System, Uses, fixed
 from .heads import by_cosine
-from .inputs import Inputs
+from .inputs import Inputs, in_batches
 
 _EPOCHS, _BATCH, _LR = 8, 32, 1e-4
 
@@ -27,14 +27,14 @@ def _fit(inputs: Inputs, subsets: Split, config: TrainConfig) -> Ranker:
     optimizer = torch.optim.Adam([*model.parameters(), *head.parameters()], lr=_LR)
     for _ in range(_EPOCHS):
         order = rng.permutation(subsets.archive)
-        for batch in np.array_split(order, max(1, len(order) // _BATCH)):
+        for batch in in_batches(order, _BATCH):
             x = model(stage.state(batch, rng.integers(views, size=len(batch)))).mean((1, 2))
             optimizer.zero_grad(set_to_none=True)
             F.cross_entropy(head(x), labels[batch]).backward()  # type: ignore[no-untyped-call]
             optimizer.step()
     everything, features = np.arange(len(labels)), []
     with torch.inference_mode():
-        for batch in np.array_split(everything, max(1, len(everything) // _BATCH)):
+        for batch in in_batches(everything, _BATCH):
             features.append(model(stage.state(batch, np.zeros(len(batch), np.int64))).mean((1, 2)))
     cases = torch.cat(features)
     return fixed({IMAGE_ONLY: by_cosine(cases[subsets.test], cases)})

@@ -24,7 +24,7 @@ from .inputs import Inputs
 
 BITS = 64
 _BINARY = 1e-4  # weight of |u| = 1
-_WEIGHT_DECAY = 0.01  # that of AdamW where nothing is said: more of it shrinks u, and with it the codes
+_WEIGHT_DECAY = 0.01  # AdamW's default; a larger one shrinks u
 
 
 def centres(inputs: Inputs, archive: Indices, multi_label: bool, seed: int) -> Array:
