@@ -30,7 +30,8 @@ class PyTorch:
         self, checkpoint: Checkpoint, modules: Modules, matrix: Array, layout: Any, bf16: bool = False
     ) -> None:
         self._modules, self._matrix, self._layout, self._bf16 = modules, matrix, layout, bf16
-        self._image, self._weights = checkpoint.image, (checkpoint.config.beta, checkpoint.config.gamma)
+        config, self._image = checkpoint.config, checkpoint.image
+        self._weights = config.beta, config.gamma, config.group_weight
         self._tokenize = TextEncoderInput(checkpoint.tokenizer, checkpoint.text)
 
     def run(self, graph: str, feeds: Mapping[str, Array], outputs: Sequence[str]) -> dict[str, Array]:

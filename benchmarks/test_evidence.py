@@ -60,7 +60,7 @@ def test_masking_the_highest_contributions_lowers_the_score_more_than_random_mas
     losses: dict[str, list[float]] = {"most": [], "random": [], "least": []}
     with Searcher(product.bundle, product.archive) as searcher:
         manifest = searcher.manifest
-        weights = part_weights(manifest.layout, manifest.beta, manifest.gamma)
+        weights = part_weights(manifest.layout, manifest.beta, manifest.gamma, group=manifest.group_weight)
 
         def score(square: Pixels, cells: Cells, side: int, words: str | None, case: Vector) -> float:
             grid = np.zeros((side, side), bool)

@@ -327,7 +327,9 @@ def test_the_answers_are_those_of_pytorch(
     for name, searcher in searchers.items():
         check_agreement(name, np.stack(list(map(searcher.embed, images, texts))), truth)
         for image, text, true in zip(images, texts, truth, strict=True):
-            scores = matrix @ weigh(true, manifest.layout, manifest.beta, manifest.gamma)
+            scores = matrix @ weigh(
+                true, manifest.layout, manifest.beta, manifest.gamma, manifest.group_weight
+            )
             hit_scores = scores[[int(hit.case_id) for hit in searcher.query(image, text)]]
             assert np.sort(scores)[-10:].mean() - hit_scores.mean() <= 1e-3, f"{name}: other cases are better"
 

@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from ._files import file_sha256, read_array
 from ._json import MAX_BLOCK, build
-from .descriptor import COMPOSED, LEVELS, Layout
+from .descriptor import COMPOSED, GROUP_WEIGHT, LEVELS, Layout
 from .errors import BundleError, InputError, SkinretError
 from .imaging.recipe import ImageRecipe
 from .text import TextRecipe
@@ -98,6 +98,7 @@ class Manifest:
     precision_checks: Mapping[str, Any] = field(default_factory=dict)
     intended_use: str = INTENDED_USE
     calibration: Calibration | None = None  # none: no query gets a warning that it is unusual
+    group_weight: float = GROUP_WEIGHT  # among the concepts
 
     @classmethod
     def read(cls, bundle: str | Path) -> "Manifest":

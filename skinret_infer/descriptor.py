@@ -28,6 +28,7 @@ LEVELS = ("low", "mid", "high")
 # The outputs of the composer: in ONNX an output may not have the name of an input.
 COMPOSED = ("composed_low", "composed_mid", "composed_high")
 MASKS = tuple(f"masks_{level}" for level in LEVELS)
+GROUP_WEIGHT = 0.5  # of the group among the concepts, unless the model has another
 COSINES = tuple(f"{term}_{level}" for term in ("local", "global") for level in LEVELS)
 
 
@@ -141,31 +142,39 @@ def check_levels(levels: Mapping[str, float] | None) -> dict[str, float]:
 
 
 def part_weights(
-    layout: Layout, beta: float, gamma: float, levels: Mapping[str, float] | None = None
+    layout: Layout,
+    beta: float,
+    gamma: float,
+    levels: Mapping[str, float] | None = None,
+    group: float = GROUP_WEIGHT,
 ) -> npt.NDArray[np.float64]:
     """Return the weight of each product in the score, float64 [6 + C].
 
     levels : the weights of the levels among the cosines, in the order of LEVELS; None: all equal.
 
-    The group has half of the weight of the concepts, the criteria share the other half.
+    group : the weight of the group among the concepts; the criteria share the rest.
     """
     share = np.array([*(levels or dict.fromkeys(LEVELS, 1.0)).values()])
     share /= share.sum()
     criteria = len(layout.concepts) - 1
-    concepts = (
-        [gamma / 2, *[gamma / 2 / criteria] * criteria] if criteria > 0 else [gamma] * len(layout.concepts)
-    )
+    concepts = [gamma] * len(layout.concepts)
+    if criteria > 0:
+        concepts = [gamma * group, *[gamma * (1 - group) / criteria] * criteria]
     return np.concatenate([(1 - gamma) * beta * share, (1 - gamma) * (1 - beta) * share, concepts])
 
 
-def score_weights(layout: Layout, beta: float, gamma: float) -> npt.NDArray[np.float64]:
+def score_weights(
+    layout: Layout, beta: float, gamma: float, group: float = GROUP_WEIGHT
+) -> npt.NDArray[np.float64]:
     """Return w with (w * d_q) . d_t = the score of t for q, float64 [D]."""
-    return np.repeat(part_weights(layout, beta, gamma), layout.lengths)
+    return np.repeat(part_weights(layout, beta, gamma, group=group), layout.lengths)
 
 
-def weigh(descriptor: Vector, layout: Layout, beta: float, gamma: float) -> Vector:
+def weigh(
+    descriptor: Vector, layout: Layout, beta: float, gamma: float, group: float = GROUP_WEIGHT
+) -> Vector:
     """Return the vector whose dot product with a case's descriptor is the score; float32 [D]."""
-    return descriptor * score_weights(layout, beta, gamma).astype(np.float32)
+    return descriptor * score_weights(layout, beta, gamma, group).astype(np.float32)
 
 
 def products(query: Vector, cases: Vector, layout: Layout) -> npt.NDArray[np.float64]:

@@ -395,7 +395,9 @@ class Searcher:
         usable = [query for n, query in enumerate(queries) if n not in failed]
         answers: list[Results] = []
         if usable:
-            weights = part_weights(self.manifest.layout, options.beta, options.gamma, options.levels)
+            weights = part_weights(
+                self.manifest.layout, options.beta, options.gamma, options.levels, self.manifest.group_weight
+            )
             search_began = time.perf_counter()
             result = self._store.search(
                 np.stack([query.descriptor for query in encoded]),
@@ -524,7 +526,7 @@ class Searcher:
     ) -> Iterator[Hit]:
         layout = self.manifest.layout
         by_level = part_weights(layout, 1.0, 0.0, options.levels)[:3]
-        by_concept = part_weights(layout, options.beta, 1.0)[6:]
+        by_concept = part_weights(layout, options.beta, 1.0, group=self.manifest.group_weight)[6:]
         for rank, match in enumerate(matches, 1):
             cosines, concepts = match.products[:6], match.products[6:]
             yield Hit(

@@ -74,7 +74,7 @@ def tiny_config(**options: object) -> "ModelConfig":
     from skinret_training.model import ModelConfig
 
     tiny = {"vision": SWIN, "text": BERT, "image_size": 64, "max_map_size": 8, "head_width": 16}
-    return ModelConfig(**{**tiny, "concepts": CONCEPTS, "gamma": 0.5, **options})
+    return ModelConfig(**{**tiny, "concepts": CONCEPTS, "gamma": 0.5, "group_weight": 0.6, **options})
 
 
 def tiny_checkpoint(tokenizer: str, *, seed: int = 0, **options: object) -> "Checkpoint":

@@ -59,13 +59,14 @@ def test_the_score_is_its_parts(searcher: Searcher, cases: list[Case]) -> None:
             assert hit.score == pytest.approx((1 - g) * looks + g * hit.concept_similarity, abs=1e-9)
             assert list(hit.concepts) == ["group", "streaks"]
             assert hit.concept_similarity == pytest.approx(
-                (hit.concepts["group"] + hit.concepts["streaks"]) / 2, abs=1e-9
+                0.6 * hit.concepts["group"] + 0.4 * hit.concepts["streaks"], abs=1e-9
             )
             local = [hit.cosines[f"local_{level}"] for level in ("low", "mid", "high")]
             assert hit.local_similarity == pytest.approx(np.mean(local), abs=1e-9)
         assert [h.score for h in results] == sorted((h.score for h in results), reverse=True)
     assert results.beta == searcher.manifest.beta == 0.6
     assert results.gamma == searcher.manifest.gamma == 0.5
+    assert searcher.manifest.group_weight == 0.6
     assert str(results).split()[:6] == ["rank", "case", "score", "local", "global", "concepts"]
 
 

@@ -280,6 +280,7 @@ def _manifest(checkpoint: Checkpoint, model: Skinret, sha256: str) -> Manifest:
         aggregation=checkpoint.config.aggregation,
         beta=float(checkpoint.config.beta),
         gamma=float(checkpoint.config.gamma),
+        group_weight=float(checkpoint.config.group_weight),
         concepts={name: list(values) for name, values in checkpoint.config.concepts.items()},
         precision="fp32",
         opset=OPSET,

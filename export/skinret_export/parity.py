@@ -57,7 +57,7 @@ def measure(model: Skinret, engine: Engine, probe: ValidationSet) -> dict[str, A
         descriptors["onnx_case"].append(case)
     d = {side: np.concatenate(batches).astype(np.float64) for side, batches in descriptors.items()}
     layout = model.similarity_head.layout
-    w = score_weights(layout, model.config.beta, model.config.gamma)
+    w = score_weights(layout, model.config.beta, model.config.gamma, model.config.group_weight)
     s_torch, s_onnx = ((d[f"{side}_query"] * w) @ d[f"{side}_case"].T for side in ("torch", "onnx"))
     identical, equal = _compare_ranks(s_torch, s_onnx)
     return {

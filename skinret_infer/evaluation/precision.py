@@ -238,8 +238,8 @@ def _compare(
 
 def _scores(queries: Vector, cases: Vector, manifest: Manifest) -> npt.NDArray[np.float64]:
     """Return the score of each query with each case, float64 [N, N]; with itself -9, below all others."""
-    layout, beta, gamma = manifest.layout, manifest.beta, manifest.gamma
-    weighted = np.stack([weigh(q, layout, beta, gamma) for q in queries]).astype(np.float64)
+    weights = manifest.layout, manifest.beta, manifest.gamma, manifest.group_weight
+    weighted = np.stack([weigh(q, *weights) for q in queries]).astype(np.float64)
     scores: npt.NDArray[np.float64] = weighted @ cases.astype(np.float64).T
     np.fill_diagonal(scores, -9.0)
     return scores

@@ -89,7 +89,7 @@ def test_the_searcher_scores_as_pytorch_does(
         d_q = model(pixels[40:], torch.from_numpy(ids), torch.from_numpy(mask))
     layout = model.similarity_head.layout
     d_q = torch.from_numpy(state(d_q[0].numpy(), reading.allowed, model.config.concepts, layout)[None])
-    expected = ((d_q.numpy() * score_weights(layout, 0.6, 0.5)) @ d_t.numpy().T)[0]
+    expected = ((d_q.numpy() * score_weights(layout, 0.6, 0.5, 0.6)) @ d_t.numpy().T)[0]
     by_id = {case.case_id: n for n, case in enumerate(cases)}
     with Searcher(bundle, archive) as searcher:
         hits = searcher.query(cases[50].image, text, k=40)

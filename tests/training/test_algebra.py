@@ -29,7 +29,12 @@ def head(aggregation: str = "normalized", concepts: dict[str, list[str]] = CONCE
 
 
 def literal_score(
-    part: SimilarityHead, x_q: list[torch.Tensor], x_t: list[torch.Tensor], beta: float, gamma: float
+    part: SimilarityHead,
+    x_q: list[torch.Tensor],
+    x_t: list[torch.Tensor],
+    beta: float,
+    gamma: float,
+    group: float,
 ) -> float:
     """Eq. 6-9 and the agreement in float64, position by position, with no descriptor in sight."""
 
@@ -70,7 +75,9 @@ def literal_score(
             logits = 3 * reader.weight.detach().numpy().astype(np.float64) @ np.concatenate(side)
             p.append(np.exp(logits) / np.exp(logits).sum())
         agreed.append(p[0] @ p[1])
-    agreement = (agreed[0] + np.mean(agreed[1:])) / 2 if len(agreed) > 1 else sum(agreed)
+    agreement = sum(agreed)
+    if len(agreed) > 1:
+        agreement = group * agreed[0] + (1 - group) * np.mean(agreed[1:])
     return (1 - gamma) * total / 3 + gamma * agreement
 
 
@@ -80,21 +87,23 @@ CRITERIA = {"streaks": ["absent", "irregular"], "vessels": ["absent", "comma", "
 @pytest.mark.parametrize("concepts", [{}, {"group": ["a", "b"]}, CONCEPTS, {**CONCEPTS, **CRITERIA}])
 @pytest.mark.parametrize("aggregation", AGGREGATIONS)
 @settings(max_examples=10, deadline=None)
-@given(beta=st.floats(0, 1), gamma=st.floats(0, 1), seed=st.integers(0, 1000))
-def test_the_weighted_dot_product_is_the_score_for_any_beta_and_gamma(
-    aggregation: str, concepts: dict[str, list[str]], beta: float, gamma: float, seed: int
+@given(beta=st.floats(0, 1), gamma=st.floats(0, 1), group=st.floats(0, 1), seed=st.integers(0, 1000))
+def test_the_weighted_dot_product_is_the_score_for_any_weights(
+    aggregation: str, concepts: dict[str, list[str]], beta: float, gamma: float, group: float, seed: int
 ) -> None:
     part = head(aggregation, concepts)
     gamma = gamma if concepts else 0.0
     x_q, x_t = maps(seed), maps(seed + 5000)
     with torch.no_grad():
         d_q, d_t = part(*x_q)[0][0].numpy(), part(*x_t)[0][0].numpy()
-    expected = literal_score(part, x_q, x_t, beta, gamma)
+    expected = literal_score(part, x_q, x_t, beta, gamma, group)
     assert -1 - 1e-9 <= expected <= 1 + 1e-9
-    assert float(weigh(d_q, part.layout, beta, gamma) @ d_t) == pytest.approx(expected, abs=1e-5)
+    assert float(weigh(d_q, part.layout, beta, gamma, group) @ d_t) == pytest.approx(expected, abs=1e-5)
     parts = products(d_q, d_t[None], part.layout)[0]
-    assert float(parts @ part_weights(part.layout, beta, gamma)) == pytest.approx(expected, abs=1e-5)
-    assert float((d_q * score_weights(part.layout, beta, gamma)) @ d_t) == pytest.approx(expected, abs=1e-5)
+    weights = part_weights(part.layout, beta, gamma, group=group)
+    assert float(parts @ weights) == pytest.approx(expected, abs=1e-5)
+    by_number = score_weights(part.layout, beta, gamma, group)
+    assert float((d_q * by_number) @ d_t) == pytest.approx(expected, abs=1e-5)
 
 
 def test_a_descriptor_is_six_unit_vectors_and_a_distribution_of_each_trait() -> None:

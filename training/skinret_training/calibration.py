@@ -66,7 +66,7 @@ def first_hit_limits(
     model.eval()
     config, layout = model.config, model.similarity_head.layout
     cases = _embed(model, maps, texts, archive, QUERY_KINDS[1])
-    weights = score_weights(layout, config.beta, config.gamma).astype(np.float32)
+    weights = score_weights(layout, config.beta, config.gamma, config.group_weight).astype(np.float32)
     with_words = queries[~texts.blank[queries]]
     limits = {}
     for kind in QUERY_KINDS:

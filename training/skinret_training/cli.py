@@ -29,7 +29,8 @@ _GROUPS = {
     "Data": ("images", "checklist", "unlike", "image_size", "fit", "tokens", "cache"),
     "Model": (
         "vision", "text", "finetune_vision", "finetune_text", "neck", "width", "max_map_size", "fusion",
-        "layers", "regions", "aggregation", "beta", "gamma", "dropout", "tta",
+        "layers", "regions", "aggregation", "beta", "gamma", "group_weight",
+        "dropout", "tta",
     ),
     "Optimization": (
         "epochs", "patience", "batch", "bf16", "lr", "encoder_lr", "schedule", "optimizer", "weight_decay",
@@ -172,6 +173,12 @@ def _take_config(context: click.Context, parameter: click.Parameter, path: Path 
     default=_D.gamma,
     type=click.FloatRange(0, 1),
     help="Weight of concept against visual similarity.",
+)
+@click.option(
+    "--group-weight",
+    default=_D.group_weight,
+    type=click.FloatRange(0, 1),
+    help="Weight of the group among the concepts; the criteria share the rest.",
 )
 @click.option(
     "--dropout",

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import AutoConfig, AutoModel
 
-from skinret_infer.descriptor import Layout
+from skinret_infer.descriptor import GROUP_WEIGHT, Layout
 from skinret_infer.errors import InputError
 
 from .backbones import Backbone, FeatureMaps, build_backbone, load_backbone
@@ -58,6 +58,7 @@ class ModelConfig:
     beta: float = 0.6  # Eq. 9
     concepts: Mapping[str, Sequence[str]] = field(default_factory=dict)  # names and values; the group first
     gamma: float = 0.0  # weight of concept similarity; 0: the score is the paper's S alone
+    group_weight: float = GROUP_WEIGHT  # among the concepts
     typicality: bool = False  # the visual encoder also says how unlike the training pictures a picture is
 
     def __post_init__(self) -> None:

@@ -13,7 +13,7 @@ import torch
 from tqdm.auto import tqdm
 
 from skinret_infer._files import atomic_write
-from skinret_infer.descriptor import score_weights
+from skinret_infer.descriptor import GROUP_WEIGHT, score_weights
 from skinret_infer.engines.cpus import available_cpus
 from skinret_infer.errors import InputError
 from skinret_infer.evaluation.metrics import Labels, rank, retrieval_metrics
@@ -70,6 +70,7 @@ class TrainConfig:
     aggregation: str = "normalized"
     beta: float = 0.6
     gamma: float = 0.8  # weight of the concept similarity, beside S / 3
+    group_weight: float = GROUP_WEIGHT  # among the concepts
     dropout: float = 0.3  # in the composer, and of the channels of a fused neck
     epochs: int = 60
     patience: int = 30
@@ -302,6 +303,7 @@ def _build(config: TrainConfig, dataset: Dataset) -> tuple[Skinret, str]:
         regions=config.regions,
         beta=config.beta,
         gamma=config.gamma if config.group_loss_weight else 0.0,
+        group_weight=config.group_weight,
         concepts=dataset.concepts if config.group_loss_weight else {},
         aggregation=config.aggregation,
         dropout=config.dropout,
@@ -386,7 +388,9 @@ class _Loop:
             ]
         )
         self.visual_weights, self.weights = (  # of S / 3, and of the score
-            torch.from_numpy(score_weights(layout, config.beta, gamma)).float().to(self.device)
+            torch.from_numpy(score_weights(layout, config.beta, gamma, config.group_weight))
+            .float()
+            .to(self.device)
             for gamma in (0.0, model.config.gamma)
         )
         labels = torch.from_numpy(dataset.labels[train])
@@ -607,7 +611,8 @@ def held_out_metrics(
         return torch.cat(descriptors)
 
     cases = embed(archive, False)
-    w = score_weights(model.similarity_head.layout, model.config.beta, model.config.gamma)
+    score = model.config
+    w = score_weights(model.similarity_head.layout, score.beta, score.gamma, score.group_weight)
     weights = torch.from_numpy(w).float().to(device)
     return {
         kind: _figures(dataset, embed(queries, with_words), cases, queries, archive, weights)
