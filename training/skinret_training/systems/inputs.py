@@ -23,6 +23,7 @@ from ..model import Maps, VisualEncoder, load_pretrained, mean_token
 from ..train import TrainConfig
 
 Array = npt.NDArray[np.float32]
+_CPU = torch.device("cpu")
 Getter = Callable[[Indices, Indices], Sequence[Tensor]]  # of cases, each in its view
 
 
@@ -58,11 +59,13 @@ class Inputs:
     channels : of the three levels; they add up to d.
     words : [N, W], see one_hot.
     tokens : [N, d_T], the mean token vector of a case's words; zero if it has no words.
-    text : returns the token vectors (B, n, d_T) of the words of cases, and the mask of the tokens (B, n).
-    maps : returns the maps of cases, each in its view.
-    last_stage : prepares the last stage; it is computed only for a system that trains it.
+    text : returns the token vectors (B, n, d_T) of the words of cases, and the mask of the tokens (B, n), on
+        the device.
+    maps : returns the maps of cases, each in its view, on the device.
+    last_stage : prepares the last stage, on the device; it is computed only for a system that trains it.
     pixels : [N, S, S, 3].
     cache : the folder of what is computed once.
+    device : where a system trains on maps. What needs pooled features alone stays on the CPU.
     """
 
     labels: Indices
@@ -76,6 +79,7 @@ class Inputs:
     last_stage: Callable[[], LastStage]
     pixels: Pixels
     cache: Path
+    device: torch.device = _CPU
 
     def stored(self, name: str, compute: Callable[[], Sequence[Array]]) -> list[Array]:
         """Return arrays that depend on the pixels and maps alone, from the cache if it has them."""
@@ -100,6 +104,30 @@ class Inputs:
         scaled: Array = (images - training.mean((0, 1))) / (training.std((0, 1)) + np.float32(1e-6))
         return scaled
 
+    def standardised_maps(
+        self, archive: Indices, pooled: Callable[[Maps], Maps] = lambda maps: maps
+    ) -> Callable[[Indices, Indices], Maps]:
+        """Return `maps` after `pooled`, with zero mean and unit variance of each channel over the archive."""
+        sums, squares = ([torch.zeros(d, dtype=torch.float64) for d in self.channels] for _ in range(2))
+        count = [0, 0, 0]
+        for batch in in_batches(archive, 32):
+            for n, x in enumerate(pooled(self.maps(batch, np.zeros(len(batch), np.int64)))):
+                flat = x.flatten(0, 2).double()
+                sums[n] += flat.sum(0).cpu()
+                squares[n] += flat.square().sum(0).cpu()
+                count[n] += len(flat)
+        moments = []
+        for s, q, c in zip(sums, squares, count, strict=True):
+            variance = (q / c - (s / c).square()).clamp_min(1e-6)
+            moments.append([x.float().to(self.device) for x in (s / c, variance.sqrt())])
+
+        def standardised(cases: Indices, views: Indices) -> Maps:
+            scaled = zip(pooled(self.maps(cases, views)), moments, strict=True)
+            low, mid, high = ((x - mean) / deviation for x, (mean, deviation) in scaled)
+            return low, mid, high
+
+        return standardised
+
 
 def compute_inputs(
     table: CaseTable, dataset: Dataset, config: TrainConfig, cache: Path, *, quiet: bool = False
@@ -108,7 +136,8 @@ def compute_inputs(
     model, tokenizer = load_pretrained(
         config.vision, config.text, image_size=config.image_size, max_map_size=config.max_map_size, width=1
     )
-    model.to("cuda" if torch.cuda.is_available() else "cpu").eval()
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    model.to(device).eval()
     frozen = FrozenMaps(model, dataset, config.augment_dihedral, cache, quiet=quiet)
     recipe = TextRecipe(length=config.tokens)
     tokenize = TextEncoderInput(tokenizer, recipe)
@@ -117,13 +146,20 @@ def compute_inputs(
     @functools.cache
     def last_stage() -> LastStage:
         states = FrozenMaps(model, dataset, config.augment_dihedral, cache, last=True, quiet=quiet)
-        return LastStage(states.last, lambda: _Stage(copy.deepcopy(model.visual_encoder)))
+        return LastStage(
+            lambda cases, views: states.last(cases, views).to(device),
+            lambda: _Stage(copy.deepcopy(model.visual_encoder)),
+        )
 
     everything = np.arange(len(dataset.labels))
     batches = in_batches(everything, 64)
 
     def image_features(batch: Indices, view: int) -> Tensor:
         return torch.cat([x.mean((1, 2)) for x in frozen.get(batch, np.full(len(batch), view))], 1)
+
+    def maps(batch: Indices, views: Indices) -> Maps:
+        low, mid, high = (x.to(device) for x in frozen.get(batch, views))
+        return low, mid, high
 
     def text(batch: Indices) -> tuple[Tensor, Tensor]:
         return texts.get(model, batch, np.zeros(len(batch), np.int64))
@@ -146,10 +182,11 @@ def compute_inputs(
         one_hot(table, dataset.checklist),
         tokens.numpy(),
         text,
-        frozen.get,
+        maps,
         last_stage,
         dataset.pixels,
         cache,
+        device,
     )
 
 
@@ -210,4 +247,5 @@ def join(inputs: Inputs, others: Inputs, labels: Indices, table: CaseTable, chec
         last_stage,
         np.concatenate([inputs.pixels, others.pixels]),
         inputs.cache,
+        inputs.device,
     )

@@ -36,6 +36,9 @@ LINEAR_PROBE = System(
     name="linear-probe",
     source="our own baseline",
     fidelity=OWN,
+    deviations=(
+        "It reads the mean of all orientations of a picture: with four, a query costs four times as much.",
+    ),
     uses=Uses(labels=True),
     fit=_fit,
 )

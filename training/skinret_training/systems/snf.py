@@ -2,7 +2,7 @@
 
 Similarity network fusion: Wang B. et al., Nature Methods 11, 2014. Of each view v, with distances d,
 
-    W_ij = normal density of d_ij with the deviation mu (mean_i + mean_j + d_ij) / 3,
+    W_ij = exp(-d_ij^2 / 2 s^2) / s, with s = mu (mean_i + mean_j + d_ij) / 3,
     P_v  = W with rows of sum 1, symmetrised;  S_v = W restricted to the K nearest, rows of sum 1,
     t times: P_v <- S_v mean of the other views' P S_v^T, symmetrised, + I,
 
@@ -17,8 +17,8 @@ from typing import Any
 import networkx
 import numpy as np
 import numpy.typing as npt
+from scipy.sparse import csr_array
 from scipy.spatial.distance import cdist
-from scipy.stats import norm
 
 from ..data import Indices, Split
 from ..train import TrainConfig
@@ -34,22 +34,21 @@ Matrix = npt.NDArray[np.float64]
 def affinity(distances: Matrix, neighbours: int = NEIGHBOURS, spread: float = SPREAD) -> Matrix:
     """Return the similarities W of N cases from their distances [N, N]."""
     k = min(neighbours, len(distances) - 1)
-    nearest = np.sort(distances, 1)[:, 1 : k + 1].mean(1)  # the first is the case itself
+    nearest = np.partition(distances, k, 1)[:, : k + 1].sum(1) / k  # the case itself adds 0
     sigma = (nearest[:, None] + nearest[None] + distances) / 3
-    w = norm.pdf(distances, 0, spread * np.maximum(sigma, np.finfo(float).eps))
-    return np.asarray((w + w.T) / 2)
+    deviation = spread * np.maximum(sigma, np.finfo(float).eps)
+    return np.asarray(np.exp(-((distances / deviation) ** 2) / 2) / deviation)
 
 
 def fuse(views: Sequence[Matrix], neighbours: int = NEIGHBOURS, rounds: int = ROUNDS) -> Matrix:
     """Return the fused network [N, N] of the similarities of two or more views."""
     spread = [_symmetric(_rows_to_one(w)) for w in views]  # P
-    local = [_rows_to_one(_nearest(w, neighbours)) for w in spread]  # S
+    local = [csr_array(_rows_to_one(_nearest(w, neighbours))) for w in spread]  # S
     for _ in range(rounds):
-        total = sum(spread)
-        spread = [
-            _symmetric(s @ ((total - p) / (len(spread) - 1)) @ s.T) + np.eye(len(p))
-            for p, s in zip(spread, local, strict=True)
-        ]
+        means = [np.mean(spread[:v] + spread[v + 1 :], 0) for v in range(len(views))]
+        spread = [s @ (s @ mean).T for s, mean in zip(local, means, strict=True)]  # P is symmetric
+        for p in spread:
+            p[np.diag_indices_from(p)] += 1
     fused = _rows_to_one(np.mean(spread, 0))
     return np.asarray((fused + fused.T + np.eye(len(fused))) / 2)
 

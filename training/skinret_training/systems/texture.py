@@ -85,7 +85,7 @@ def _blocks(inputs: Inputs) -> list[Array]:
     rows = [textures(picture, mask) for picture, mask in zip(inputs.pixels, masks, strict=True)]
     inside, whole = [], []
     for part in in_batches(np.arange(len(masks)), _BATCH):
-        high = inputs.maps(part, np.zeros(len(part), np.int64))[2].numpy()
+        high = inputs.maps(part, np.zeros(len(part), np.int64))[2].cpu().numpy()
         for x, mask in zip(high, (masks[n] for n in part), strict=True):
             weight = _on_grid(mask, len(x))
             inside.append((x * weight[..., None]).sum((0, 1)) / weight.sum())

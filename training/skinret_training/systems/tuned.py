@@ -21,9 +21,10 @@ _EPOCHS, _BATCH, _LR = 8, 32, 1e-4
 def _fit(inputs: Inputs, subsets: Split, config: TrainConfig) -> Ranker:
     torch.manual_seed(config.seed)
     rng = np.random.default_rng(config.seed)
-    stage, labels, views = inputs.last_stage(), torch.from_numpy(inputs.labels), len(inputs.images)
+    stage, labels = inputs.last_stage(), torch.from_numpy(inputs.labels).to(inputs.device)
+    views = len(inputs.images)
     model = stage.copy()
-    head = nn.Linear(inputs.channels[2], int(labels.max()) + 1)
+    head = nn.Linear(inputs.channels[2], int(labels.max()) + 1).to(inputs.device)
     optimizer = torch.optim.Adam([*model.parameters(), *head.parameters()], lr=_LR)
     for _ in range(_EPOCHS):
         order = rng.permutation(subsets.archive)
@@ -36,7 +37,7 @@ def _fit(inputs: Inputs, subsets: Split, config: TrainConfig) -> Ranker:
     with torch.inference_mode():
         for batch in in_batches(everything, _BATCH):
             features.append(model(stage.state(batch, np.zeros(len(batch), np.int64))).mean((1, 2)))
-    cases = torch.cat(features)
+    cases = torch.cat(features).cpu()
     return fixed({IMAGE_ONLY: by_cosine(cases[subsets.test], cases)})
 
 
