@@ -151,10 +151,8 @@ def _fit(inputs: Inputs, subsets: Split, config: TrainConfig) -> Ranker:
             x = maps(batch, np.zeros(len(batch), np.int64))
             out = model(x)
             if with_words:
-                composed, said = (
-                    model(x, *inputs.text(batch)),
-                    torch.from_numpy(worded[batch])[:, None].to(inputs.device),
-                )
+                composed = model(x, *inputs.text(batch))
+                said = torch.from_numpy(worded[batch])[:, None].to(inputs.device)
                 out = [torch.where(said, c, o) for c, o in zip(composed, out, strict=True)]
             rows.append(torch.cat(out, 1))
         return torch.cat(rows).cpu().numpy()
