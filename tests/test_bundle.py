@@ -175,7 +175,7 @@ def test_an_unknown_field_is_named(place: str, copy: Path) -> None:
     assert "surprise" in _refusal(copy, "bundle-manifest", copy / "manifest.json")
 
 
-_OPTIONAL = {"files", "metrics", "parity", "precision_checks", "intended_use", "calibration"}
+_OPTIONAL = {"files", "metrics", "parity", "precision_checks", "intended_use", "calibration", "group_weight"}
 
 
 @pytest.mark.parametrize("field", [f.name for f in dataclasses.fields(Manifest) if f.name not in _OPTIONAL])
