@@ -68,6 +68,17 @@ def test_the_picture_has_a_mark_for_each_archive_and_the_line_of_chance() -> Non
     assert "random order" in texts and "snf-dca, image words both" in texts
 
 
+def test_a_row_without_scores_in_the_held_out_archive_is_in_table_and_picture() -> None:
+    alone = result("dahnet-b", 81.0, "image_only")
+    alone["summary"]["held_out_fold"] = {}
+    root = ElementTree.fromstring(picture([alone]))
+    names = [element.tag.split("}")[1] for element in root]
+    assert names.count("circle") == 2 and names.count("rect") == 2  # and the legend, and the background
+    assert "dahnet-b, image only" in [element.text for element in root.iter()]
+    text = page([alone], grid, "systems.svg")
+    assert text.index("| dahnet-b") < text.index("## Archive: held-out fold")
+
+
 @pytest.mark.parametrize("name", SYSTEMS)
 def test_a_system_names_its_source_and_no_publication_that_it_is_not(name: str) -> None:
     system = SYSTEMS[name]

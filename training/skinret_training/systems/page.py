@@ -58,10 +58,10 @@ def picture(results: Sequence[Result], figure: str = "mAP") -> str:
     rows = [
         (f"{result['experiment']}, {kind.replace('_', ' ')}", result, kind)
         for result in results
-        for kind in result["summary"]["held_out_fold"]
+        for kind in dict.fromkeys(kind for archive in ARCHIVES for kind in result["summary"][archive])
     ]
-    chance = results[0]["summary"]["held_out_fold"]
-    chance = _figure(next(iter(chance.values()))["random_order"], figure)
+    _, first, kind = rows[0]
+    chance = _figure(next(s[kind] for s in first["summary"].values() if kind in s)["random_order"], figure)
     left, right, step, top = 330, 40, 26, 56
     width, height = 900, top + step * len(rows) + 40
     values = [
