@@ -4,7 +4,7 @@ import copy
 import functools
 import hashlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -103,6 +103,12 @@ class Inputs:
         training = images[:, archive]
         scaled: Array = (images - training.mean((0, 1))) / (training.std((0, 1)) + np.float32(1e-6))
         return scaled
+
+    def averaged(self, archive: Indices) -> Array:
+        """Return the mean over the symmetries [N, d], standardised over the cases of the training folds."""
+        one_view = replace(self, images=self.images.mean(0, keepdims=True))
+        mean: Array = one_view.standardised(archive)[0]
+        return mean
 
     def standardised_maps(
         self, archive: Indices, pooled: Callable[[Maps], Maps] = lambda maps: maps

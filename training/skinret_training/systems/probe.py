@@ -1,6 +1,5 @@
 """Logistic regressions on frozen features and on one-hot words: the product of class posteriors."""
 
-from dataclasses import replace
 from typing import cast
 
 import numpy as np
@@ -19,8 +18,7 @@ def _fit(inputs: Inputs, subsets: Split, config: TrainConfig) -> Ranker:
         probe = classifier(x, inputs, subsets.archive)
         return cast(Array, probe.predict_proba(x).astype(np.float32))
 
-    one_view = replace(inputs, images=inputs.images.mean(0, keepdims=True))
-    image = one_view.standardised(subsets.archive)[0]
+    image = inputs.averaged(subsets.archive)
     words = _WORD * inputs.words
     cases = posteriors(image)
     queries = {IMAGE_WORDS: np.hstack([image, words]), IMAGE_ONLY: image}

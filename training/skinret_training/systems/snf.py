@@ -83,9 +83,7 @@ def community_share(network: Matrix, case: int, neighbours: int, seed: int) -> M
 
 
 def _fit(labelled: bool, inputs: Inputs, subsets: Split, config: TrainConfig) -> Ranker:
-    images = inputs.images.mean(0)
-    training = images[subsets.archive]
-    x = (images - training.mean(0)) / (training.std(0) + 1e-6)
+    x = inputs.averaged(subsets.archive)
     if labelled:  # the logits of a classifier, of equal variance
         logits = classifier(x, inputs, subsets.archive).decision_function(x).reshape(len(x), -1)
         x = (logits - logits[subsets.archive].mean(0)) / logits[subsets.archive].std(0)
